@@ -1,0 +1,136 @@
+"""Candidates around the Pareto front, and the score that picks one.
+
+Notation
+--------
+c        natural logarithm of cost; ``c_1 < ... < c_m`` along the front
+y        warped loss, standardised; ``y_1 > ... > y_m`` along the front
+cap      log of the largest cost worth reaching
+
+A run of cost ``c`` and loss ``y`` adds to the area dominated in (c, y)
+
+    max(c_1 - c, 0) (y_0 - y)+  +  sum_j  |[max(c_j, c), c_{j+1}]| (y_j - y)+
+
+with ``c_{m+1} = cap`` and ``y_0`` the reference loss. Cost is nearly a function of the
+configuration, so the expectation needs only the loss to be random: each term is a segment's length
+times an ordinary expected improvement. (Emmerich et al. 2006 for the general integral.) In the
+warped loss a scaling law is a straight line, so that each decade of cost counts alike.
+
+The score is the logarithm of that expectation, per ``cost ** COST_EXPONENT``, times the
+probabilities of success and of staying under the cap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from botorch.acquisition.analytic import _log_ei_helper
+from scipy.special import log_ndtr, logsumexp
+
+from carbs.pareto import pareto_front
+from carbs.space import FloatArray, SearchSpace
+from carbs.surrogate import Surrogate
+
+# Between 0 (area for each trial) and 1 (area for each unit of cost).
+COST_EXPONENT = 0.3
+# Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
+_REACH = 0.5 * math.log(10)
+_N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 1536, 256, 24, 20, 5
+
+
+class Score(Protocol):
+    def __call__(self, Z: FloatArray) -> FloatArray: ...
+
+
+@dataclass(frozen=True)
+class FrontImprovement:
+    """Log expected growth of the dominated area, for each unit of cost to a power.
+
+    Attributes:
+        front_log_costs: shape ``(m,)``, rising.
+        front_outputs: warped losses, shape ``(m,)``, falling.
+        reference_output: a loss that is worth nothing.
+        log_cap: where the area ends.
+        has_cap: whether crossing ``log_cap`` is forbidden, or just not rewarded.
+    """
+
+    surrogate: Surrogate
+    front_log_costs: FloatArray
+    front_outputs: FloatArray
+    reference_output: float
+    log_cap: float
+    has_cap: bool
+
+    @classmethod
+    def of(
+        cls, surrogate: Surrogate, seen_Z: FloatArray, max_cost: float | None
+    ) -> FrontImprovement:
+        """The front is that of the surrogate's means at the points seen: noise is not progress."""
+        log_costs, _ = surrogate.log_cost(seen_Z)
+        outputs, _ = surrogate.warped_output(seen_Z)
+        front = pareto_front(log_costs, outputs)
+        log_cap = math.log(max_cost) if max_cost is not None else float(log_costs.max()) + _REACH
+        return cls(
+            surrogate,
+            log_costs[front],
+            outputs[front],
+            # The cheapest run's loss: what costs more must do better.
+            float(outputs[front].max()),
+            log_cap,
+            max_cost is not None,
+        )
+
+    def __call__(self, Z: FloatArray) -> FloatArray:
+        """Shape ``(q,)`` for basic points ``(q, d)``."""
+        log_cost, cost_std = self.surrogate.log_cost(Z)
+        mean, std = self.surrogate.warped_output(Z)
+        starts = np.append(-np.inf, self.front_log_costs)
+        ends = np.append(self.front_log_costs, self.log_cap)
+        levels = np.append(self.reference_output, self.front_outputs)
+        lengths = np.maximum(ends - np.maximum(starts, log_cost[:, None]), 0.0)  # (q, m + 1)
+        scaled = (levels - mean[:, None]) / std[:, None]
+        log_ei = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(std)[:, None]
+        with np.errstate(divide="ignore"):
+            area = logsumexp(np.log(lengths) + log_ei, axis=1)
+        score = area - COST_EXPONENT * log_cost
+        score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
+        if self.has_cap:
+            spread = np.hypot(cost_std, self.surrogate.cost_noise())
+            score += log_ndtr((self.log_cap - log_cost) / spread)
+        return np.asarray(score)
+
+
+def maximize(
+    score: Score, space: SearchSpace, parents: FloatArray, rng: np.random.Generator
+) -> FloatArray:
+    """The best basic point found, shape ``(d,)``.
+
+    Candidates are drawn around the parents (the front) at radii over two orders of magnitude, some
+    of them along few dimensions, and some around their whole spread; the best are refined by ever
+    smaller steps. Every candidate is snapped to a configuration before it is scored.
+
+    Args:
+        parents: basic points to search around, shape ``(p, d)``.
+    """
+    n_dims = space.n_dims
+    local = parents[rng.integers(len(parents), size=_N_LOCAL)]
+    radii = 10 ** rng.uniform(-2.0, 0.3, size=(_N_LOCAL, 1))
+    few = rng.random((_N_LOCAL, n_dims)) < rng.choice([0.3, 1.0], size=(_N_LOCAL, 1))
+    local = local + radii * few * rng.standard_normal((_N_LOCAL, n_dims))
+    spread = np.maximum(parents.std(axis=0), 0.5)
+    wide = parents.mean(axis=0) + 1.5 * spread * rng.standard_normal((_N_GLOBAL, n_dims))
+    candidates = space.snap(np.concatenate([local, wide]))
+    scores = score(candidates)
+    for step in range(_N_ROUNDS):
+        best = np.argsort(-scores, kind="stable")[:_N_KEPT]
+        candidates, scores = candidates[best], scores[best]
+        radius = 0.3 * 0.5**step
+        moves = radius * rng.standard_normal((_N_KEPT, _N_REFINED, n_dims))
+        moves *= rng.random((_N_KEPT, _N_REFINED, n_dims)) < 0.5
+        refined = space.snap((candidates[:, None, :] + moves).reshape(-1, n_dims))
+        candidates = np.concatenate([candidates, refined])
+        scores = np.concatenate([scores, score(refined)])
+    return np.asarray(candidates[int(np.argmax(scores))])

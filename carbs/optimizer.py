@@ -1,0 +1,286 @@
+"""CARBS: suggest, observe, forget.
+
+The optimizer is a function of its records: :func:`propose` maps (space, records, seed) to the next
+suggestions, and :class:`CARBS` is no more than the records and that call. One that was saved and
+loaded goes on as the unsaved one would.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from carbs.acquisition import FrontImprovement, maximize
+from carbs.pareto import pareto_front
+from carbs.records import Failure, Observation, Suggestion
+from carbs.space import FloatArray, Param, Params, SearchSpace
+from carbs.surrogate import Surrogate, fit_surrogate
+
+Direction = Literal["minimize", "maximize"]
+
+# Before a model of every dimension makes sense: the centre and a few steps around it.
+_N_INITIAL = 4
+_INITIAL_RADIUS = 0.5
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+def propose(
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    failures: Sequence[Failure],
+    pending: Sequence[Params],
+    ids: Sequence[str],
+    *,
+    direction: Direction = "minimize",
+    max_cost: float | None = None,
+    seed: int = 0,
+) -> list[Suggestion]:
+    """The next suggestions, one for each id, each aware of the others.
+
+    Args:
+        space: of the configurations.
+        observations, failures, pending: all that is known.
+        ids: of the suggestions to make. Together with ``seed`` they seed the random generator.
+        direction: whether a low or a high output is good.
+        max_cost: no run should cost more; None for no limit.
+        seed: any integer.
+    """
+    sign = 1.0 if direction == "minimize" else -1.0
+    observations = [o.model_copy(update={"output": sign * o.output}) for o in observations]
+    surrogate = fit_surrogate(space, observations, failures) if len(observations) > 1 else None
+    seen_Z = space.encode_all([observation.params for observation in observations])
+    pending_Z = space.encode_all(pending)
+    suggestions = []
+    for id in ids:
+        rng = np.random.default_rng([abs(seed), seed < 0, *id.encode()])
+        n_known = len(observations) + len(failures) + len(pending_Z)
+        if n_known == 0:
+            z = space.center
+        elif surrogate is None or n_known < _N_INITIAL:
+            # Around the centre, the closer the more has failed there.
+            radius = _INITIAL_RADIUS / (1 + len(failures))
+            step = radius * rng.standard_normal((1, space.n_dims))
+            z = space.snap(space.center + step)[0]
+        else:
+            z = _search(space, surrogate, seen_Z, pending_Z, max_cost, rng)
+        suggestions.append(_suggestion(space, id, z, surrogate, sign))
+        pending_Z = np.concatenate([pending_Z, z[None, :]])
+    return suggestions
+
+
+def _search(
+    space: SearchSpace,
+    surrogate: Surrogate,
+    seen_Z: FloatArray,
+    pending_Z: FloatArray,
+    max_cost: float | None,
+    rng: np.random.Generator,
+) -> FloatArray:
+    conditioned = surrogate.condition(pending_Z)
+    known_Z = np.concatenate([seen_Z, pending_Z])
+    score = FrontImprovement.of(conditioned, known_Z, max_cost)
+    log_costs, _ = conditioned.log_cost(known_Z)
+    outputs, _ = conditioned.warped_output(known_Z)
+    return maximize(score, space, known_Z[pareto_front(log_costs, outputs)], rng)
+
+
+def _suggestion(
+    space: SearchSpace, id: str, z: FloatArray, surrogate: Surrogate | None, sign: float
+) -> Suggestion:
+    params = space.decode(z)
+    if surrogate is None:
+        return Suggestion(id=id, params=params)
+    low, middle, high = sorted(sign * surrogate.output_quantiles(z[None, :], _QUANTILES)[0])
+    costs = surrogate.cost_quantiles(z[None, :], _QUANTILES)[0]
+    return Suggestion(
+        id=id,
+        params=params,
+        predicted_output=middle,
+        predicted_output_interval=(low, high),
+        predicted_cost=costs[1],
+        predicted_cost_interval=(costs[0], costs[2]),
+        success_probability=float(surrogate.success_probability(z[None, :])[0]),
+    )
+
+
+class _State(BaseModel):
+    """The JSON of a saved optimizer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    params: list[Param]
+    direction: Direction
+    max_cost: float | None = Field(default=None, gt=0)
+    seed: int
+    n_suggested: int = 0
+    observations: list[Observation] = []
+    failures: list[Failure] = []
+    pending: list[Suggestion] = []
+
+
+class CARBS:
+    """A cost-aware search along the Pareto front of cost against output.
+
+    Args:
+        params: what is searched. The first suggestion is made of their centres.
+        direction: whether a low or a high output is good.
+        max_cost: of one run; a suggestion above it is avoided. None for no limit.
+        seed: same records and seed, same suggestion.
+
+    Raises:
+        ValueError: no parameters, names that occur twice, or a limit that is not positive.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Param],
+        *,
+        direction: Direction = "minimize",
+        max_cost: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if direction not in ("minimize", "maximize"):
+            raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
+        if max_cost is not None and not max_cost > 0:
+            raise ValueError(f"max_cost is {max_cost}, expected a positive number or None")
+        self.space = SearchSpace(params)
+        self._state = _State(params=list(params), direction=direction, max_cost=max_cost, seed=seed)
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        return tuple(self._state.observations)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        return tuple(self._state.failures)
+
+    @property
+    def pending(self) -> tuple[Suggestion, ...]:
+        """Suggestions neither observed, failed nor forgotten."""
+        return tuple(self._state.pending)
+
+    @overload
+    def suggest(self) -> Suggestion: ...
+    @overload
+    def suggest(self, n: int) -> list[Suggestion]: ...
+    def suggest(self, n: int | None = None) -> Suggestion | list[Suggestion]:
+        """What to run next: one suggestion, or a list of ``n`` that know of each other.
+
+        They stay pending until they are observed, failed or forgotten.
+        """
+        count = 1 if n is None else n
+        if count < 1:
+            raise ValueError(f"suggest({n}): expected at least 1")
+        state = self._state
+        first = state.n_suggested
+        suggestions = propose(
+            self.space,
+            state.observations,
+            state.failures,
+            [suggestion.params for suggestion in state.pending],
+            [str(first + i) for i in range(count)],
+            direction=state.direction,
+            max_cost=state.max_cost,
+            seed=state.seed,
+        )
+        state.n_suggested += count
+        state.pending.extend(suggestions)
+        return suggestions[0] if n is None else suggestions
+
+    def observe(
+        self, suggestion: Suggestion | Mapping[str, Any], *, output: float, cost: float
+    ) -> None:
+        """Tell the measured output and cost of a suggestion, or of any configuration.
+
+        An output that is not a number is recorded as a failure. A suggestion may be observed more
+        than once: repeats teach the noise.
+
+        Raises:
+            ValueError: the configuration is not in the space, or the cost not positive and finite.
+        """
+        params, id = self._identify(suggestion)
+        if not (np.isfinite(cost) and cost > 0):
+            raise ValueError(f"cost is {cost}, expected a positive, finite number")
+        if np.isfinite(output):
+            self._state.observations.append(
+                Observation(params=params, output=float(output), cost=float(cost), id=id)
+            )
+            self._settle(id)
+        else:
+            self.observe_failure(suggestion, reason=f"output is {output}", cost=cost)
+
+    def observe_failure(
+        self,
+        suggestion: Suggestion | Mapping[str, Any],
+        *,
+        reason: str,
+        cost: float | None = None,
+    ) -> None:
+        """Tell that a configuration cannot be trained. It lowers the success probability around it.
+
+        Raises:
+            ValueError: the configuration is not in the space, or the cost negative or not finite.
+        """
+        params, id = self._identify(suggestion)
+        if cost is not None and not (np.isfinite(cost) and cost >= 0):
+            raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
+        self._state.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
+        self._settle(id)
+
+    def forget(self, suggestion: Suggestion) -> None:
+        """Drop a pending suggestion: the machine's fault, neither a result nor a failure.
+
+        Raises:
+            ValueError: the suggestion is not pending.
+        """
+        if all(pending.id != suggestion.id for pending in self._state.pending):
+            raise ValueError(f"suggestion {suggestion.id!r} is not pending, so cannot be forgotten")
+        self._settle(suggestion.id)
+
+    def pareto_front(self) -> list[Observation]:
+        """Observations that no other beats in both output and cost, cheapest first."""
+        observations = self._state.observations
+        sign = 1.0 if self._state.direction == "minimize" else -1.0
+        indices = pareto_front(
+            np.array([observation.cost for observation in observations]),
+            np.array([sign * observation.output for observation in observations]),
+        )
+        return [observations[i] for i in indices]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all records and the configuration as JSON, in one step: a crash loses nothing."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(self._state.model_dump_json(indent=1))
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is no saved optimizer; says where it deviates.
+        """
+        try:
+            state = _State.model_validate_json(Path(path).read_text())
+        except ValidationError as error:
+            raise ValueError(f"{path} is no saved optimizer: {error}") from None
+        optimizer = cls(
+            state.params, direction=state.direction, max_cost=state.max_cost, seed=state.seed
+        )
+        optimizer._state = state
+        return optimizer
+
+    def _identify(self, suggestion: Suggestion | Mapping[str, Any]) -> tuple[Params, str | None]:
+        if isinstance(suggestion, Suggestion):
+            return self.space.check(suggestion.params), suggestion.id
+        return self.space.check(suggestion), None
+
+    def _settle(self, id: str | None) -> None:
+        self._state.pending = [pending for pending in self._state.pending if pending.id != id]

@@ -1,0 +1,63 @@
+"""What the optimizer remembers: suggestions, observations and failures.
+
+Three states, three types: a suggestion is pending, an observation is a finished run, a failure is
+a configuration that could not be trained and says why. All are frozen and go to JSON and back
+(``model_dump_json``, ``model_validate_json``).
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from carbs.space import Params
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    params: Params
+
+
+class Suggestion(_Record):
+    """A configuration proposed and not yet observed.
+
+    Attributes:
+        id: unique within its optimizer.
+        predicted_output: median of the predicted measurement; None before a model can be fitted.
+        predicted_output_interval: where 90% of measurements are expected.
+        predicted_cost: median of the predicted cost.
+        predicted_cost_interval: where 90% of costs are expected.
+        success_probability: that the run will not fail.
+    """
+
+    id: str
+    predicted_output: float | None = None
+    predicted_output_interval: tuple[float, float] | None = None
+    predicted_cost: float | None = None
+    predicted_cost_interval: tuple[float, float] | None = None
+    success_probability: float | None = None
+
+
+class Observation(_Record):
+    """A configuration with its measured output and cost.
+
+    Attributes:
+        id: of the suggestion that it answers; None for data that nobody asked for.
+    """
+
+    output: float = Field(allow_inf_nan=False)
+    cost: float = Field(gt=0, allow_inf_nan=False)
+    id: str | None = None
+
+
+class Failure(_Record):
+    """A configuration that could not be trained.
+
+    Attributes:
+        reason: in a few words.
+        cost: spent before it failed, where known.
+    """
+
+    reason: str
+    cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    id: str | None = None

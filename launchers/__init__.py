@@ -1,0 +1,1 @@
+"""From suggestions to finished jobs: the sweep, its executors, its command line."""
