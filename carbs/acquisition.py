@@ -103,34 +103,64 @@ class FrontImprovement:
         return np.asarray(score)
 
 
+@dataclass(frozen=True)
+class TrustBox:
+    """Where the next candidate may lie: at most one scale beyond every success so far.
+
+    The surrogate continues its trends for ever, and a space needs no bounds; this keeps the search
+    from following a trend to where nobody has been near. It moves with each success.
+
+    Attributes:
+        low, high: shape ``(d,)``.
+    """
+
+    low: FloatArray
+    high: FloatArray
+
+    @classmethod
+    def around(cls, seen_Z: FloatArray, margin: float = 1.0) -> TrustBox:
+        return cls(seen_Z.min(axis=0) - margin, seen_Z.max(axis=0) + margin)
+
+    def bring_in(self, Z: FloatArray, parents: FloatArray, rng: np.random.Generator) -> FloatArray:
+        """Redraw coordinates outside between the parent's and the edge, so that none pile up."""
+        t = rng.random(Z.shape)
+        Z = np.where(Z < self.low, parents + t * (self.low - parents), Z)
+        return np.asarray(np.where(Z > self.high, parents + t * (self.high - parents), Z))
+
+
 def maximize(
-    score: Score, space: SearchSpace, parents: FloatArray, rng: np.random.Generator
+    score: Score,
+    space: SearchSpace,
+    parents: FloatArray,
+    box: TrustBox,
+    rng: np.random.Generator,
 ) -> FloatArray:
     """The best basic point found, shape ``(d,)``.
 
     Candidates are drawn around the parents (the front) at radii over two orders of magnitude, some
-    of them along few dimensions, and some around their whole spread; the best are refined by ever
-    smaller steps. Every candidate is snapped to a configuration before it is scored.
+    of them along few dimensions, and some anywhere in the box; the best are refined by ever smaller
+    steps. Every candidate is snapped to a configuration before it is scored.
 
     Args:
         parents: basic points to search around, shape ``(p, d)``.
+        box: that candidates stay inside of.
     """
     n_dims = space.n_dims
-    local = parents[rng.integers(len(parents), size=_N_LOCAL)]
+    origins = parents[rng.integers(len(parents), size=_N_LOCAL)]
     radii = 10 ** rng.uniform(-2.0, 0.3, size=(_N_LOCAL, 1))
     few = rng.random((_N_LOCAL, n_dims)) < rng.choice([0.3, 1.0], size=(_N_LOCAL, 1))
-    local = local + radii * few * rng.standard_normal((_N_LOCAL, n_dims))
-    spread = np.maximum(parents.std(axis=0), 0.5)
-    wide = parents.mean(axis=0) + 1.5 * spread * rng.standard_normal((_N_GLOBAL, n_dims))
-    candidates = space.snap(np.concatenate([local, wide]))
+    local = origins + radii * few * rng.standard_normal((_N_LOCAL, n_dims))
+    wide = rng.uniform(box.low, box.high, size=(_N_GLOBAL, n_dims))
+    candidates = space.snap(np.concatenate([box.bring_in(local, origins, rng), wide]))
     scores = score(candidates)
     for step in range(_N_ROUNDS):
         best = np.argsort(-scores, kind="stable")[:_N_KEPT]
         candidates, scores = candidates[best], scores[best]
         radius = 0.3 * 0.5**step
-        moves = radius * rng.standard_normal((_N_KEPT, _N_REFINED, n_dims))
-        moves *= rng.random((_N_KEPT, _N_REFINED, n_dims)) < 0.5
-        refined = space.snap((candidates[:, None, :] + moves).reshape(-1, n_dims))
+        origins = np.repeat(candidates, _N_REFINED, axis=0)
+        moves = radius * rng.standard_normal(origins.shape)
+        moves *= rng.random(origins.shape) < 0.5
+        refined = space.snap(box.bring_in(origins + moves, origins, rng))
         candidates = np.concatenate([candidates, refined])
         scores = np.concatenate([scores, score(refined)])
     return np.asarray(candidates[int(np.argmax(scores))])

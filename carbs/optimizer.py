@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from carbs.acquisition import FrontImprovement, maximize
+from carbs.acquisition import FrontImprovement, TrustBox, maximize
 from carbs.pareto import pareto_front
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import FloatArray, Param, Params, SearchSpace
@@ -86,7 +86,8 @@ def _search(
     score = FrontImprovement.of(conditioned, known_Z, max_cost)
     log_costs, _ = conditioned.log_cost(known_Z)
     outputs, _ = conditioned.warped_output(known_Z)
-    return maximize(score, space, known_Z[pareto_front(log_costs, outputs)], rng)
+    parents = known_Z[pareto_front(log_costs, outputs)]
+    return maximize(score, space, parents, TrustBox.around(seen_Z), rng)
 
 
 def _suggestion(

@@ -71,7 +71,7 @@ class _NumericSpace(_Space):
 
     @model_validator(mode="after")
     def _check_bounds(self) -> _NumericSpace:
-        low, high = self._limits()
+        low, high = self.limits()
         if not low < high:
             raise ValueError(
                 f"min={self.min:g} and max={self.max:g} leave no room: min must be below max"
@@ -85,7 +85,7 @@ class _NumericSpace(_Space):
     def n_dims(self) -> int:
         return 1
 
-    def _limits(self) -> tuple[float, float]:
+    def limits(self) -> tuple[float, float]:
         """The least and the greatest value, with rounding."""
         if not self.is_integer:
             return self.min, self.max
@@ -101,7 +101,7 @@ class _NumericSpace(_Space):
     def _unwarp(self, u: FloatArray) -> FloatArray: ...
 
     def _round(self, x: FloatArray) -> FloatArray:
-        low, high = self._limits()
+        low, high = self.limits()
         if self.is_integer:
             x = np.round(x / self.rounding_factor) * self.rounding_factor
         return np.asarray(np.clip(x, low, high))
@@ -171,8 +171,8 @@ class LogSpace(_NumericSpace):
     kind: Literal["log"] = "log"
     min: float = Field(default=0.0, ge=0)
 
-    def _limits(self) -> tuple[float, float]:
-        low, high = super()._limits()
+    def limits(self) -> tuple[float, float]:
+        low, high = super().limits()
         return (max(low, self.rounding_factor) if self.is_integer else low), high
 
     def check(self, value: Any) -> Value:

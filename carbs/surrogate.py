@@ -377,7 +377,7 @@ class Surrogate:
                 below += self.warp_weights[w] * np.where(inside, ndtr(scores), 0.0)
             high = np.where(below > levels, middle, high)
             low = np.where(below > levels, low, middle)
-        return (low + high) / 2
+        return np.asarray((low + high) / 2)
 
     def cost_quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
         """Quantiles of a new measurement's cost, ``(q, n_levels)``."""
@@ -455,7 +455,7 @@ def _log_evidence(
 ) -> FloatArray:
     """Log marginal likelihood of the losses, by warp: shape ``(m,)``."""
     jacobian = [float(warp.log_derivative(losses).sum()) for warp in warps]
-    return process.log_marginal_likelihood() + np.array(jacobian)
+    return np.asarray(process.log_marginal_likelihood() + np.array(jacobian))
 
 
 def _warps(losses: FloatArray) -> tuple[Warp, ...]:

@@ -1,18 +1,25 @@
 """The job protocol: what a training function is given, and what it gives back.
 
 A training function is any importable ``train(params, job)``. It returns a :class:`Result`, or a
-mapping with at least ``output`` and ``cost``, and raises :class:`BadConfigurationError` when the
-configuration is at fault. Any other exception counts as the configuration's fault too, except
-those that say the machine broke.
+mapping with ``output``, ``cost`` and maybe ``metrics``. An exception is a failure of the
+configuration; :class:`BadConfigurationError` gives it a reason in plain words and what it cost.
+
+Between the controller and a job there are two files in the job's folder, and nothing else:
+``job.json`` tells the job what to do, ``report.json`` says how it ended.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class BadConfigurationError(Exception):
@@ -62,5 +69,110 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: float
-    cost: float
+    cost: float = Field(gt=0, allow_inf_nan=False)
     metrics: dict[str, Any] = {}
+
+
+class Finished(BaseModel):
+    """The report of a job whose function returned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["finished"] = "finished"
+    result: Result
+
+
+class Failed(BaseModel):
+    """The report of a job whose function raised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["failed"] = "failed"
+    reason: str
+    cost: float | None = None
+    traceback: str
+
+
+JobReport = Finished | Failed
+
+
+class JobFile(BaseModel):
+    """``job.json``: all that a job process needs, written before the job is submitted.
+
+    Attributes:
+        function: ``module:function``.
+        python_path: folders to import it from, besides the usual ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    function: str
+    python_path: list[str]
+    params: dict[str, Any]
+    seed: int
+    settings: dict[str, Any]
+    shared_folder: Path
+
+
+def write_job(folder: Path, job_file: JobFile) -> None:
+    """Make a job's folder with its ``job.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "job.json", job_file)
+
+
+def read_report(folder: Path) -> JobReport | None:
+    """What the job in this folder has reported; None where it has not, or not yet."""
+    try:
+        text = (folder / "report.json").read_text()
+    except FileNotFoundError:
+        return None
+    return _REPORT.validate_json(text)
+
+
+_REPORT: TypeAdapter[JobReport] = TypeAdapter(
+    Annotated[Finished | Failed, Field(discriminator="kind")]
+)
+
+
+def run(folder: str) -> None:
+    """Run the job in this folder and write its ``report.json``. Called in the job's own process."""
+    path = Path(folder)
+    job_file = JobFile.model_validate_json((path / "job.json").read_text())
+    report: JobReport
+    try:
+        function = load_function(job_file.function, job_file.python_path)
+        job = Job(path, job_file.shared_folder, job_file.seed, job_file.settings)
+        report = Finished(result=Result.model_validate(function(job_file.params, job)))
+    except BadConfigurationError as error:
+        report = Failed(reason=error.reason, cost=error.cost, traceback=traceback.format_exc())
+    except Exception as error:
+        first_line = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first_line}"[:300]
+        report = Failed(reason=reason, traceback=traceback.format_exc())
+    _write(path / "report.json", report)
+    if isinstance(report, Failed):
+        print(report.traceback, file=sys.stderr)
+
+
+def load_function(name: str, python_path: Sequence[str] = ()) -> Callable[..., Any]:
+    """Import ``module:function``.
+
+    Raises:
+        ImportError: the module cannot be imported or has no such function.
+    """
+    sys.path[:0] = [folder for folder in python_path if folder not in sys.path]
+    module_name, _, function_name = name.partition(":")
+    function = getattr(importlib.import_module(module_name), function_name, None)
+    if not callable(function):
+        raise ImportError(f"module {module_name!r} has no function {function_name!r}")
+    return cast(Callable[..., Any], function)
+
+
+def _write(path: Path, model: BaseModel) -> None:
+    """In one step: a reader sees the whole file or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(model.model_dump_json(indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,277 @@
+"""An Optuna study as the record of a search: its trials are our records, and back.
+
+A study of ours has two objectives, (output, cost). Each parameter is an Optuna parameter of the
+same name; a mixture is one for each component, ``mix.code``. What Optuna has no place for lies in
+trial attributes: what was predicted when a trial was suggested (``predicted``), and why it failed
+(``failure``). A failed trial marked ``forgotten`` was the machine's fault and teaches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from carbs.optimizer import Direction, propose
+from carbs.records import Failure, Observation, Suggestion
+from carbs.space import (
+    ChoiceSpace,
+    LogSpace,
+    MixtureSpace,
+    Param,
+    Params,
+    SearchSpace,
+    Space,
+)
+
+PREDICTED = "predicted"
+FAILURE = "failure"
+FORGOTTEN = "forgotten"
+
+# Optuna wants bounds; these stand for "none".
+_LARGEST_FLOAT = 1e300
+_LARGEST_INT = 2**53
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as Optuna stores it: one entry a number, mixtures by component."""
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}.{component}": weight for component, weight in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def unflatten(space: SearchSpace, flat: Mapping[str, Any]) -> Params | None:
+    """The configuration in a trial's parameters; None where the trial lacks one of them."""
+    params: Params = {}
+    for param in space.params:
+        if isinstance(param.space, MixtureSpace):
+            names = [f"{param.name}.{component}" for component in param.space.components]
+            if any(name not in flat for name in names):
+                return None
+            params[param.name] = {
+                component: float(flat[name])
+                for component, name in zip(param.space.components, names, strict=True)
+            }
+        elif param.name in flat:
+            params[param.name] = flat[param.name]
+        else:
+            return None
+    return params
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """What Optuna is told of each parameter, by flat name."""
+    named: dict[str, BaseDistribution] = {}
+    for param in space.params:
+        if isinstance(param.space, MixtureSpace):
+            for component in param.space.components:
+                named[f"{param.name}.{component}"] = FloatDistribution(0.0, 1.0)
+        else:
+            named[param.name] = _distribution(param.space)
+    return named
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    if isinstance(space, ChoiceSpace):
+        return CategoricalDistribution(space.choices)
+    assert not isinstance(space, MixtureSpace)
+    is_log = isinstance(space, LogSpace)
+    low, high = space.limits()
+    if space.is_integer:
+        step = space.rounding_factor
+        least = int(max(low, -_LARGEST_INT // step * step))
+        greatest = int(min(high, _LARGEST_INT // step * step))
+        return IntDistribution(least, greatest, step=step, log=is_log and step == 1)
+    least_float = max(low, 1 / _LARGEST_FLOAT if is_log else -_LARGEST_FLOAT)
+    return FloatDistribution(least_float, min(high, _LARGEST_FLOAT), log=is_log)
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that a study knows, in the optimizer's types.
+
+    Attributes:
+        pending: configurations of running trials.
+    """
+
+    observations: list[Observation]
+    failures: list[Failure]
+    pending: list[Suggestion]
+
+
+def records(trials: Sequence[FrozenTrial], space: SearchSpace) -> Records:
+    """Read a study's trials, in the order of their numbers.
+
+    Trials without some parameter of the space, pruned or forgotten ones are left out. A trial
+    with one objective costs 1.
+
+    Raises:
+        ValueError: a completed trial has a cost that is not positive.
+    """
+    found = Records([], [], [])
+    for trial in trials:
+        params = unflatten(space, trial.params)
+        if params is None or trial.user_attrs.get(FORGOTTEN):
+            continue
+        id = str(trial.number)
+        if trial.state == TrialState.COMPLETE:
+            output, cost = (*trial.values, 1.0)[:2]
+            if not 0 < cost < float("inf"):
+                raise ValueError(
+                    f"trial {trial.number} has cost {cost}, expected a positive, finite number"
+                )
+            if abs(output) == float("inf"):
+                reason = f"output is {output}"
+                found.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
+            else:
+                found.observations.append(
+                    Observation(params=params, output=output, cost=cost, id=id)
+                )
+        elif trial.state == TrialState.FAIL:
+            failure = trial.user_attrs.get(FAILURE, {})
+            found.failures.append(
+                Failure(
+                    params=params,
+                    reason=failure.get("reason", "failed"),
+                    cost=failure.get("cost"),
+                    id=id,
+                )
+            )
+        elif trial.state == TrialState.RUNNING:
+            found.pending.append(
+                Suggestion(id=id, params=params, **trial.user_attrs.get(PREDICTED, {}))
+            )
+    return found
+
+
+def tell_failure(study: Study, number: int, reason: str, cost: float | None = None) -> None:
+    """End a trial as a failure of its configuration, with its reason and what it spent."""
+    _set_attribute(study, number, FAILURE, {"reason": reason, "cost": cost})
+    study.tell(number, state=TrialState.FAIL)
+
+
+def tell_forgotten(study: Study, number: int, reason: str) -> None:
+    """End a trial that was the machine's fault: the search learns nothing from it."""
+    _set_attribute(study, number, FORGOTTEN, reason)
+    study.tell(number, state=TrialState.FAIL)
+
+
+def _set_attribute(study: Study, number: int, key: str, value: Any) -> None:
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    study._storage.set_trial_user_attr(trial_id, key, value)
+
+
+class CarbsSampler(BaseSampler):
+    """CARBS as an Optuna sampler, for studies with the objectives (output, cost).
+
+    ``study.ask()`` gives a trial that already has every parameter, in ``trial.params``. Parameters
+    that the sampler was not told of are drawn at random. In a study with one objective every trial
+    counts as equally costly.
+
+    Args:
+        params: what is searched.
+        max_cost: of one run; None for no limit.
+        seed: same trials and seed, same suggestion.
+    """
+
+    def __init__(
+        self, params: Sequence[Param], *, max_cost: float | None = None, seed: int = 0
+    ) -> None:
+        self.space = SearchSpace(params)
+        self.max_cost = max_cost
+        self.seed = seed
+        self._distributions = distributions(self.space)
+        self._independent = RandomSampler(seed=seed)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Store a suggestion's parameters with the trial, so that it is complete at once."""
+        fixed = trial.system_attrs.get("fixed_params", {})
+        suggestion = self._suggest(study, trial.number)
+        flat = flatten(suggestion.params)
+        for name, distribution in self._distributions.items():
+            value = fixed.get(name, flat[name])
+            study._storage.set_trial_param(
+                trial._trial_id, name, distribution.to_internal_repr(value), distribution
+            )
+            trial.params[name] = value
+            trial.distributions[name] = distribution
+        if not set(fixed) & set(flat):
+            predicted = suggestion.model_dump(mode="json", exclude={"id", "params"})
+            study._storage.set_trial_user_attr(trial._trial_id, PREDICTED, predicted)
+            trial.user_attrs[PREDICTED] = predicted
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        self._independent.reseed_rng()
+
+    def _suggest(self, study: Study, number: int) -> Suggestion:
+        directions = study.directions
+        if len(directions) > 2 or (
+            len(directions) == 2 and directions[1] != StudyDirection.MINIMIZE
+        ):
+            raise ValueError(
+                f"study {study.study_name!r} has directions {[d.name for d in directions]}; "
+                "CarbsSampler expects (output, cost), the cost to be minimized"
+            )
+        direction: Direction = (
+            "maximize" if directions[0] == StudyDirection.MAXIMIZE else "minimize"
+        )
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != number]
+        known = records(others, self.space)
+        return propose(
+            self.space,
+            known.observations,
+            known.failures,
+            [suggestion.params for suggestion in known.pending],
+            [str(number)],
+            direction=direction,
+            max_cost=self.max_cost,
+            seed=self.seed,
+        )[0]
+
+
+def create_study(
+    name: str,
+    storage: str | optuna.storages.BaseStorage | None,
+    direction: Literal["minimize", "maximize"] = "minimize",
+) -> Study:
+    """Open the study of that name, or create it with the objectives (output, cost)."""
+    return optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=[direction, "minimize"],
+        load_if_exists=True,
+    )

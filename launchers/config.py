@@ -1,0 +1,160 @@
+"""The sweep file: YAML, checked against one schema; an unknown key is an error.
+
+name: my-sweep
+function: my_module:train            # importable, or a file beside the sweep file
+parameters:
+  width: {space: log, min: 16, max: 512, is_integer: true, rounding_factor: 16, search_center: 64}
+  mix: {space: mixture, components: [code, prose], search_center: {code: 0.5, prose: 0.5}}
+max_trials: 60
+max_cost: 15
+budget: 300
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from carbs.space import Param
+from launchers.errors import SweepFileError
+
+
+class CheckConfig(BaseModel):
+    """The check run: predicted from the sweep, then trained.
+
+    Attributes:
+        cost_factor: its cost, as a multiple of the sweep's dearest run.
+        level: of its prediction intervals.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cost_factor: float = Field(default=8.0, ge=1, allow_inf_nan=False)
+    level: float = Field(default=0.9, gt=0, lt=1)
+
+
+class SweepConfig(BaseModel):
+    """What a sweep file says.
+
+    Attributes:
+        name: of the study.
+        function: ``module:function``, called as ``function(params, job)`` (see ``launchers.job``).
+        parameters: what is searched, by name; each with its space and its ``search_center``.
+        settings: handed to the function as they are.
+        direction: whether a low or a high output is good.
+        executor: where jobs run: ``local`` processes, ``slurm``, or ``debug`` (in the controller).
+        executor_options: submitit's parameters, such as ``timeout_min`` or ``slurm_partition``.
+        max_in_flight: jobs at a time.
+        max_trials: trials in all.
+        max_cost: of one run, in the function's unit of cost (seconds unless it says otherwise).
+        budget: of all runs together, in the same unit; None for no limit.
+        seed: of the search and of every job.
+        storage: a database URL; None for an SQLite file in the sweep's folder.
+        check: the run that checks the prediction at the end; None for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    parameters: list[Param] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+    direction: Literal["minimize", "maximize"] = "minimize"
+    executor: Literal["local", "slurm", "debug"] = "local"
+    executor_options: dict[str, Any] = {}
+    max_in_flight: int = Field(default=2, ge=1)
+    max_trials: int = Field(default=60, ge=1)
+    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    seed: int = 0
+    storage: str | None = None
+    check: CheckConfig | None = None
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _parameters_by_name(cls, parameters: Any) -> Any:
+        if not isinstance(parameters, dict):
+            return parameters
+        return [_parameter(str(name), fields) for name, fields in parameters.items()]
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> SweepConfig:
+        if self.budget is not None and self.max_cost is not None and self.budget < self.max_cost:
+            raise ValueError(
+                f"budget {self.budget:g} is smaller than one run may cost (max_cost "
+                f"{self.max_cost:g}): raise budget or lower max_cost"
+            )
+        return self
+
+
+def _parameter(name: str, fields: Any) -> dict[str, Any]:
+    if isinstance(fields, Param):
+        return {"name": name, "space": fields.space, "search_center": fields.search_center}
+    if not isinstance(fields, dict) or "space" not in fields:
+        raise ValueError(f"parameter {name!r} needs a space: linear, log, logit, choice or mixture")
+    if "search_center" not in fields:
+        raise ValueError(
+            f"parameter {name!r} has no search_center: give a good, cheap value to start from"
+        )
+    space = {key: value for key, value in fields.items() if key not in ("space", "search_center")}
+    return {
+        "name": name,
+        "space": {"kind": fields["space"], **space},
+        "search_center": fields["search_center"],
+    }
+
+
+def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
+    """Read a sweep file.
+
+    Args:
+        path: of the YAML file.
+        overrides: keys of the file to replace; None leaves the file's value.
+
+    Raises:
+        SweepFileError: names every key at fault, what was expected, and what may have been meant.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SweepFileError(f"cannot read the sweep file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SweepFileError(f"{path} is no YAML file: {error}") from None
+    if not isinstance(content, dict):
+        raise SweepFileError(f"{path} must hold a mapping of keys, such as 'name: my-sweep'")
+    content |= {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return SweepConfig.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_problem(detail, content)}" for detail in error.errors())
+        raise SweepFileError(f"{path}:\n{problems}") from None
+
+
+def _problem(detail: Any, content: dict[str, Any]) -> str:
+    """One line on one error of pydantic's: where, what, and the remedy."""
+    place = list(detail["loc"])
+    if len(place) > 1 and place[0] == "parameters" and isinstance(place[1], int):
+        place[1] = list(content["parameters"])[place[1]]
+    where = ".".join(str(part) for part in place)
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden" and len(place) == 1:
+        known = list(SweepConfig.model_fields)
+        close = difflib.get_close_matches(str(place[0]), known, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
+        return f"unknown key {where!r}{meant}"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    if detail["type"] == "missing":
+        return f"missing key {where!r}"
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,348 @@
+"""The control loop: ask, submit, poll, tell.
+
+The study and the job folders hold all that matters; what the loop keeps in memory it can read from
+them again. So a controller may die at any moment: the next one finds the running trials, looks for
+their reports, re-attaches to jobs that are alive and resubmits those that are lost.
+
+A trial goes through these steps, each written down before the next is taken:
+
+    asked                 RUNNING, with its parameters
+    attribute ``job``     the attempt and its folder
+    ``job.json``          what the job has to do; then it is submitted
+    ``report.json``       written by the job, in one step
+    told                  COMPLETE or FAIL, after its metrics
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from carbs.records import Suggestion
+from carbs.space import Params, SearchSpace
+from carbs.study import (
+    CarbsSampler,
+    Records,
+    create_study,
+    records,
+    tell_failure,
+    tell_forgotten,
+    unflatten,
+)
+from launchers.config import SweepConfig
+from launchers.errors import FolderError, SweepStoppedError
+from launchers.executors import Executor, make_executor
+from launchers.job import JobFile, Result, read_report, write_job
+from launchers.outcomes import BadConfiguration, BadMachine, Completed, Running, classify
+
+JOB = "job"
+METRICS = "metrics"
+SPACE = "space"
+
+_POLL_S = 0.05
+# When this many trials have failed and none has finished, something is wrong with all of them.
+_HOPELESS_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Status:
+    """A sweep at one moment.
+
+    Attributes:
+        spent: cost of everything that ended, failures included.
+        reserved: predicted cost of what is running.
+        last: the newest suggestion.
+    """
+
+    config: SweepConfig
+    records: Records
+    spent: float
+    reserved: float
+    last: Suggestion | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial that just ended: ``result``, or ``reason`` where it failed."""
+
+    number: int
+    params: Params
+    result: Result | None
+    reason: str | None
+
+
+class Interrupted(Exception):  # noqa: N818  # a request by the user, not an error
+    """Ctrl-C: nothing more was submitted; what runs goes on running."""
+
+
+class Sweep:
+    """A sweep in its folder. At most one controller at a time works on it.
+
+    Args:
+        config: what the sweep file says.
+        folder: of the study, the jobs and the report; made where it does not exist.
+        python_path: where the training function is imported from, besides the usual places.
+
+    Raises:
+        FolderError: the folder cannot be written, or holds a sweep over other parameters.
+    """
+
+    def __init__(
+        self, config: SweepConfig, folder: Path, python_path: tuple[str, ...] = ()
+    ) -> None:
+        self.config = config
+        self.folder = folder.resolve()
+        self.space = SearchSpace(config.parameters)
+        self._python_path = python_path
+        try:
+            (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
+            (self.folder / "shared").mkdir(exist_ok=True)
+        except OSError as error:
+            raise FolderError(
+                f"cannot write the sweep's folder {self.folder} ({error.strerror}): "
+                "name another with --folder"
+            ) from None
+        if not os.access(self.folder, os.W_OK):
+            raise FolderError(f"cannot write into {self.folder}: name another with --folder")
+        self.study = self._open_study()
+        self._executor: Executor = make_executor(config)
+        self._wake = threading.Event()
+        self._interrupted = False
+
+    def _open_study(self) -> Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = self.config.storage or f"sqlite:///{self.folder / 'study.db'}"
+        study = create_study(self.config.name, storage, self.config.direction)
+        space = json.dumps([param.model_dump(mode="json") for param in self.config.parameters])
+        before = study.user_attrs.get(SPACE, space)
+        if before != space:
+            raise FolderError(
+                f"study {self.config.name!r} in {self.folder} searches other parameters than the "
+                "sweep file: name another --folder, or take back the change to the parameters"
+            )
+        if SPACE not in study.user_attrs:
+            study.set_user_attr(SPACE, space)
+        return study
+
+    @contextmanager
+    def controlling(self) -> Iterator[None]:
+        """Be the one controller of this sweep; Ctrl-C ends the loop in an orderly way.
+
+        Raises:
+            FolderError: another controller is at work.
+        """
+        lock = FileLock(self.folder / "controller.lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise FolderError(
+                f"another controller is running the sweep in {self.folder}: wait for it, or stop it"
+            ) from None
+
+        def interrupt(*_: Any) -> None:
+            self._interrupted = True
+            self._wake.set()
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            lock.release()
+
+    def status(self) -> Status:
+        """Read the study."""
+        known = records(self.study.get_trials(deepcopy=False), self.space)
+        spent = sum(observation.cost for observation in known.observations)
+        spent += sum(failure.cost or 0.0 for failure in known.failures)
+        # Without a prediction (the first few), a run is taken to cost what the dearest one did.
+        dearest = max((observation.cost for observation in known.observations), default=0.0)
+        reserved = sum(s.predicted_cost or dearest for s in known.pending)
+        last = known.pending[-1] if known.pending else None
+        return Status(self.config, known, spent, reserved, last)
+
+    def run(
+        self,
+        on_change: Callable[[Status], None] = lambda status: None,
+        on_end: Callable[[Ended], None] = lambda ended: None,
+    ) -> Status:
+        """Search until the trials or the budget are used up; call inside :meth:`controlling`.
+
+        Args:
+            on_change: called when a trial was started or has ended.
+            on_end: called for each trial that ends.
+
+        Raises:
+            Interrupted: by Ctrl-C.
+            SweepStoppedError: every trial so far has failed.
+        """
+        in_flight = self._resume()
+        status = self.status()
+        while True:
+            for trial in list(in_flight.values()):
+                still = self._poll(trial, on_end)
+                if still is None:
+                    del in_flight[trial.number]
+                    status = self.status()
+                    on_change(status)
+                else:
+                    in_flight[trial.number] = still
+            self._raise_if_hopeless(status)
+            if self._interrupted:
+                raise Interrupted
+            if self._may_start(status, len(in_flight)):
+                trial = self._ask(status)
+                in_flight[trial.number] = self._submit(trial, attempt=1)
+                status = self.status()
+                on_change(status)
+            elif not in_flight:
+                return status
+            else:
+                self._wake.wait(_POLL_S)
+
+    def run_one(self, params: Params, name: str) -> Result | BadConfiguration:
+        """Run one configuration outside the search, such as a check run; resumes as trials do.
+
+        Args:
+            params: the configuration.
+            name: of its folder among the jobs; asked again, the same name gives the same result.
+
+        Raises:
+            Interrupted: by Ctrl-C.
+        """
+        attempt = 1
+        while (self.folder / "jobs" / f"{name}-{attempt + 1}").exists():
+            attempt += 1
+        folder = self.folder / "jobs" / f"{name}-{attempt}"
+        if not (folder / "job.json").exists():
+            self._start(folder, params, self.config.seed)
+        while True:
+            is_alive = self._executor.is_alive(folder)
+            match classify(read_report(folder), is_alive, attempt):
+                case Completed(result=result):
+                    return result
+                case BadConfiguration() as failure:
+                    return failure
+                case BadMachine():
+                    attempt += 1
+                    folder = self.folder / "jobs" / f"{name}-{attempt}"
+                    self._start(folder, params, self.config.seed)
+            if self._interrupted:
+                raise Interrupted
+            self._wake.wait(_POLL_S)
+
+    def _resume(self) -> dict[int, FrozenTrial]:
+        """Running trials of an earlier controller, each with a job."""
+        in_flight = {}
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if unflatten(self.space, trial.params) is None:
+                # The controller died while it asked: there is nothing to run.
+                tell_forgotten(self.study, trial.number, "the controller died while asking")
+            elif JOB not in trial.user_attrs:
+                in_flight[trial.number] = self._submit(trial, attempt=1)
+            else:
+                in_flight[trial.number] = trial
+        return in_flight
+
+    def _may_start(self, status: Status, n_in_flight: int) -> bool:
+        known = status.records
+        n_trials = len(known.observations) + len(known.failures) + len(known.pending)
+        if n_in_flight >= self.config.max_in_flight or n_trials >= self.config.max_trials:
+            return False
+        if self.config.budget is None or not known.observations:
+            return True
+        cheapest = min(observation.cost for observation in known.observations)
+        return self._unreserved(status) >= cheapest
+
+    def _unreserved(self, status: Status) -> float:
+        assert self.config.budget is not None
+        return self.config.budget - status.spent - status.reserved
+
+    def _ask(self, status: Status) -> FrozenTrial:
+        """A new trial that the rest of the budget can pay for."""
+        limits = [self.config.max_cost]
+        if self.config.budget is not None:
+            limits.append(self._unreserved(status))
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        self.study.sampler = CarbsSampler(
+            self.config.parameters, max_cost=limit, seed=self.config.seed
+        )
+        number = self.study.ask().number
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _submit(self, trial: FrozenTrial, attempt: int) -> FrozenTrial:
+        """Write down the attempt, then start it."""
+        name = f"{trial.number:05d}-{attempt}"
+        attribute = {"attempt": attempt, "folder": f"jobs/{name}", "id": None}
+        self._set(trial, JOB, attribute)
+        params = unflatten(self.space, trial.params)
+        assert params is not None
+        job_id = self._start(self.folder / "jobs" / name, params, self.config.seed + trial.number)
+        self._set(trial, JOB, {**attribute, "id": job_id})
+        return self.study.get_trials(deepcopy=False)[trial.number]
+
+    def _start(self, folder: Path, params: Params, seed: int) -> str:
+        write_job(
+            folder,
+            JobFile(
+                function=self.config.function,
+                python_path=list(self._python_path),
+                params=params,
+                seed=seed,
+                settings=self.config.settings,
+                shared_folder=self.folder / "shared",
+            ),
+        )
+        return self._executor.submit(folder)
+
+    def _job_folder(self, trial: FrozenTrial) -> Path:
+        return self.folder / str(trial.user_attrs[JOB]["folder"])
+
+    def _poll(self, trial: FrozenTrial, on_end: Callable[[Ended], None]) -> FrozenTrial | None:
+        """The trial where it goes on, perhaps as a new attempt; None where it has ended."""
+        folder = self._job_folder(trial)
+        attempt = trial.user_attrs[JOB]["attempt"]
+        is_alive = self._executor.is_alive(folder)
+        report = read_report(folder)
+        if report is None and not is_alive and trial.user_attrs[JOB]["id"] is None:
+            # The controller died before it submitted this attempt.
+            return self._submit(trial, attempt)
+        params = unflatten(self.space, trial.params)
+        assert params is not None
+        match classify(report, is_alive, attempt):
+            case Running():
+                return trial
+            case BadMachine():
+                return self._submit(trial, attempt + 1)
+            case BadConfiguration(reason=reason, cost=cost):
+                tell_failure(self.study, trial.number, reason, cost)
+                on_end(Ended(trial.number, params, None, reason))
+            case Completed(result=result):
+                self._set(trial, METRICS, result.metrics)
+                self.study.tell(trial.number, [result.output, result.cost])
+                on_end(Ended(trial.number, params, result, None))
+        return None
+
+    def _set(self, trial: FrozenTrial, key: str, value: Any) -> None:
+        self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def _raise_if_hopeless(self, status: Status) -> None:
+        failures = status.records.failures
+        if not status.records.observations and len(failures) >= _HOPELESS_FAILURES:
+            raise SweepStoppedError(
+                f"all of the first {len(failures)} trials failed, the last with: "
+                f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause and "
+                "start in a new folder, or move the search_center to what can be trained."
+            )

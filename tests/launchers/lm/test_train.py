@@ -1,0 +1,192 @@
+"""The training function: what it learns, what it reports, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launchers.job import BadConfigurationError, Job, Result
+from launchers.lm import train as module
+from launchers.lm.train import schedule, train
+
+SMALL = {"width": 32, "depth": 1, "tokens": 16_384, "batch_size": 4, "learning_rate": 0.02}
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def run(shared: Path, tmp_path: Path) -> Run:
+    """Trains with some of the parameters and settings changed."""
+
+    def run(seed: int = 0, settings: dict[str, Any] | None = None, **params: Any) -> Result:
+        return train({**SMALL, **params}, Job(tmp_path, shared, seed, settings or {}))
+
+    return run
+
+
+def nll(result: Result, question_set: str) -> float:
+    value = result.metrics["evaluations"][question_set]["nll_per_byte"]
+    assert isinstance(value, float)
+    return value
+
+
+def test_a_run_reports_what_it_did(run: Run) -> None:
+    result = run()
+    metrics = result.metrics
+    assert metrics["steps"] == 32
+    assert metrics["tokens"] == 16_384
+    assert metrics["n_params"] == 4 * 32**2 + 3 * 32 * 96
+    assert metrics["flops"] > 6 * metrics["n_params"] * metrics["tokens"]
+    assert metrics["tokens_per_second"] == pytest.approx(16_384 / result.cost)
+    assert set(metrics["evaluations"]) == {"lines", "sentences", "values"}
+    mean = sum(nll(result, name) for name in metrics["evaluations"]) / 3
+    assert result.output == pytest.approx(mean)
+    assert metrics["evaluations"]["lines"]["perplexity"] == pytest.approx(
+        math.exp(nll(result, "lines"))
+    )
+    assert metrics["mix"] == pytest.approx({"code": 1 / 3, "prose": 1 / 3, "exercises": 1 / 3})
+    assert metrics["environment"]["torch"] == torch.__version__
+    assert metrics["environment"]["hostname"] == socket.gethostname()
+    assert 2 < metrics["final_train_loss"] < math.log(256)
+    assert json.loads(result.model_dump_json()) == result.model_dump()
+
+
+def test_the_seed_decides_the_output_to_the_last_bit(run: Run) -> None:
+    state = torch.get_rng_state()
+    first = run(seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(123)  # of no matter
+    assert run(seed=5).output == first.output
+    assert run(seed=6).output != first.output
+
+
+def test_what_is_trained_on_is_what_is_learned(run: Run) -> None:
+    exercises, prose = run(mix={"exercises": 1.0}), run(mix={"prose": 1.0})
+    assert nll(exercises, "values") < nll(prose, "values") - 1
+    assert nll(prose, "sentences") < nll(exercises, "sentences") - 0.5
+
+
+def test_more_tokens_help(run: Run) -> None:
+    assert run(tokens=65_536).output < run().output - 0.3
+
+
+def test_cost_is_the_time_of_training_and_grows_with_tokens(run: Run) -> None:
+    run()
+    short, long = run().cost, run(tokens=131_072).cost
+    assert 2 < long / short < 32  # of 8: other work on the machine takes its share
+
+
+def test_tokens_are_spent_in_whole_batches(run: Run) -> None:
+    assert run(tokens=1).metrics["steps"] == 1
+    metrics = run(tokens=1000, batch_size=3, settings={"seq_len": 64}).metrics
+    assert (metrics["steps"], metrics["tokens"]) == (5, 960)
+
+
+def test_micro_batches_change_the_output_by_rounding_alone(run: Run) -> None:
+    whole = run(tokens=2048, batch_size=5)
+    parts = run(tokens=2048, batch_size=5, settings={"micro_batch_size": 2})
+    assert parts.output == pytest.approx(whole.output, abs=1e-4)
+
+
+def test_every_parameter_has_a_default(shared: Path, tmp_path: Path) -> None:
+    assert set(module.Params().model_dump()) >= set(SMALL)
+    # Only fewer tokens, to be quick.
+    assert train({"tokens": 4096}, Job(tmp_path, shared)).metrics["steps"] == 4
+
+
+def test_a_huge_learning_rate_diverges(run: Run) -> None:
+    with pytest.raises(BadConfigurationError, match=r"diverged: .* at step \d+ of 32") as caught:
+        run(learning_rate=1e4)
+    assert caught.value.cost is not None
+    assert 0 < caught.value.cost < 10
+
+
+def test_a_loss_that_stays_finite_but_rises_diverges(run: Run) -> None:
+    with pytest.raises(BadConfigurationError, match=r"diverged: loss is \d.* of 32"):
+        run(learning_rate=10.0)
+
+
+def test_a_loss_that_is_not_finite_diverges(run: Run) -> None:
+    with pytest.raises(BadConfigurationError, match=r"diverged: .*(nan|inf)"):
+        run(learning_rate=1e38, tokens=1)
+
+
+def test_running_out_of_memory_is_the_configurations_fault(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(module.DataMix, "batch", exhausted)
+    with pytest.raises(BadConfigurationError, match="out of memory: width 32") as caught:
+        run()
+    assert caught.value.cost is not None
+
+
+def test_other_errors_are_passed_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(module.DataMix, "batch", broken)
+    with pytest.raises(RuntimeError, match="disk"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("params", "settings", "named"),
+    [
+        ({"lr": 0.1}, {}, "unknown parameter 'lr'; there are width, depth, learning_rate"),
+        ({}, {"sequence": 1}, "unknown setting 'sequence'; there are seq_len"),
+        ({"tokens": 0}, {}, "parameter 'tokens'"),
+        ({"width": 33}, {}, "width must be"),
+        ({"depth": 1.5}, {}, "parameter 'depth'"),
+        ({"mix": {"code": 0.5}}, {}, "sum to 0.5"),
+        ({"mix": {"cod": 1.0}}, {}, "'cod'"),
+        ({}, {"data": {"novels": "builtin"}}, "'novels'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(
+    run: Run, params: dict[str, Any], settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        run(settings=settings, **params)
+
+
+def test_ones_own_data_and_questions(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for i in range(12):
+        lines = [f"The line that is numbered {j} in file {i}.\n" for j in range(20)]
+        (tmp_path / "mine" / f"{i}.txt").write_text("".join(lines))
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('{"prompt": "in file", "choices": [" 3", " x"], "answer": 0}\n')
+    data = {"mine": str(tmp_path / "mine")}
+    made = run(settings={"data": data})
+    assert set(made.metrics["evaluations"]) == {"mine"}
+    assert made.metrics["mix"] == {"mine": 1.0}
+    added = run(settings={"data": data, "questions": {"files": asked}})
+    assert added.output == pytest.approx((nll(added, "mine") + nll(added, "files")) / 2)
+    assert nll(added, "mine") == made.output
+    replaced = run(settings={"data": data, "questions": {"mine": str(asked)}})
+    assert replaced.output == nll(added, "files")
+
+
+def test_the_learning_rate_rises_then_falls_to_zero() -> None:
+    shares = [schedule(step, 100, 0.1) for step in range(100)]
+    assert shares[:11] == sorted(shares[:11])
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert max(shares) == shares[10] == 1.0
+    assert 0 < shares[-1] < 0.02
+    assert 0 < shares[0] < 0.1
+    assert schedule(0, 1, 0.5) > 0
