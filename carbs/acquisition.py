@@ -8,14 +8,16 @@ cap      log of the largest cost worth reaching
 
 A run of cost ``c`` and loss ``y`` adds to the area dominated in (c, y)
 
-    max(c_1 - c, 0) (y_0 - y)+  +  sum_j  |[max(c_j, c), c_{j+1}]| (y_j - y)+
+    max(c_1 - c', 0) (y_0 - y)+  +  sum_j  |[max(c_j, c'), c_{j+1}]| (y_j - y)+
 
-with ``c_{m+1} = cap`` and ``y_0`` the reference loss. Cost is nearly a function of the
-configuration, so the expectation needs only the loss to be random: each term is a segment's length
-times an ordinary expected improvement. (Emmerich et al. 2006 for the general integral.) In the
-warped loss a scaling law is a straight line, so that each decade of cost counts alike.
+with ``c_{m+1} = cap``, ``y_0`` the loss at the search centre and ``c' = max(c, floor)``: what does
+worse than the centre is worth nothing, and being cheaper than it is no merit of its own. Cost is
+nearly a function of the configuration, so the expectation needs only the loss to be random: each
+term is a segment's length times an ordinary expected improvement (the two-dimensional case of
+Emmerich et al. 2006). In the warped loss a scaling law is a straight line, so that each decade of
+cost counts alike.
 
-The score is the logarithm of that expectation, per ``cost ** COST_EXPONENT``, times the
+The score is the logarithm of that expectation, per ``cost ** cost_exponent``, times the
 probabilities of success and of staying under the cap.
 """
 
@@ -34,10 +36,11 @@ from carbs.pareto import pareto_front
 from carbs.space import FloatArray, SearchSpace
 from carbs.surrogate import Surrogate
 
-# Between 0 (area for each trial) and 1 (area for each unit of cost).
-COST_EXPONENT = 0.3
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
 _REACH = 0.5 * math.log(10)
+# The front is worth something over at least these two decades below the cap, even where the
+# search starts at a dear centre.
+_DEPTH = 2 * math.log(10)
 _N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 1536, 256, 24, 20, 5
 
 
@@ -53,34 +56,47 @@ class FrontImprovement:
         front_log_costs: shape ``(m,)``, rising.
         front_outputs: warped losses, shape ``(m,)``, falling.
         reference_output: a loss that is worth nothing.
+        log_floor: below it, being cheaper counts no more.
         log_cap: where the area ends.
         has_cap: whether crossing ``log_cap`` is forbidden, or just not rewarded.
+        cost_exponent: between 0 (area for each trial) and 1 (area for each unit of cost).
     """
 
     surrogate: Surrogate
     front_log_costs: FloatArray
     front_outputs: FloatArray
     reference_output: float
+    log_floor: float
     log_cap: float
     has_cap: bool
+    cost_exponent: float
 
     @classmethod
     def of(
-        cls, surrogate: Surrogate, seen_Z: FloatArray, max_cost: float | None
+        cls,
+        surrogate: Surrogate,
+        seen_Z: FloatArray,
+        center: FloatArray,
+        max_cost: float | None,
+        cost_exponent: float,
     ) -> FrontImprovement:
         """The front is that of the surrogate's means at the points seen: noise is not progress."""
         log_costs, _ = surrogate.log_cost(seen_Z)
         outputs, _ = surrogate.warped_output(seen_Z)
-        front = pareto_front(log_costs, outputs)
         log_cap = math.log(max_cost) if max_cost is not None else float(log_costs.max()) + _REACH
+        center_log_cost = float(surrogate.log_cost(center[None, :])[0][0])
+        reference_output = float(surrogate.warped_output(center[None, :])[0][0])
+        front = pareto_front(log_costs, outputs)
+        front = front[outputs[front] < reference_output]
         return cls(
             surrogate,
             log_costs[front],
             outputs[front],
-            # The cheapest run's loss: what costs more must do better.
-            float(outputs[front].max()),
+            reference_output,
+            min(center_log_cost, log_cap - _DEPTH),
             log_cap,
             max_cost is not None,
+            cost_exponent,
         )
 
     def __call__(self, Z: FloatArray) -> FloatArray:
@@ -90,12 +106,13 @@ class FrontImprovement:
         starts = np.append(-np.inf, self.front_log_costs)
         ends = np.append(self.front_log_costs, self.log_cap)
         levels = np.append(self.reference_output, self.front_outputs)
-        lengths = np.maximum(ends - np.maximum(starts, log_cost[:, None]), 0.0)  # (q, m + 1)
+        counted = np.maximum(log_cost, self.log_floor)
+        lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
         scaled = (levels - mean[:, None]) / std[:, None]
         log_ei = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(std)[:, None]
         with np.errstate(divide="ignore"):
             area = logsumexp(np.log(lengths) + log_ei, axis=1)
-        score = area - COST_EXPONENT * log_cost
+        score = area - self.cost_exponent * counted
         score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
         if self.has_cap:
             spread = np.hypot(cost_std, self.surrogate.cost_noise())
@@ -105,10 +122,10 @@ class FrontImprovement:
 
 @dataclass(frozen=True)
 class TrustBox:
-    """Where the next candidate may lie: at most one scale beyond every success so far.
+    """Where the next candidate may lie: at most one scale beyond what has done well so far.
 
     The surrogate continues its trends for ever, and a space needs no bounds; this keeps the search
-    from following a trend to where nobody has been near. It moves with each success.
+    from following a trend to where nothing good has been seen near. It grows with each success.
 
     Attributes:
         low, high: shape ``(d,)``.
@@ -118,14 +135,14 @@ class TrustBox:
     high: FloatArray
 
     @classmethod
-    def around(cls, seen_Z: FloatArray, margin: float = 1.0) -> TrustBox:
-        return cls(seen_Z.min(axis=0) - margin, seen_Z.max(axis=0) + margin)
+    def around(cls, good_Z: FloatArray, margin: float = 1.0) -> TrustBox:
+        return cls(good_Z.min(axis=0) - margin, good_Z.max(axis=0) + margin)
 
     def bring_in(self, Z: FloatArray, parents: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Redraw coordinates outside between the parent's and the edge, so that none pile up."""
         t = rng.random(Z.shape)
-        Z = np.where(Z < self.low, parents + t * (self.low - parents), Z)
-        return np.asarray(np.where(Z > self.high, parents + t * (self.high - parents), Z))
+        Z = np.where(self.low > Z, parents + t * (self.low - parents), Z)
+        return np.asarray(np.where(self.high < Z, parents + t * (self.high - parents), Z))
 
 
 def maximize(

@@ -23,6 +23,7 @@ from carbs.surrogate import Surrogate, fit_surrogate
 
 Direction = Literal["minimize", "maximize"]
 
+COST_EXPONENT = 0.3
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
@@ -38,6 +39,7 @@ def propose(
     *,
     direction: Direction = "minimize",
     max_cost: float | None = None,
+    cost_exponent: float = COST_EXPONENT,
     seed: int = 0,
 ) -> list[Suggestion]:
     """The next suggestions, one for each id, each aware of the others.
@@ -48,6 +50,8 @@ def propose(
         ids: of the suggestions to make. Together with ``seed`` they seed the random generator.
         direction: whether a low or a high output is good.
         max_cost: no run should cost more; None for no limit.
+        cost_exponent: how much cost counts, from 0 (only the number of trials matters) to 1 (only
+            their total cost does).
         seed: any integer.
     """
     sign = 1.0 if direction == "minimize" else -1.0
@@ -67,7 +71,7 @@ def propose(
             step = radius * rng.standard_normal((1, space.n_dims))
             z = space.snap(space.center + step)[0]
         else:
-            z = _search(space, surrogate, seen_Z, pending_Z, max_cost, rng)
+            z = _search(space, surrogate, seen_Z, pending_Z, max_cost, cost_exponent, rng)
         suggestions.append(_suggestion(space, id, z, surrogate, sign))
         pending_Z = np.concatenate([pending_Z, z[None, :]])
     return suggestions
@@ -79,15 +83,17 @@ def _search(
     seen_Z: FloatArray,
     pending_Z: FloatArray,
     max_cost: float | None,
+    cost_exponent: float,
     rng: np.random.Generator,
 ) -> FloatArray:
     conditioned = surrogate.condition(pending_Z)
     known_Z = np.concatenate([seen_Z, pending_Z])
-    score = FrontImprovement.of(conditioned, known_Z, max_cost)
+    score = FrontImprovement.of(conditioned, known_Z, space.center, max_cost, cost_exponent)
     log_costs, _ = conditioned.log_cost(known_Z)
     outputs, _ = conditioned.warped_output(known_Z)
     parents = known_Z[pareto_front(log_costs, outputs)]
-    return maximize(score, space, parents, TrustBox.around(seen_Z), rng)
+    good_Z = np.concatenate([space.center[None, :], known_Z[outputs < score.reference_output]])
+    return maximize(score, space, parents, TrustBox.around(good_Z), rng)
 
 
 def _suggestion(

@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from carbs.optimizer import Direction, propose
+from carbs.optimizer import COST_EXPONENT, Direction, propose
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import (
     ChoiceSpace,
@@ -186,14 +186,21 @@ class CarbsSampler(BaseSampler):
     Args:
         params: what is searched.
         max_cost: of one run; None for no limit.
+        cost_exponent: from 0 (only the number of trials matters) to 1 (only their total cost).
         seed: same trials and seed, same suggestion.
     """
 
     def __init__(
-        self, params: Sequence[Param], *, max_cost: float | None = None, seed: int = 0
+        self,
+        params: Sequence[Param],
+        *,
+        max_cost: float | None = None,
+        cost_exponent: float = COST_EXPONENT,
+        seed: int = 0,
     ) -> None:
         self.space = SearchSpace(params)
         self.max_cost = max_cost
+        self.cost_exponent = cost_exponent
         self.seed = seed
         self._distributions = distributions(self.space)
         self._independent = RandomSampler(seed=seed)
@@ -259,6 +266,7 @@ class CarbsSampler(BaseSampler):
             [str(number)],
             direction=direction,
             max_cost=self.max_cost,
+            cost_exponent=self.cost_exponent,
             seed=self.seed,
         )[0]
 

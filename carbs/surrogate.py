@@ -16,7 +16,8 @@ The loss is warped, ``y = log(loss - E)``, with ``E`` below every loss seen: alo
 ``loss = E + k C^-g`` the warped loss is a line in log C. ``E`` is unknown; a handful of values from
 "far below" (where the warp is linear) to "just below" are weighed by their marginal likelihood, and
 every prediction averages over them. The processes share one ``K``, so this costs one more
-right-hand side each.
+right-hand side each. Losses far above that of the search centre (runs that learnt nothing) are drawn
+in to a ceiling first: how bad they are says little about the front.
 
 Success is a classification. With the Dirichlet transform of Milios et al. 2018 ("Dirichlet-based
 Gaussian processes for large-scale calibrated classification", eqs. 4-5) its two latent processes
@@ -410,7 +411,7 @@ def fit_surrogate(
         failures: configurations that could not be trained.
     """
     Z = space.encode_all([observation.params for observation in observations])
-    losses = np.array([observation.output for observation in observations])
+    losses = _draw_in(np.array([observation.output for observation in observations]), Z)
     log_costs = np.log([observation.cost for observation in observations])
 
     n_first = n_fitted(len(losses))
@@ -456,6 +457,13 @@ def _log_evidence(
     """Log marginal likelihood of the losses, by warp: shape ``(m,)``."""
     jacobian = [float(warp.log_derivative(losses).sum()) for warp in warps]
     return np.asarray(process.log_marginal_likelihood() + np.array(jacobian))
+
+
+def _draw_in(losses: FloatArray, Z: FloatArray) -> FloatArray:
+    """Losses above the centre's by more than the best lies below it, moved there."""
+    center_loss = float(losses[np.argmin(np.square(Z).sum(axis=1))])
+    best, usual = float(losses.min()), float(np.quantile(losses, 0.75))
+    return np.minimum(losses, max(2 * center_loss - best, usual))
 
 
 def _warps(losses: FloatArray) -> tuple[Warp, ...]:

@@ -73,7 +73,7 @@ def _format_value(value: Any) -> str:
 
 
 def best_by_decade(status: Status) -> list[tuple[str, float, float]]:
-    """For each decade of cost with results: its name, the best output in it, and that run's cost."""
+    """For each decade of cost: its name, the best output in it, and that run's cost."""
     better = min if status.config.direction == "minimize" else max
     decades: dict[int, list[tuple[float, float]]] = {}
     for observation in status.records.observations:

@@ -25,11 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from filelock import FileLock, Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from carbs.optimizer import COST_EXPONENT
 from carbs.records import Suggestion
 from carbs.space import Params, SearchSpace
 from carbs.study import (
@@ -277,10 +279,30 @@ class Sweep:
             limits.append(self._unreserved(status))
         limit = min((limit for limit in limits if limit is not None), default=None)
         self.study.sampler = CarbsSampler(
-            self.config.parameters, max_cost=limit, seed=self.config.seed
+            self.config.parameters,
+            max_cost=limit,
+            cost_exponent=self._cost_exponent(status),
+            seed=self.config.seed,
         )
         number = self.study.ask().number
         return self.study.get_trials(deepcopy=False)[number]
+
+    def _cost_exponent(self, status: Status) -> float:
+        """How much cost counts: the less, the more the budget has left for each trial.
+
+        Trials spread evenly over the logarithm of cost, from the centre's to the limit, would cost
+        ``(high - low) / log(high / low)`` on average. Where the budget pays for that, the number of
+        trials is what is scarce.
+        """
+        known, config = status.records, self.config
+        if config.budget is None or config.max_cost is None or not known.observations:
+            return COST_EXPONENT
+        low, high = known.observations[0].cost, config.max_cost
+        if low >= high:
+            return COST_EXPONENT
+        n_known = len(known.observations) + len(known.failures) + len(known.pending)
+        affordable = self._unreserved(status) / max(config.max_trials - n_known, 1)
+        return float(np.clip(1 - affordable * np.log(high / low) / (high - low), 0.0, 1.0))
 
     def _submit(self, trial: FrozenTrial, attempt: int) -> FrozenTrial:
         """Write down the attempt, then start it."""
@@ -343,6 +365,6 @@ class Sweep:
         if not status.records.observations and len(failures) >= _HOPELESS_FAILURES:
             raise SweepStoppedError(
                 f"all of the first {len(failures)} trials failed, the last with: "
-                f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause and "
-                "start in a new folder, or move the search_center to what can be trained."
+                f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause "
+                "and start in a new folder, or move the search_center to what can be trained."
             )
