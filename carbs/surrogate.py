@@ -5,19 +5,19 @@ Notation
 Z        basic points, shape ``(n, d)``
 y        what a process models, shape ``(n,)``: the warped loss, the log cost, the success score
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
-k(z, z') = a Matern-5/2 (lengthscale a dimension) + b z.z' + c
+k(z, z') = a Matern-5/2 (lengthscale a dimension) + z.z' + 1, after z is scaled to a unit box
 
-The linear part is a straight line on log parameters with unknown slopes, integrated out: cost laws
-are nearly log-linear, and so is the distance of a loss from its irreducible level. Beyond the data
-the process therefore continues the trend, with an uncertainty that grows, where a stationary one
-would fall back to its prior.
+The linear part is a straight line on log parameters, with unknown level and slopes (each of unit
+variance) integrated out: cost laws are nearly log-linear, and so is the distance of a loss from its
+irreducible level. Beyond the data the process therefore continues the trend, with an uncertainty
+that grows, where a stationary one would fall back to its prior.
 
 The loss is warped, ``y = log(loss - E)``, with ``E`` below every loss seen: along a scaling law
 ``loss = E + k C^-g`` the warped loss is a line in log C. ``E`` is unknown; a handful of values from
 "far below" (where the warp is linear) to "just below" are weighed by their marginal likelihood, and
 every prediction averages over them. The processes share one ``K``, so this costs one more
-right-hand side each. Losses far above that of the search centre (runs that learnt nothing) are drawn
-in to a ceiling first: how bad they are says little about the front.
+right-hand side each. Losses far above that of the search centre (runs that learnt nothing) are
+drawn in to a ceiling first: how bad they are says little about the front.
 
 Success is a classification. With the Dirichlet transform of Milios et al. 2018 ("Dirichlet-based
 Gaussian processes for large-scale calibrated classification", eqs. 4-5) its two latent processes
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -39,11 +40,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from botorch.exceptions.errors import ModelFittingError
 from botorch.exceptions.warnings import BotorchWarning
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from gpytorch.constraints import GreaterThan
-from gpytorch.kernels import LinearKernel, MaternKernel, ScaleKernel
+from gpytorch.kernels import Kernel, MaternKernel, ScaleKernel
 from gpytorch.likelihoods import FixedNoiseGaussianLikelihood, GaussianLikelihood
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
@@ -52,6 +54,8 @@ from scipy.special import ndtr, ndtri
 
 from carbs.records import Failure, Observation
 from carbs.space import FloatArray, SearchSpace
+
+logger = logging.getLogger(__name__)
 
 # How far below the least loss E may lie, in units of the spread of the losses.
 _SHIFTS = (0.05, 0.15, 0.4, 1.0, 3.0, 30.0)
@@ -66,7 +70,7 @@ class FittedKernel:
 
     kernel: Any
     noise: float
-    low: torch.Tensor
+    middle: torch.Tensor
     width: torch.Tensor
 
     def __call__(self, Z: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
@@ -78,6 +82,17 @@ class FittedKernel:
         with torch.no_grad():
             variances: torch.Tensor = self.kernel(Z, diag=True)
         return variances
+
+
+class TrendKernel(Kernel):  # type: ignore[misc]  # gpytorch has no types
+    """``z.z' + 1``: a level and a slope in each dimension, all of unit variance."""
+
+    def forward(
+        self, x1: torch.Tensor, x2: torch.Tensor, diag: bool = False, **_: Any
+    ) -> torch.Tensor:
+        if diag:
+            return (x1 * x2).sum(dim=-1) + 1
+        return x1 @ x2.transpose(-1, -2) + 1
 
 
 def fit_kernel(Z: FloatArray, y: FloatArray, fixed_noise: float | None = None) -> FittedKernel:
@@ -98,25 +113,20 @@ def _fit_kernel(
     points = torch.from_numpy(np.frombuffer(Z).reshape(shape).copy())
     targets = torch.from_numpy(np.frombuffer(y).reshape(-1, 1).copy())
     n_dims = shape[1]
-    low = points.min(dim=0).values
+    lowest, highest = points.min(dim=0).values, points.max(dim=0).values
     # At least one unit: a dimension that has hardly varied must not look wild.
-    width = (points.max(dim=0).values - low).clamp_min(1.0)
-    points = (points - low) / width
-    # Lengthscales that grow with the dimension: Hvarfner, Hellsten and Nardi 2024, "Vanilla
-    # Bayesian Optimization Performs Great in High Dimensions", sec. 4.
-    lengthscale_prior = LogNormalPrior(math.sqrt(2) + math.log(n_dims) * 0.5, math.sqrt(3))
+    middle, width = (lowest + highest) / 2, (highest - lowest).clamp_min(1.0)
+    points = (points - middle) / width
+    # Lengthscales that grow with the dimension, after Hvarfner, Hellsten and Nardi 2024, "Vanilla
+    # Bayesian Optimization Performs Great in High Dimensions", sec. 4, but around sqrt(d).
+    lengthscale_prior = LogNormalPrior(math.log(n_dims) / 2, 0.8)
     matern = MaternKernel(nu=2.5, ard_num_dims=n_dims, lengthscale_prior=lengthscale_prior)
     matern.initialize(lengthscale=0.5 * math.sqrt(n_dims))
-    linear = LinearKernel()
-    linear.initialize(variance=1.0)
-    linear.raw_variance.requires_grad_(False)  # the scale of its slopes is the ScaleKernel's
-    kernel = ScaleKernel(matern, outputscale_prior=GammaPrior(2.0, 1.5)) + ScaleKernel(
-        linear, outputscale_prior=GammaPrior(1.1, 0.1)
-    )
+    kernel = ScaleKernel(matern, outputscale_prior=GammaPrior(2.0, 1.5)) + TrendKernel()
     likelihood: Any
     if fixed_noise is None:
         likelihood = GaussianLikelihood(
-            noise_prior=LogNormalPrior(-5.0, 1.5),
+            noise_prior=LogNormalPrior(-4.0, 1.0),
             noise_constraint=GreaterThan(1e-6, initial_value=1e-2),
         )
     else:
@@ -133,14 +143,20 @@ def _fit_kernel(
             mean_module=ZeroMean(),
             outcome_transform=None,
         )
-        fit_gpytorch_mll(
-            ExactMarginalLogLikelihood(model.likelihood, model),
-            optimizer_kwargs={"options": {"maxiter": _MAX_FIT_STEPS}},
-            max_attempts=1,
-            warning_handler=lambda _: True,
-        )
+        model.eval()
+        start = copy.deepcopy(model.state_dict())
+        try:
+            fit_gpytorch_mll(
+                ExactMarginalLogLikelihood(model.likelihood, model),
+                optimizer_kwargs={"options": {"maxiter": _MAX_FIT_STEPS}},
+                max_attempts=1,
+                warning_handler=lambda _: True,
+            )
+        except (ModelFittingError, RuntimeError) as error:
+            logger.warning("no fit to %d runs, using the priors' parameters: %s", shape[0], error)
+            model.load_state_dict(start)
     noise = fixed_noise if fixed_noise is not None else float(likelihood.noise.item())
-    return FittedKernel(kernel.eval(), noise, low, width)
+    return FittedKernel(kernel.eval(), noise, middle, width)
 
 
 def n_fitted(n: int) -> int:
@@ -183,7 +199,7 @@ class GaussianProcess:
 
     def _unit(self, Z: FloatArray) -> torch.Tensor:
         points = torch.as_tensor(Z, dtype=torch.float64)
-        return (points - self._kernel.low) / self._kernel.width
+        return (points - self._kernel.middle) / self._kernel.width
 
     def _cross(self, unit_Z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Covariance with the data ``(q, n)``, and the same whitened, ``(n, q)``."""
@@ -460,10 +476,13 @@ def _log_evidence(
 
 
 def _draw_in(losses: FloatArray, Z: FloatArray) -> FloatArray:
-    """Losses above the centre's by more than the best lies below it, moved there."""
+    """The losses, those above the centre's on a logarithmic scale."""
     center_loss = float(losses[np.argmin(np.square(Z).sum(axis=1))])
-    best, usual = float(losses.min()), float(np.quantile(losses, 0.75))
-    return np.minimum(losses, max(2 * center_loss - best, usual))
+    scale = center_loss - float(losses.min())
+    if scale <= 0:
+        return losses
+    above = np.maximum(losses - center_loss, 0.0)
+    return np.asarray(np.minimum(losses, center_loss) + scale * np.log1p(above / scale))
 
 
 def _warps(losses: FloatArray) -> tuple[Warp, ...]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
-from launchers.config import SweepConfig, load_sweep
-from launchers.errors import LauncherError
-from launchers.progress import Progress
+from analysis.hyperparameters import FrontModel, fit_front
+from analysis.plan import fit_front_law
+from analysis.report import write_report
+from launchers.check import Check, predict_check, run_check
+from launchers.config import CheckConfig, SweepConfig, load_sweep
+from launchers.errors import LauncherError, SweepStoppedError
+from launchers.progress import Progress, format_params
 from launchers.sweep import Interrupted, Sweep
 
 app = typer.Typer(
@@ -23,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 console = Console()
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 FolderOption = Annotated[
     Path | None,
@@ -66,6 +72,22 @@ def demo(
     _run(config, folder, ())
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Of a sweep.")],
+    storage: Annotated[
+        str | None, typer.Option(help="The study's database, where the sweep file names one.")
+    ] = None,
+) -> None:
+    """Write the report of a sweep anew, finished or not."""
+    sweep = Sweep.open(folder, storage)
+    check_file = sweep.folder / "check.json"
+    check = Check.model_validate_json(check_file.read_text()) if check_file.exists() else None
+    level = sweep.config.check.level if sweep.config.check else CheckConfig().level
+    page = _write_report(sweep, _front(sweep, level), check)
+    console.print(f"report: {page}", soft_wrap=True)
+
+
 def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     torch.set_num_threads(1)
@@ -79,13 +101,63 @@ def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> Non
                 f"{len(status.records.observations)} trials done, "
                 f"{len(status.records.failures)} failed, cost spent {status.spent:.1f} s"
             )
+            _conclude(sweep)
     except Interrupted:
         console.print(
             "interrupted: running jobs go on. The same command continues:\n"
-            f"  {' '.join(['carbs', *sys.argv[1:]])}",
+            f"  carbs {shlex.join(sys.argv[1:])}",
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(130) from None
+
+
+def _conclude(sweep: Sweep) -> None:
+    """What the sweep has taught: the laws, the check run, the report."""
+    config = sweep.config.check
+    front = _front(sweep, config.level if config else CheckConfig().level)
+    check = None
+    if config is not None:
+        check = predict_check(sweep, config, front)
+        console.print(f"best configuration at {config.cost_factor:g} times the dearest run:")
+        console.print(f"  {format_params(check.params)}", **_PLAIN)
+        for warning in check.warnings:
+            console.print(f"  note: {warning}", **_PLAIN)
+        if not check.has_ended:
+            console.print(check.line(), **_PLAIN)
+            console.print(check.cost_line(), **_PLAIN)
+            console.print("check run: training it now")
+        check = run_check(sweep, check)
+    page = _write_report(sweep, front, check)
+    if check is not None:
+        console.print(check.line(), **_PLAIN)
+        console.print(check.cost_line(), **_PLAIN)
+    console.print(f"report: {page}", **_PLAIN)
+
+
+def _front(sweep: Sweep, level: float) -> FrontModel:
+    known = sweep.status().records
+    try:
+        return fit_front(
+            sweep.space,
+            known.observations,
+            known.failures,
+            direction=sweep.config.direction,
+            level=level,
+            seed=sweep.config.seed,
+        )
+    except ValueError as error:
+        raise SweepStoppedError(f"no analysis of {sweep.folder}: {error}") from None
+
+
+def _write_report(sweep: Sweep, front: FrontModel, check: Check | None) -> Path:
+    try:
+        law = fit_front_law(front)
+    except ValueError as error:
+        console.print(f"note: no law of loss over cost: {error}", **_PLAIN)
+        law = None
+    facts = check.model_dump(exclude_none=True) if check is not None else None
+    return write_report(sweep.folder, sweep.study, front, law, facts)
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ JOB = "job"
 METRICS = "metrics"
 SPACE = "space"
 
+_CONFIG = "sweep.json"
 _POLL_S = 0.05
 # When this many trials have failed and none has finished, something is wrong with all of them.
 _HOPELESS_FAILURES = 5
@@ -119,9 +120,27 @@ class Sweep:
         if not os.access(self.folder, os.W_OK):
             raise FolderError(f"cannot write into {self.folder}: name another with --folder")
         self.study = self._open_study()
+        # Without the storage: its URL may hold a password.
+        text = config.model_dump_json(indent=1, exclude={"storage"})
+        (self.folder / _CONFIG).write_text(text + "\n")
         self._executor: Executor = make_executor(config)
         self._wake = threading.Event()
         self._interrupted = False
+
+    @classmethod
+    def open(cls, folder: Path, storage: str | None = None) -> Sweep:
+        """The sweep in a folder, as it was last configured.
+
+        Raises:
+            FolderError: the folder holds no sweep.
+        """
+        try:
+            config = SweepConfig.model_validate_json((folder / _CONFIG).read_text())
+        except FileNotFoundError:
+            raise FolderError(
+                f"{folder} holds no sweep ({_CONFIG} is missing): name the --folder of a sweep"
+            ) from None
+        return cls(config.model_copy(update={"storage": storage}), folder)
 
     def _open_study(self) -> Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import base64
+import json
+from datetime import datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import optuna
+import pytest
+from matplotlib.figure import Figure
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from analysis.hyperparameters import FrontModel, fit_front
+from analysis.plots import front_trials
+from analysis.power_laws import ComputeLaw, fit_compute_law
+from analysis.report import category_shares, write_report
+from analysis.trials import trials_frame
+from carbs.space import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs.study import (
+    FAILURE,
+    FORGOTTEN,
+    PREDICTED,
+    create_study,
+    distributions,
+    flatten,
+    records,
+)
+
+SCRIPT = "<script>alert(1)</script>"
+WIDTH = Param("width", LogSpace(min=1, is_integer=True), 32)
+MIX = Param("mix", MixtureSpace(["code", "<b>prose</b>"]), {"code": 0.5, "<b>prose</b>": 0.5})
+PARAMS = [
+    WIDTH,
+    Param('drop"<i>out', LinearSpace(min=0, max=1, scale=0.2), 0.3),
+    Param("optimizer", ChoiceSpace(["adam", "<u>sgd"]), "adam"),
+    MIX,
+]
+CHECK: dict[str, Any] = {
+    "cost_factor": 8.0,
+    "level": 0.9,
+    "params": {"width": 512, "mix": {"code": 1e-5, "<b>prose</b>": 0.99999}},
+    "predicted_output": 2.1,
+    "predicted_output_interval": [2.0, 2.3],
+    "predicted_cost": 1800.0,
+    "predicted_cost_interval": [1600.0, 2000.0],
+    "warnings": ["width < 16 lies on its <b>bound</b>"],
+}
+
+# By the twelve finished trials of `make_study`, its failures, and the one without an output.
+SPENT = sum(10 ** (i / 5) for i in range(12)) + 2 + 1.5 + 3
+
+
+def measured(output_inside: bool, cost_inside: bool) -> dict[str, Any]:
+    return {
+        **CHECK,
+        "measured_output": 2.22,
+        "measured_cost": 1912.0,
+        "output_inside": output_inside,
+        "cost_inside": cost_inside,
+    }
+
+
+def make_study(
+    params: list[Param], *, name: str = "demo", direction: Any = "minimize", fails: bool = True
+) -> Study:
+    """Twelve finished trials at random, and with ``fails`` one of each other kind."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rng = np.random.default_rng(0)
+    space = SearchSpace(params)
+    study = create_study(name, None, direction)
+    study.set_user_attr("space", json.dumps([param.model_dump(mode="json") for param in params]))
+    named = distributions(space)
+
+    def add(state: TrialState, values: list[float] | None, attributes: dict[str, Any]) -> None:
+        z = rng.standard_normal(space.n_dims)
+        flat = flatten(space.decode(space.snap(z[None, :])[0]))
+        trial = optuna.trial.create_trial(
+            state=state,
+            values=values,
+            params={key: flat[key] for key in named},
+            distributions=named,
+            user_attrs=attributes,
+        )
+        trial.datetime_complete = datetime(2024, 5, 6, 7, 8)
+        study.add_trial(trial)
+
+    sign = 1.0 if direction == "minimize" else -1.0
+    for i in range(12):
+        cost = 10 ** (i / 5)
+        output = 5 + sign * (2 * cost**-0.3 + 0.02 * rng.standard_normal())
+        predicted = {
+            "predicted_output": output,
+            "predicted_output_interval": [output - (0.1 if i else -0.1), output + 0.2],
+            "predicted_cost": cost * 1.1,
+            "predicted_cost_interval": [cost * 0.9, cost * 1.3],
+        }
+        add(TrialState.COMPLETE, [output, cost], {PREDICTED: predicted})
+    if fails:
+        for reason, cost in ((f"nan {SCRIPT}", 2.0), (f"nan {SCRIPT}", None), ("memory", 1.5)):
+            add(TrialState.FAIL, None, {FAILURE: {"reason": reason, "cost": cost}})
+        add(TrialState.FAIL, None, {FORGOTTEN: "the node went away"})
+        add(TrialState.COMPLETE, [float("inf"), 3.0], {})
+    return study
+
+
+def fitted(study: Study, params: list[Param], direction: Any = "minimize") -> FrontModel:
+    known = records(study.get_trials(), SearchSpace(params))
+    return fit_front(SearchSpace(params), known.observations, direction=direction)
+
+
+@pytest.fixture(scope="module")
+def sweep() -> tuple[Study, FrontModel, ComputeLaw]:
+    study = make_study(PARAMS, name=f"sweep {SCRIPT}")
+    best = front_trials(trials_frame(study))
+    law = fit_compute_law(best["cost"], best["output"], n_resamples=20)
+    return study, fitted(study, PARAMS), law
+
+
+class Reader(HTMLParser):
+    """Text, tags and attributes; fails where a tag is closed that was not open."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+        if "style" not in self.open:
+            self.text += data
+
+    def images(self) -> dict[str, bytes]:
+        found = {}
+        for tag, attributes in self.tags:
+            if tag == "img":
+                source, alternative = attributes["src"], attributes["alt"]
+                assert source and alternative
+                start = "data:image/png;base64,"
+                assert source.startswith(start)
+                found[alternative] = base64.b64decode(source.removeprefix(start))
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(
+    sweep: tuple[Study, FrontModel, ComputeLaw], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "new"
+    path = write_report(folder, *sweep, measured(True, True))
+    assert path == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Reader:
+    return Reader((folder / "report.html").read_text())
+
+
+def test_the_page_needs_no_other_resource(folder: Path, page: Reader) -> None:
+    text = (folder / "report.html").read_text()
+    assert "http://" not in text and "https://" not in text
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    assert "url(" not in text and "@import" not in text
+    for _, attributes in page.tags:
+        assert (attributes.get("src") or "data:").startswith("data:")
+
+
+def test_names_and_reasons_are_escaped(page: Reader) -> None:
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "b", "u"}
+    assert f"sweep {SCRIPT}" in page.text
+    assert f"nan {SCRIPT}" in page.text
+    assert "<u>sgd" in page.text
+    assert 'drop"<i>out' in page.text
+    assert "<b>prose</b>" in page.text
+
+
+def test_every_parameter_has_its_panel(page: Reader) -> None:
+    images = page.images()
+    for name in ("width", 'drop"<i>out', "optimizer", "mix.code", "mix.<b>prose</b>", "mix"):
+        assert f"Best {name} over cost" in images
+
+
+def test_figures_are_files_and_not_empty(folder: Path, page: Reader) -> None:
+    files = {path.read_bytes() for path in (folder / "figures").glob("*.png")}
+    images = set(page.images().values())
+    assert files == images
+    assert len(images) == 10
+    assert all(len(image) > 5000 for image in images)
+
+
+def test_the_title_counts_trials_and_cost(page: Reader) -> None:
+    assert "2024-05-06 07:08" in page.text
+    assert "12 trials finished" in page.text
+    assert "4 failed" in page.text
+    assert "1 lost to a machine" in page.text
+    assert f"total cost {SPENT:.4g} s (7.24 min)" in page.text
+
+
+def test_failures_are_counted_by_reason(page: Reader) -> None:
+    assert ["2", "2", f"nan {SCRIPT}"] in page.rows
+    assert ["1", "1.5", "memory"] in page.rows
+    assert ["1", "3", "output is inf"] in page.rows
+
+
+def test_the_law_is_written_out(page: Reader, sweep: tuple[Study, FrontModel, ComputeLaw]) -> None:
+    law = sweep[2]
+    assert f"L(C) = {law.E:.4g} + {law.k:.4g} · C−{law.g:.4g}" in page.text
+    assert law.fitted_to in page.text
+    low, high = law.summary()[["low", "high"]].iloc[2]
+    rows = {row[0]: row for row in page.rows}
+    assert rows["g"][1:3] == [f"{law.g:.4g}", f"{low:.4g} to {high:.4g}"]
+
+
+def test_the_front_is_a_table_cheapest_first(
+    page: Reader, sweep: tuple[Study, FrontModel, ComputeLaw]
+) -> None:
+    best = front_trials(trials_frame(sweep[0]))
+    start = next(i for i, row in enumerate(page.rows) if row[:3] == ["trial", "cost (s)", "output"])
+    rows = page.rows[start + 1 : start + 1 + len(best)]
+    assert [row[0] for row in rows] == [str(number) for number in best["number"]]
+    assert [row[3] for row in rows] == [f"{width:,}" for width in best["width"]]
+
+
+def test_the_mix_is_a_table_of_shares(page: Reader) -> None:
+    row = next(row for row in page.rows if row[0] == "<b>prose</b>")
+    assert len(row) == 4
+    assert all("%" in cell for cell in row[1:])
+
+
+def test_calibration_is_counted(page: Reader) -> None:
+    assert "11 of 12 for the output and 12 of 12 for the cost" in page.text
+
+
+def test_all_trials_are_in_the_last_table(page: Reader) -> None:
+    assert "All 17 trials" in page.text
+    assert [row[0] for row in page.rows[-17:]] == [str(i) for i in range(17)]
+    assert [row[1] for row in page.rows[-5:]] == ["failed"] * 3 + ["forgotten", "complete"]
+    assert any(tag == "details" and "open" not in attributes for tag, attributes in page.tags)
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict"),
+    [
+        (measured(True, True), "Output and cost came out inside their 90% intervals."),
+        (measured(True, False), "The cost missed its 90% interval; the other held."),
+        (measured(False, True), "The output missed its 90% interval; the other held."),
+        (measured(False, False), "Output and cost both missed their 90% intervals."),
+        (CHECK, "Predicted; not measured yet."),
+        ({**CHECK, "failure": f"nan {SCRIPT}"}, f"The check run failed: nan {SCRIPT}"),
+    ],
+)
+def test_the_verdict_on_the_check_run(
+    sweep: tuple[Study, FrontModel, ComputeLaw],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: dict[str, Any],
+    verdict: str,
+) -> None:
+    page, _ = quick_report(tmp_path, monkeypatch, *sweep, check)
+    assert verdict in page.text
+    assert ["512", "0", "1"] in page.rows
+    assert "Note: width < 16 lies on its <b>bound</b>." in page.text
+    row = next(row for row in page.rows if row[0] == "cost")
+    assert row[1:3] == ["1,800 s", "1,600 to 2,000 s"]
+    assert row[3] == ("1,912 s" if "measured_cost" in check else "not yet")
+
+
+def quick_report(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study: Study,
+    front: FrontModel,
+    *rest: Any,
+    **options: Any,
+) -> tuple[Reader, list[str]]:
+    """The page without drawn figures, which take most of the time, and their axes' labels."""
+    labels = []
+
+    def savefig(figure: Figure, file: IO[bytes], **_: Any) -> None:
+        labels.extend([figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()])
+        file.write(b"a figure")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    path = write_report(tmp_path, study, front, *rest, **options)
+    return Reader(path.read_text()), labels
+
+
+def test_a_plain_sweep_without_failures_mix_law_or_check(tmp_path: Path) -> None:
+    params = [WIDTH]
+    study = make_study(params, fails=False)
+    page = Reader(write_report(tmp_path, study, fitted(study, params), None).read_text())
+    assert "No trial failed." in page.text
+    assert "Check run" not in page.text
+    assert "No law" in page.text
+    assert "Best width over cost" in page.images()
+    assert not any("mix" in name for name in page.images())
+
+
+def test_a_sweep_that_maximizes(
+    sweep: tuple[Study, FrontModel, ComputeLaw], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = [WIDTH, MIX]
+    study = make_study(params, direction="maximize")
+    front = fitted(study, params, "maximize")
+    page, labels = quick_report(tmp_path, monkeypatch, study, front, sweep[2])
+    assert "No law" in page.text
+    assert "L(C)" not in page.text
+    assert "highest output" in page.text
+    assert "lowest output" not in page.text
+    # Of the front and of convergence.
+    assert [label for label in labels if "better" in label] == ["output (higher is better)"] * 2
+
+
+def test_a_sweep_without_predictions_in_another_unit(
+    sweep: tuple[Study, FrontModel, ComputeLaw], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, front, law = sweep
+    unpredicted = make_study(PARAMS)
+    for trial in unpredicted.get_trials(deepcopy=False):
+        trial.user_attrs.pop(PREDICTED, None)
+    page, labels = quick_report(tmp_path, monkeypatch, unpredicted, front, law, cost_unit="GPU-<h>")
+    assert "No finished trial was predicted" in page.text
+    assert f"total cost {SPENT:.4g} GPU-<h>" in page.text
+    assert "with the cost C in GPU-<h>" in page.text
+    assert all("(GPU-<h>)" in label for label in labels if "cost" in label)
+    assert "(s)" not in page.text
+
+
+def test_letters_that_the_font_lacks_only_leave_a_box(tmp_path: Path) -> None:
+    params = [Param("幅 $🦙$ /", LogSpace(), 32.0)]
+    study = make_study(params, name="掃引")
+    front = fitted(study, params)
+    page = Reader(write_report(tmp_path, study, front, None).read_text())
+    assert "Best 幅 $🦙$ / over cost" in page.images()
+    # Written a second time, over the first.
+    write_report(tmp_path, study, front, None)
+    assert all(path.parent == tmp_path / "figures" for path in tmp_path.rglob("*.png"))
+
+
+def test_category_shares_sum_to_one(sweep: tuple[Study, FrontModel, ComputeLaw]) -> None:
+    front = sweep[1]
+    shares = category_shares(front, PARAMS[2])
+    assert list(shares) == ["adam", "<u>sgd"]
+    np.testing.assert_allclose(sum(shares.values()), np.ones(len(front.levels)))

@@ -1,0 +1,275 @@
+"""A study and our records are the same thing; CarbsSampler is a sampler like any other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    MultiObjectiveSamplerTestCase,
+    RelativeSamplerTestCase,
+)
+from optuna.trial import TrialState
+
+from carbs import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs.study import (
+    CarbsSampler,
+    create_study,
+    distributions,
+    flatten,
+    records,
+    tell_failure,
+    tell_forgotten,
+    unflatten,
+)
+
+PARAMS = [
+    Param("size", LogSpace(scale=0.5, min=16, max=4096, is_integer=True, rounding_factor=16), 64),
+    Param("layers", LogSpace(min=1, is_integer=True), 2),
+    Param("rate", LogSpace(scale=0.5), 1e-2),
+    Param("decay", LogitSpace(), 0.9),
+    Param("shift", LinearSpace(), 0.0),
+    Param("optimizer", ChoiceSpace(["adam", "sgd"]), "adam"),
+    Param("mix", MixtureSpace(["code", "prose", "none"]), {"code": 0.6, "prose": 0.4, "none": 0.0}),
+]
+SPACE = SearchSpace(PARAMS)
+
+
+def new_study(storage: str | None = None, direction: Any = "minimize", **options: Any) -> Study:
+    study = create_study("test", storage, direction)
+    study.sampler = CarbsSampler(PARAMS, **options)
+    return study
+
+
+def train(params: dict[str, Any]) -> tuple[float, float]:
+    output = 1 + params["size"] ** -0.3 + (math.log10(params["rate"]) + 2.5) ** 2
+    return output + (params["mix.code"] - 0.8) ** 2, 0.1 * params["size"]
+
+
+def run_trials(study: Study, n: int) -> None:
+    for _ in range(n):
+        trial = study.ask()
+        study.tell(trial, train(trial.params))
+
+
+def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    """Equal but for rounding."""
+    assert set(a) == set(b)
+    for name, value in a.items():
+        expected = b[name]
+        is_text = isinstance(expected, str)
+        assert value == (expected if is_text else pytest.approx(expected, rel=1e-9, abs=1e-12))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def test_asking_gives_every_parameter_in_its_space() -> None:
+    study = new_study()
+    for _ in range(8):
+        trial = study.ask()
+        params = unflatten(SPACE, trial.params)
+        assert params is not None
+        assert SPACE.check(params) == params
+        assert set(trial.params) == set(distributions(SPACE))
+        for name, distribution in trial.distributions.items():
+            assert distribution._contains(distribution.to_internal_repr(trial.params[name]))
+        assert sum(trial.params[f"mix.{k}"] for k in ("code", "prose", "none")) == pytest.approx(1)
+        study.tell(trial, train(trial.params))
+    assert_same(study.trials[0].params, flatten(SPACE.center_params))
+    assert study.trials[-1].params != study.trials[0].params
+
+
+def test_suggesting_a_parameter_gives_what_was_asked() -> None:
+    """``trial.suggest_float`` in an ordinary objective, at the sampler's bounds or others."""
+    study = new_study()
+    trial = study.ask()
+    assert trial.suggest_float("rate", 1e-300, 1e300, log=True) == trial.params["rate"]
+    # One that the sampler was not told of is drawn at random.
+    assert 3 <= trial.suggest_float("temperature", 3, 4) <= 4
+
+
+def test_optimize_runs_an_ordinary_objective() -> None:
+    study = new_study()
+    study.optimize(lambda trial: train(trial.params), n_trials=3)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_flattening_and_back() -> None:
+    assert flatten(SPACE.center_params)["mix.prose"] == 0.4
+    assert unflatten(SPACE, flatten(SPACE.center_params)) == SPACE.center_params
+    lacking = flatten(SPACE.center_params)
+    del lacking["mix.none"]
+    assert unflatten(SPACE, lacking) is None
+
+
+def test_enqueued_values_are_kept_and_the_rest_is_suggested() -> None:
+    study = new_study()
+    study.enqueue_trial({"rate": 0.125})
+    study.enqueue_trial({**flatten(SPACE.center_params), "size": 1024, "mix.code": 0.4})
+    first, second, third = study.ask(), study.ask(), study.ask()
+    assert first.params["rate"] == 0.125
+    assert_same(first.params, {**flatten(SPACE.center_params), "rate": 0.125})
+    assert second.params["size"] == 1024
+    assert second.params["mix.code"] == 0.4
+    assert third.params["rate"] != 0.125
+    # A prediction for something else than what is run would be a lie.
+    assert "predicted" not in first.user_attrs
+
+
+def test_an_enqueued_mixture_in_part_still_sums_to_one() -> None:
+    study = new_study()
+    study.enqueue_trial({"mix.code": 0.2})
+    try:
+        trial = study.ask()
+    except ValueError as error:
+        assert "mix" in str(error)  # refusing is as good
+        return
+    assert trial.params["mix.code"] == 0.2
+    params = unflatten(SPACE, trial.params)
+    assert params is not None
+    assert SPACE.check(params) == params
+
+
+def test_a_study_is_read_as_records() -> None:
+    study = new_study()
+    trials = [study.ask() for _ in range(6)]
+    study.tell(trials[0], [2.5, 3.0])
+    tell_failure(study, trials[1].number, "out of memory", 1.5)
+    tell_forgotten(study, trials[2].number, "the node went away")
+    study.tell(trials[3], [math.inf, 4.0])
+    study.tell(trials[4], state=TrialState.FAIL)
+    found = records(study.trials, SPACE)
+    assert [(o.id, o.output, o.cost) for o in found.observations] == [("0", 2.5, 3.0)]
+    assert_same(flatten(found.observations[0].params), flatten(SPACE.center_params))
+    assert [(f.id, f.reason, f.cost) for f in found.failures] == [
+        ("1", "out of memory", 1.5),
+        ("3", "output is inf", 4.0),
+        ("4", "failed", None),
+    ]
+    assert [s.id for s in found.pending] == ["5"]
+    assert found.pending[0].params == unflatten(SPACE, trials[5].params)
+
+
+def test_predictions_are_kept_with_their_trial() -> None:
+    study = new_study()
+    run_trials(study, 4)
+    study.ask()
+    pending = records(study.trials, SPACE).pending[0]
+    for middle, interval in (
+        (pending.predicted_output, pending.predicted_output_interval),
+        (pending.predicted_cost, pending.predicted_cost_interval),
+    ):
+        assert middle is not None
+        assert interval is not None
+        assert interval[0] < middle < interval[1]
+    assert pending.success_probability == 1
+
+
+def test_trials_over_other_parameters_are_left_out() -> None:
+    study = new_study()
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    trial = study.ask()
+    trial.suggest_float("rate", 0.1, 1)
+    study.tell(trial, [1.0, 1.0])
+    found = records(study.trials, SPACE)
+    assert found.observations == found.failures == found.pending == []
+
+
+def test_a_cost_that_is_not_positive_is_refused_with_its_trial() -> None:
+    study = new_study()
+    study.tell(study.ask(), [1.0, 0.0])
+    with pytest.raises(ValueError, match="trial 0 has cost 0"):
+        study.ask()
+
+
+@pytest.mark.parametrize("cost", [-1.0, math.inf])
+def test_an_impossible_cost_of_a_failure_does_not_spoil_the_study(cost: float) -> None:
+    study = new_study()
+    trial = study.ask()
+    try:
+        tell_failure(study, trial.number, "diverged", cost)
+    except ValueError as error:
+        assert "cost" in str(error)  # refusing is as good
+    study.ask()
+
+
+def test_same_trials_and_seed_same_suggestion_in_any_storage(tmp_path: Path) -> None:
+    studies = [new_study(seed=3), new_study(f"sqlite:///{tmp_path / 'study.db'}", seed=3)]
+    for study in studies:
+        run_trials(study, 6)
+        tell_failure(study, study.ask().number, "diverged")
+        study.ask()
+    # One that opens the database anew knows as much.
+    studies.append(new_study(f"sqlite:///{tmp_path / 'study.db'}", seed=3))
+    assert studies[2].trials[-1].params == studies[0].trials[-1].params
+    expected = studies[0].ask().params
+    assert studies[2].ask().params == expected
+    other = new_study(seed=4)
+    run_trials(other, 6)
+    assert other.trials[-1].params != studies[0].trials[5].params
+
+
+def test_maximising_studies_mirror_minimising_ones() -> None:
+    down, up = new_study(), new_study(direction="maximize")
+    for _ in range(6):
+        a, b = down.ask(), up.ask()
+        assert a.params == b.params
+        output, cost = train(a.params)
+        down.tell(a, [output, cost])
+        up.tell(b, [-output, cost])
+
+
+@pytest.mark.parametrize(
+    "directions", [["minimize", "maximize"], ["minimize", "minimize", "minimize"]]
+)
+def test_other_objectives_are_refused(directions: list[Any]) -> None:
+    study = optuna.create_study(directions=directions, sampler=CarbsSampler(PARAMS))
+    with pytest.raises(ValueError, match=r"expects \(output, cost\)"):
+        study.ask()
+
+
+def test_creating_a_study_again_opens_it(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    run_trials(new_study(storage), 1)
+    assert len(create_study("test", storage).trials) == 1
+
+
+def sampler() -> BaseSampler:
+    # Named as no parameter in Optuna's tests is: those parameters have other bounds from call to
+    # call, and are drawn at random, while ours is searched beside them.
+    return CarbsSampler([Param("searched", LinearSpace(), 0.0)])
+
+
+class _OurSampler:
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return sampler
+
+
+class TestBasicConformance(_OurSampler, BasicSamplerTestCase):
+    pass
+
+
+class TestMultiObjectiveConformance(_OurSampler, MultiObjectiveSamplerTestCase):
+    pass
+
+
+class TestRelativeConformance(_OurSampler, RelativeSamplerTestCase):
+    # These ask sample_relative for the parameters of a search space of the test's own. Ours are
+    # stored with the trial before it starts, and so it has no relative parameters.
+    test_sample_relative_numerical = None  # type: ignore[assignment]
+    test_sample_relative_categorical = None  # type: ignore[assignment]
+    test_sample_relative_mixed = None  # type: ignore[assignment]
+
+
+# SingleOnlySamplerTestCase is for samplers that refuse two objectives; ours is made for them.

@@ -1,0 +1,144 @@
+"""The command line: plain words, exit codes, one line a trial."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launchers.cli import main
+
+WriteSweep = Callable[..., Path]
+WriteModule = Callable[[str], str]
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCli:
+    """Exit code, standard output and standard error of ``carbs ...``."""
+
+    def run_cli(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["carbs", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_cli
+
+
+@pytest.fixture
+def sweep_file(write_module: WriteModule, write_sweep: WriteSweep) -> Path:
+    source = (
+        "def train(params, job):\n"
+        "    if job.folder.name.startswith('00002'): raise ValueError('odd')\n"
+        "    x = params['x']\n"
+        "    return {'output': 1 + x**-0.5, 'cost': 2.0 * x}\n"
+    )
+    return write_sweep(
+        function=f"{write_module(source)}:train", executor="debug", max_trials=7, max_in_flight=1
+    )
+
+
+@pytest.mark.parametrize("arguments", [(), ("sweep",), ("demo",)])
+def test_help(run_cli: RunCli, arguments: tuple[str, ...]) -> None:
+    code, out, err = run_cli(*arguments, "--help")
+    assert code == 0
+    assert "Usage: " in out
+    assert ("--folder" in out) == bool(arguments)
+    assert err == ""
+
+
+def test_plain_output_is_one_line_a_trial(
+    run_cli: RunCli, sweep_file: Path, tmp_path: Path
+) -> None:
+    code, out, err = run_cli("sweep", sweep_file, "--folder", tmp_path / "sweep")
+    assert code == 0, err
+    lines = out.splitlines()
+    for number, line in enumerate(lines[:7]):
+        if number == 2:
+            assert re.fullmatch(r"trial +2  failed: ValueError: odd  x=\S+", line)
+        else:
+            assert re.fullmatch(rf"trial +{number}  loss \d\.\d+  cost +\d+\.\d+ s  x=\S+", line)
+    assert re.fullmatch(r"6 trials done, 1 failed, cost spent \d+\.\d s", lines[7])
+    assert not [line for line in lines[8:] if line.startswith("trial")]
+
+
+def test_options_stand_in_for_the_file(run_cli: RunCli, sweep_file: Path, tmp_path: Path) -> None:
+    outs = []
+    for seed in ("1", "2"):
+        _, out, _ = run_cli(
+            "sweep", sweep_file, "--folder", tmp_path / seed, "--seed", seed, "--max-trials", "3"
+        )
+        assert "2 trials done, 1 failed" in out
+        outs.append(out)
+    assert outs[0] != outs[1]
+
+
+def assert_plain_error(outcome: tuple[int, str, str], *said: str) -> None:
+    code, out, err = outcome
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for words in said:
+        assert words in err
+
+
+def test_errors_are_told_in_plain_words(
+    run_cli: RunCli, sweep_file: Path, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent.yaml"
+    assert_plain_error(run_cli("sweep", absent), f"cannot read the sweep file {absent}")
+    assert_plain_error(
+        run_cli("sweep", sweep_file, "--executor", "pbs"), "executor", "'local', 'slurm' or 'debug'"
+    )
+    assert_plain_error(
+        run_cli("sweep", sweep_file, "--folder", sweep_file / "below"),
+        f"cannot write the sweep's folder {sweep_file / 'below'}",
+        "--folder",
+    )
+    assert_plain_error(
+        run_cli("sweep", write_sweep(max_trails=3), "--folder", tmp_path / "sweep"),
+        "did you mean 'max_trials'",
+    )
+
+
+def test_an_error_during_the_sweep_is_plain_too(
+    run_cli: RunCli, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    file = write_sweep(function="no_such_module:train", executor="debug")
+    code, out, err = run_cli("sweep", file, "--folder", tmp_path / "sweep")
+    assert code == 2
+    assert len(out.splitlines()) == 5
+    assert "error: all of the first 5 trials failed" in err
+    assert "No module named 'no_such_module'" in err
+    # What the jobs themselves print is theirs; the message stands below it, without a traceback.
+    assert "Traceback" not in err[err.index("error: ") :]
+
+
+def test_a_database_that_cannot_be_opened(
+    run_cli: RunCli, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    file = write_sweep(storage=f"sqlite:///{tmp_path}/no/such/folder/study.db")
+    assert_plain_error(run_cli("sweep", file, "--folder", tmp_path / "sweep"), "study.db")
+
+
+def test_a_database_that_is_none(run_cli: RunCli, sweep_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "study.db").write_text("not a database" * 100)
+    assert_plain_error(run_cli("sweep", sweep_file, "--folder", tmp_path / "sweep"), "study.db")
+
+
+def test_wrong_usage(run_cli: RunCli, sweep_file: Path) -> None:
+    for arguments in (("sweep",), ("swep",), ("sweep", sweep_file, "--sead", "1")):
+        code, _, err = run_cli(*arguments)
+        assert code == 2
+        assert "Usage: " in err
+        assert "Traceback" not in err

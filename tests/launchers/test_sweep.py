@@ -1,0 +1,478 @@
+"""Sweeps from end to end, with a training function of a few lines; and controllers that die."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from launchers.config import load_sweep
+from launchers.errors import FolderError, SweepFileError, SweepStoppedError
+from launchers.job import Result
+from launchers.outcomes import BadConfiguration
+from launchers.sweep import Ended, Interrupted, Status, Sweep
+
+WriteModule = Callable[[str], str]
+WriteSweep = Callable[..., Path]
+WaitUntil = Callable[[Callable[[], bool], str], None]
+Carbs = Callable[..., Any]
+
+TRAINING = '''
+import math, os, threading
+from pathlib import Path
+import numpy as np
+from launchers.job import BadConfigurationError
+
+def note(job, what):
+    """One line in one write: jobs append at the same time."""
+    with open(job.settings["log"], "a") as log:
+        log.write(f"{what} {job.folder.name}\\n")
+
+def wait_until(condition):
+    nothing = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        nothing.wait(0.01)
+    raise TimeoutError
+
+def law(params):
+    x = params["x"]
+    return {"output": 1 + x**-0.5, "cost": 1 + x, "metrics": {"x": x, "list": [1, 2]}}
+
+def train(params, job):
+    note(job, "start")
+    BODY
+    note(job, "finish")
+    return law(params)
+'''
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.txt"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def make_sweep(write_module: WriteModule, write_sweep: WriteSweep, log: Path) -> Callable[..., Any]:
+    """Writes a sweep whose function has this body; returns its file."""
+
+    def make_sweep(body: str = "pass", settings: dict[str, Any] | None = None, **keys: Any) -> Path:
+        name = write_module(TRAINING.replace("BODY", body))
+        settings = {"log": str(log), **(settings or {})}
+        return write_sweep(function=f"{name}:train", settings=settings, **keys)
+
+    return make_sweep
+
+
+def open_sweep(file: Path, **overrides: Any) -> Sweep:
+    return Sweep(load_sweep(file, **overrides), file.parent / "sweep", (str(file.parent),))
+
+
+def run(sweep: Sweep, on_end: Callable[[Ended], None] = lambda ended: None) -> Status:
+    with sweep.controlling():
+        return sweep.run(on_end=on_end)
+
+
+def counts(log: Path) -> tuple[Counter[str], Counter[str]]:
+    """How often each trial (not attempt) has started and has finished."""
+    starts: Counter[str] = Counter()
+    finishes: Counter[str] = Counter()
+    for line in log.read_text().splitlines():
+        what, folder = line.split()
+        (starts if what == "start" else finishes)[folder.split("-")[0]] += 1
+    return starts, finishes
+
+
+def is_locked(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
+def stored_trials(folder: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="small", storage=f"sqlite:///{folder / 'study.db'}").trials
+
+
+def test_a_sweep_in_local_processes(make_sweep: Callable[..., Path], log: Path) -> None:
+    # The first waits for the second to start: they run at the same time or not at all.
+    file = make_sweep(
+        'job.folder.name == "00000-1" and '
+        'wait_until(lambda: "start 00001-1" in Path(job.settings["log"]).read_text())'
+    )
+    sweep = open_sweep(file)
+    ended: list[Ended] = []
+    status = run(sweep, ended.append)
+    assert len(status.records.observations) == 6
+    assert status.records.failures == status.records.pending == []
+    assert sorted(end.number for end in ended) == list(range(6))
+    n_running = most = 0
+    for line in log.read_text().splitlines():
+        n_running += 1 if line.startswith("start") else -1
+        most = max(most, n_running)
+    assert most == 2
+    for trial in stored_trials(sweep.folder):
+        assert trial.state == TrialState.COMPLETE
+        x = trial.params["x"]
+        assert trial.values == pytest.approx([1 + x**-0.5, 1 + x])
+        assert trial.user_attrs["metrics"] == {"x": x, "list": [1, 2]}
+    assert status.spent == pytest.approx(sum(o.cost for o in status.records.observations))
+    assert status.reserved == 0
+
+
+def test_the_debug_executor_runs_inside_the_controller(make_sweep: Callable[..., Path]) -> None:
+    file = make_sweep('import sys; sys.modules["launchers"].seen_here = os.getpid()')
+    status = run(open_sweep(file, executor="debug"))
+    assert len(status.records.observations) == 6
+    import launchers
+
+    assert vars(launchers).pop("seen_here") == os.getpid()
+
+
+def test_jobs_of_a_trial_have_their_own_seed_and_the_shared_folder(
+    make_sweep: Callable[..., Path], log: Path
+) -> None:
+    body = 'note(job, f"{job.seed}|{job.shared_folder.is_dir()}")'
+    run(open_sweep(make_sweep(body, seed=40), executor="debug", max_trials=3))
+    said = [line.split()[0] for line in log.read_text().splitlines() if "|" in line]
+    assert said == ["40|True", "41|True", "42|True"]
+
+
+def test_a_failing_configuration_is_a_failure_with_its_reason(
+    make_sweep: Callable[..., Path],
+) -> None:
+    body = (
+        'n = int(job.folder.name[:5])\n    if n == 2: raise BadConfigurationError("too big", 0.5)'
+    )
+    body += '\n    if n == 3: raise RuntimeError("went wrong")'
+    sweep = open_sweep(make_sweep(body), executor="debug")
+    ended: list[Ended] = []
+    status = run(sweep, ended.append)
+    assert {f.id: (f.reason, f.cost) for f in status.records.failures} == {
+        "2": ("too big", 0.5),
+        "3": ("RuntimeError: went wrong", None),
+    }
+    assert [end.reason for end in ended] == [
+        None,
+        None,
+        "too big",
+        "RuntimeError: went wrong",
+        None,
+        None,
+    ]
+    assert len(status.records.observations) == 4
+    assert status.spent == pytest.approx(sum(o.cost for o in status.records.observations) + 0.5)
+    # A program's error is a failure at once: trying it again would only cost more.
+    assert not (sweep.folder / "jobs" / "00003-2").exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"output": math.nan, "cost": 1}',
+        '{"output": math.inf, "cost": 1}',
+        '{"output": 1, "cost": 0}',
+        '{"output": 1}',
+    ],
+)
+def test_an_impossible_result_is_a_failure_and_the_sweep_goes_on(
+    make_sweep: Callable[..., Path], answer: str
+) -> None:
+    file = make_sweep(f'if job.folder.name == "00001-1": return {answer}')
+    status = run(open_sweep(file, executor="debug", max_trials=4))
+    assert len(status.records.observations) == 3
+    assert [failure.id for failure in status.records.failures] == ["1"]
+
+
+def test_numpy_among_the_metrics_loses_no_trial(make_sweep: Callable[..., Path]) -> None:
+    file = make_sweep('return {**law(params), "metrics": {"nll": np.float32(2)}}')
+    status = run(open_sweep(file, executor="debug", max_trials=2))
+    assert len(status.records.observations) == 2
+
+
+def test_a_negative_cost_of_a_failure_does_not_end_the_sweep(
+    make_sweep: Callable[..., Path],
+) -> None:
+    file = make_sweep('if job.folder.name == "00001-1": raise BadConfigurationError("bad", -1)')
+    status = run(open_sweep(file, executor="debug", max_trials=3))
+    assert len(status.records.observations) == 2
+
+
+def test_a_job_that_dies_is_tried_once_more(make_sweep: Callable[..., Path], log: Path) -> None:
+    # Trial 0 dies on its first machine, trial 1 on every.
+    file = make_sweep('if job.folder.name in ("00000-1", "00001-1", "00001-2"): os._exit(3)')
+    sweep = open_sweep(file, max_trials=3)
+    status = run(sweep)
+    assert sorted(o.id or "" for o in status.records.observations) == ["0", "2"]
+    (failure,) = status.records.failures
+    assert failure.id == "1"
+    assert "without a report" in failure.reason
+    starts, finishes = counts(log)
+    assert starts == {"00000": 2, "00001": 2, "00002": 1}
+    assert finishes == {"00000": 1, "00002": 1}
+
+
+def test_a_sweep_in_which_nothing_succeeds_stops(make_sweep: Callable[..., Path]) -> None:
+    sweep = open_sweep(make_sweep("raise RuntimeError('no such data')"), executor="debug")
+    with pytest.raises(SweepStoppedError) as stop:
+        run(sweep)
+    for words in ("5 trials failed", "no such data", str(sweep.folder / "jobs"), "search_center"):
+        assert words in str(stop.value)
+
+
+def test_the_budget_is_kept_to_within_one_runs_misprediction(
+    make_sweep: Callable[..., Path],
+) -> None:
+    file = make_sweep(budget=30, max_trials=60)
+    sweep = open_sweep(file, executor="debug")
+    status = run(sweep)
+    overrun = max(
+        trial.values[1] - (trial.user_attrs["predicted"]["predicted_cost"] or 0)
+        for trial in stored_trials(sweep.folder)
+    )
+    assert status.spent <= 30 + max(overrun, 0)
+    # And it is spent: what is left would not pay for the cheapest run.
+    assert status.spent > 30 - min(o.cost for o in status.records.observations)
+    assert len(status.records.observations) < 60
+
+
+def test_what_runs_is_reserved_from_the_budget(
+    make_sweep: Callable[..., Path], tmp_path: Path, wait_until: WaitUntil, log: Path
+) -> None:
+    """Six jobs that all would fit alone, and wait for each other: only some may start."""
+    go = tmp_path / "go"
+    file = make_sweep(
+        'int(job.folder.name[:5]) > 1 and wait_until(Path(job.settings["go"]).exists)',
+        {"go": str(go)},
+        budget=12,
+        max_in_flight=1,
+    )
+    run(open_sweep(file, executor="debug", max_trials=2))
+    sweep = open_sweep(file, max_trials=30)
+    object.__setattr__(sweep.config, "max_in_flight", 6)
+    statuses: list[Status] = []
+
+    def look(status: Status) -> None:
+        statuses.append(status)
+        # When nothing more can be paid for, let those that wait go on.
+        if status.spent + status.reserved > 12 - 3 or len(status.records.pending) == 6:
+            go.touch()
+
+    with sweep.controlling():
+        sweep.run(look)
+    for status in statuses:
+        if status.records.pending:
+            dearest = max(o.cost for o in status.records.observations)
+            assert status.reserved > 0
+            assert status.spent + status.reserved <= 12 + dearest
+
+
+def test_only_one_controller_at_a_time(make_sweep: Callable[..., Path]) -> None:
+    file = make_sweep()
+    first, second = open_sweep(file), open_sweep(file)
+    with (
+        first.controlling(),
+        pytest.raises(FolderError, match="another controller is running"),
+        second.controlling(),
+    ):
+        pytest.fail("two controllers")
+    with second.controlling():
+        pass
+
+
+def test_a_folder_belongs_to_its_parameters(make_sweep: Callable[..., Path]) -> None:
+    open_sweep(make_sweep())
+    other = make_sweep(parameters={"x": {"space": "log", "search_center": 2.0}})
+    with pytest.raises(FolderError, match=r"searches other parameters.*another --folder"):
+        open_sweep(other)
+
+
+def test_a_folder_that_cannot_be_written(make_sweep: Callable[..., Path]) -> None:
+    file = make_sweep()
+    (file.parent / "sweep").write_text("a regular file")
+    with pytest.raises(FolderError, match=r"cannot write .*sweep.*--folder"):
+        open_sweep(file)
+    below = file.parent / "sweep" / "below"
+    with pytest.raises(FolderError, match=r"cannot write .*below.*--folder"):
+        Sweep(load_sweep(file), below)
+
+
+def test_executor_options_are_checked(make_sweep: Callable[..., Path]) -> None:
+    sweep = open_sweep(make_sweep(executor_options={"time_out": 3}))
+    with pytest.raises(SweepFileError, match=r"executor_options for local: .*time_out"):
+        run(sweep)
+
+
+def test_more_trials_continue_as_one_sweep_would_have(
+    make_sweep: Callable[..., Path], log: Path
+) -> None:
+    file = make_sweep(max_in_flight=1)
+    run(open_sweep(file, executor="debug", max_trials=5))
+    in_two = run(open_sweep(file, executor="debug", max_trials=8))
+    assert set(counts(log)[0].values()) == {1}
+    other_folder = file.parent / "other"
+    config = load_sweep(file, executor="debug", max_trials=8)
+    in_one = run(Sweep(config, other_folder, (str(file.parent),)))
+    assert in_two.records.observations == in_one.records.observations
+    # Nothing is left to do, and so nothing is done.
+    assert run(open_sweep(file, executor="debug", max_trials=8)).records == in_two.records
+
+
+def test_a_controller_that_died_while_asking_leaves_nothing_behind(
+    make_sweep: Callable[..., Path],
+) -> None:
+    file = make_sweep()
+    sweep = open_sweep(file, executor="debug", max_trials=3)
+    sweep.study.sampler = optuna.samplers.RandomSampler()
+    sweep.study.ask()  # a trial that runs, without parameters
+    status = run(sweep)
+    assert len(status.records.observations) == 3
+    assert status.records.failures == status.records.pending == []
+
+
+def test_a_report_written_while_no_controller_lived_is_found(
+    make_sweep: Callable[..., Path], log: Path
+) -> None:
+    """Asked, written down, run and reported; only told it was not."""
+    file = make_sweep()
+    sweep = open_sweep(file, executor="debug", max_trials=3)
+    with pytest.raises(KeyboardInterrupt), sweep.controlling():
+        sweep.run(on_change=raise_keyboard_interrupt)
+    assert [trial.state for trial in stored_trials(sweep.folder)] == [TrialState.RUNNING]
+    status = run(open_sweep(file, executor="debug", max_trials=3))
+    assert len(status.records.observations) == 3
+    assert set(counts(log)[0].values()) == {1}
+
+
+def raise_keyboard_interrupt(status: Status) -> None:
+    raise KeyboardInterrupt
+
+
+def test_one_configuration_can_be_run_by_name(make_sweep: Callable[..., Path], log: Path) -> None:
+    file = make_sweep('if params["x"] < 0: raise BadConfigurationError("negative", 2.0)')
+    for _ in range(2):
+        sweep = open_sweep(file, executor="debug")
+        result = sweep.run_one({"x": 4.0}, "check")
+        assert isinstance(result, Result)
+        assert (result.output, result.cost) == (1.5, 5.0)
+    assert log.read_text() == "start check-1\nfinish check-1\n"
+    assert sweep.run_one({"x": -1.0}, "bad") == BadConfiguration("negative", 2.0)
+    # It is no trial.
+    assert sweep.status().records.observations == []
+
+
+def test_ctrl_c_inside_the_controller(make_sweep: Callable[..., Path]) -> None:
+    sweep = open_sweep(make_sweep(), executor="debug")
+
+    def press(ended: Ended) -> None:
+        if ended.number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        run(sweep, press)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert len(sweep.status().records.observations) == 3
+    assert (
+        len(
+            run(
+                open_sweep(sweep.folder.parent / "sweep.yaml", executor="debug")
+            ).records.observations
+        )
+        == 6
+    )
+
+
+def test_ctrl_c_leaves_jobs_running_and_the_same_command_continues(
+    make_sweep: Callable[..., Path],
+    tmp_path: Path,
+    carbs: Carbs,
+    wait_until: WaitUntil,
+    log: Path,
+) -> None:
+    go, folder = tmp_path / "go", tmp_path / "sweep"
+    file = make_sweep('wait_until(Path(job.settings["go"]).exists)', {"go": str(go)})
+    command = ("sweep", file, "--folder", folder)
+    controller = carbs(*command)
+    wait_until(lambda: log.read_text().count("start") == 2, "two jobs to start")
+    code, out, err = controller.press_ctrl_c()
+    assert (code, err) == (130, "")
+    assert "interrupted: running jobs go on" in out
+    assert f"carbs sweep {file} --folder {folder}" in out
+    assert counts(log)[1] == {}
+
+    # Two finish while there is no controller, two are running when the next comes.
+    go.touch()
+    wait_until(lambda: log.read_text().count("finish") == 2, "the jobs to finish by themselves")
+    go.unlink()
+    controller = carbs(*command)
+    wait_until(lambda: log.read_text().count("start") == 4, "two more jobs to start")
+    assert controller.press_ctrl_c()[0] == 130
+    controller = carbs(*command)
+    wait_until(lambda: is_locked(folder / "controller.lock"), "the next controller")
+    go.touch()
+    code, out, err = controller.wait()
+    assert code == 0, err
+    assert "6 trials done, 0 failed" in out
+    starts, finishes = counts(log)
+    every_trial = {f"{number:05d}": 1 for number in range(6)}
+    assert starts == every_trial
+    assert finishes == every_trial
+
+
+def test_a_second_command_on_the_same_folder_is_refused(
+    make_sweep: Callable[..., Path], tmp_path: Path, carbs: Carbs
+) -> None:
+    file = make_sweep()
+    with open_sweep(file).controlling():
+        code, out, err = carbs("sweep", file, "--folder", tmp_path / "sweep").wait()
+    assert (code, out) == (2, "")
+    assert err.startswith("error: another controller is running")
+
+
+def test_a_controller_killed_at_any_moment_loses_and_repeats_nothing(
+    make_sweep: Callable[..., Path],
+    tmp_path: Path,
+    carbs: Carbs,
+    wait_until: WaitUntil,
+    log: Path,
+) -> None:
+    folder = tmp_path / "sweep"
+    file = make_sweep()
+    moments: list[tuple[str, Callable[[], bool]]] = [
+        ("the folder", folder.exists),
+        ("the database", (folder / "study.db").exists),
+        ("the first job's folder", (folder / "jobs" / "00000-1").exists),
+    ]
+    for n in (2, 5, 8):
+        # The default binds n now.
+        moments.append((f"line {n}", lambda n=n: len(log.read_text().splitlines()) >= n))  # type: ignore[misc]
+    for what, has_come in moments:
+        controller = carbs("sweep", file, "--folder", folder)
+        process = controller.process
+        wait_until(lambda: has_come() or process.poll() is not None, what)  # noqa: B023
+        assert process.poll() is None, controller.wait()
+        process.kill()
+        process.wait()
+    code, out, err = carbs("sweep", file, "--folder", folder).wait()
+    assert code == 0, err
+    assert "6 trials done, 0 failed" in out
+    trials = [trial for trial in stored_trials(folder) if "forgotten" not in trial.user_attrs]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    assert all(trial.user_attrs["metrics"]["x"] == trial.params["x"] for trial in trials)
+    starts, finishes = counts(log)
+    assert starts == finishes == {f"{trial.number:05d}": 1 for trial in trials}
