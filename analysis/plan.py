@@ -1,9 +1,9 @@
 """From a budget to a configuration, with the loss and the cost to expect; and the check run.
 
-The configuration lies on the lines of the front (:mod:`analysis.hyperparameters`), at the place whose
-predicted cost is the one asked for. What to expect of it is the surrogate's posterior there, with
-the noise of a new measurement: its trend continues beyond the sweep with slopes and an irreducible
-level that are themselves uncertain, so that the interval widens with the distance.
+The configuration lies on the lines of :mod:`analysis.hyperparameters`, where the predicted cost is
+the one asked for. What to expect of it is the surrogate's posterior there, with the noise of a new
+measurement: its trend continues beyond the sweep with slopes and an irreducible level that are
+themselves uncertain, so that the interval widens with the distance.
 """
 
 from __future__ import annotations
@@ -49,12 +49,20 @@ class Plan:
 def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
     """The law of loss over cost, through the runs on the Pareto front.
 
+    The cheapest run is on every front, however bad it is: only runs that do better than the one
+    nearest the search centre count.
+
     Raises:
-        ValueError: fewer than four runs on the front.
+        ValueError: outputs to be maximised, or fewer than four such runs.
     """
+    if front.direction == "maximize":
+        raise ValueError("a scaling law needs a loss, but the outputs are to be maximized")
     costs = np.array([observation.cost for observation in front.observations])
     losses = np.array([observation.output for observation in front.observations])
+    Z = front.space.encode_all([observation.params for observation in front.observations])
+    center_loss = losses[np.argmin(np.square(Z).sum(axis=1))]
     chosen = pareto_front(costs, losses)
+    chosen = chosen[losses[chosen] <= center_loss]
     return fit_compute_law(costs[chosen], losses[chosen], n_resamples)
 
 

@@ -6,7 +6,6 @@ out.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -124,4 +123,4 @@ def _of(predicted: Plan, config: CheckConfig) -> Check:
 def _write(path: Path, check: Check) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(check.model_dump_json(indent=1) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -1,8 +1,8 @@
 """The training function: ``train(params, job)`` trains one model and asks it the questions.
 
 ``output`` is the log of answer perplexity, the mean over the question sets of their nats per byte
-(lower is better). ``cost`` is the seconds of the training loop alone. With the same parameters and
-seed, the output is the same to the last bit on the same machine's CPU.
+(lower is better). ``cost`` is the device's seconds in the training loop alone. With the same
+parameters and seed, the output is the same to the last bit on the same machine's CPU.
 """
 
 from __future__ import annotations
@@ -195,10 +195,15 @@ def _precision(device: torch.device) -> contextlib.AbstractContextManager[object
 
 
 def _now(device: torch.device) -> float:
-    """Seconds on a clock of its own, once the work queued on the device is done."""
+    """Seconds of the device spent so far, on a clock of its own.
+
+    On a GPU, time on the clock, once the queued work is done. On a CPU, time of the processor: other
+    work on the machine must not make a configuration look expensive.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
