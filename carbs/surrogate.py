@@ -275,8 +275,9 @@ class Standardisation:
     spread: float
 
     @classmethod
-    def of(cls, x: FloatArray) -> Standardisation:
-        return cls(float(x.mean()), max(float(x.std()), 1e-9 * abs(float(x.mean())), 1e-12))
+    def of(cls, x: FloatArray, least_spread: float = 1e-12) -> Standardisation:
+        mean = float(x.mean())
+        return cls(mean, max(float(x.std()), 1e-9 * abs(mean), least_spread))
 
     def apply(self, x: FloatArray) -> FloatArray:
         return np.asarray((x - self.mean) / self.spread)
@@ -438,9 +439,11 @@ def fit_surrogate(
     log_evidence = _log_evidence(output_process, warps, losses)
     weights = np.exp(log_evidence - log_evidence.max())
 
-    cost_scale = Standardisation.of(log_costs)
+    # At least one nat: the first few runs may cost alike, but a step away from them need not.
+    cost_scale = Standardisation.of(log_costs, least_spread=1.0)
     first_costs = log_costs[:n_first]
-    cost_kernel = fit_kernel(Z[:n_first], Standardisation.of(first_costs).apply(first_costs))
+    first_scale = Standardisation.of(first_costs, least_spread=1.0)
+    cost_kernel = fit_kernel(Z[:n_first], first_scale.apply(first_costs))
     cost_process = GaussianProcess(cost_kernel, Z, cost_scale.apply(log_costs)[:, None])
 
     success = None

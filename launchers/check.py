@@ -23,7 +23,7 @@ class Check(BaseModel):
     """``check.json``: a prediction, and once the run has ended, what came out.
 
     Attributes:
-        cost_factor: cost asked for, as a multiple of the sweep's dearest run.
+        cost_factor: cost asked for, as a multiple of the sweep's dearest run within ``max_cost``.
         level: of the intervals.
         failure: why the check run could not be trained, where it could not.
     """
@@ -75,6 +75,8 @@ def predict_check(sweep: Sweep, config: CheckConfig, front: FrontModel) -> Check
     if path.exists():
         return Check.model_validate_json(path.read_text())
     dearest = max(observation.cost for observation in front.observations)
+    if sweep.config.max_cost is not None:  # a run that overshot it is no measure
+        dearest = min(dearest, sweep.config.max_cost)
     predicted = plan(front, config.cost_factor * dearest)
     check = _of(predicted, config)
     _write(path, check)

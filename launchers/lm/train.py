@@ -197,8 +197,8 @@ def _precision(device: torch.device) -> contextlib.AbstractContextManager[object
 def _now(device: torch.device) -> float:
     """Seconds of the device spent so far, on a clock of its own.
 
-    On a GPU, time on the clock, once the queued work is done. On a CPU, time of the processor: other
-    work on the machine must not make a configuration look expensive.
+    On a GPU, time on the clock, once the queued work is done. On a CPU, time of the processor:
+    other work on the machine must not make a configuration look expensive.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()

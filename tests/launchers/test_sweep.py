@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 from collections import Counter
@@ -94,16 +93,6 @@ def counts(log: Path) -> tuple[Counter[str], Counter[str]]:
     return starts, finishes
 
 
-def is_locked(path: Path) -> bool:
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        fcntl.flock(file, fcntl.LOCK_UN)
-    return False
-
-
 def stored_trials(folder: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name="small", storage=f"sqlite:///{folder / 'study.db'}").trials
 
@@ -116,15 +105,14 @@ def test_a_sweep_in_local_processes(make_sweep: Callable[..., Path], log: Path) 
     )
     sweep = open_sweep(file)
     ended: list[Ended] = []
-    status = run(sweep, ended.append)
+    n_pending: list[int] = []
+    with sweep.controlling():
+        status = sweep.run(lambda now: n_pending.append(len(now.records.pending)), ended.append)
     assert len(status.records.observations) == 6
     assert status.records.failures == status.records.pending == []
     assert sorted(end.number for end in ended) == list(range(6))
-    n_running = most = 0
-    for line in log.read_text().splitlines():
-        n_running += 1 if line.startswith("start") else -1
-        most = max(most, n_running)
-    assert most == 2
+    assert max(n_pending) == 2
+    assert counts(log)[1] == {f"{number:05d}": 1 for number in range(6)}
     for trial in stored_trials(sweep.folder):
         assert trial.state == TrialState.COMPLETE
         x = trial.params["x"]
@@ -342,6 +330,7 @@ def test_a_controller_that_died_while_asking_leaves_nothing_behind(
     status = run(sweep)
     assert len(status.records.observations) == 3
     assert status.records.failures == status.records.pending == []
+    assert all(trial.state.is_finished() for trial in stored_trials(sweep.folder))
 
 
 def test_a_report_written_while_no_controller_lived_is_found(
@@ -405,27 +394,33 @@ def test_ctrl_c_leaves_jobs_running_and_the_same_command_continues(
     log: Path,
 ) -> None:
     go, folder = tmp_path / "go", tmp_path / "sweep"
-    file = make_sweep('wait_until(Path(job.settings["go"]).exists)', {"go": str(go)})
+    go.mkdir()
+    body = 'wait_until((Path(job.settings["go"]) / job.folder.name[:5]).exists)'
+    file = make_sweep(body, {"go": str(go)})
     command = ("sweep", file, "--folder", folder)
+
+    def wait_for(*lines: str) -> None:
+        wait_until(lambda: set(lines) <= set(log.read_text().splitlines()), f"{lines}")
+
     controller = carbs(*command)
-    wait_until(lambda: log.read_text().count("start") == 2, "two jobs to start")
+    wait_for("start 00000-1", "start 00001-1")
     code, out, err = controller.press_ctrl_c()
     assert (code, err) == (130, "")
     assert "interrupted: running jobs go on" in out
     assert f"carbs sweep {file} --folder {folder}" in out
     assert counts(log)[1] == {}
 
-    # Two finish while there is no controller, two are running when the next comes.
-    go.touch()
-    wait_until(lambda: log.read_text().count("finish") == 2, "the jobs to finish by themselves")
-    go.unlink()
+    # One finishes while there is no controller. The next one sees that, and that the other is
+    # still running, before it starts another.
+    (go / "00000").touch()
+    wait_for("finish 00000-1")
     controller = carbs(*command)
-    wait_until(lambda: log.read_text().count("start") == 4, "two more jobs to start")
+    wait_for("start 00002-1")
     assert controller.press_ctrl_c()[0] == 130
-    controller = carbs(*command)
-    wait_until(lambda: is_locked(folder / "controller.lock"), "the next controller")
-    go.touch()
-    code, out, err = controller.wait()
+    assert counts(log)[1] == {"00000": 1}
+    for number in range(1, 6):
+        (go / f"{number:05d}").touch()
+    code, out, err = carbs(*command).wait()
     assert code == 0, err
     assert "6 trials done, 0 failed" in out
     starts, finishes = counts(log)
