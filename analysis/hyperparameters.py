@@ -25,7 +25,7 @@ import numpy as np
 from carbs.acquisition import TrustBox
 from carbs.optimizer import Direction
 from carbs.records import Failure, Observation
-from carbs.space import FloatArray, LogSpace, MixtureSpace, Param, Params, SearchSpace
+from carbs.space import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Param, Params, SearchSpace
 from carbs.surrogate import Surrogate, fit_surrogate
 
 N_LEVELS = 9
@@ -227,7 +227,7 @@ def _numbers(front: FrontModel, param: Param) -> dict[str, FloatArray]:
             ).reshape(n_draws, n_levels)
             for component in param.space.components
         }
-    if isinstance(decoded[0], (str, bool)):
+    if isinstance(param.space, ChoiceSpace):
         return {}
     numbers = np.array([float(value) for value in decoded])  # type: ignore[arg-type]  # numbers
     return {param.name: numbers.reshape(n_draws, n_levels)}

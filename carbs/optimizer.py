@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, overload
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.acquisition import FrontImprovement, TrustBox, maximize
 from carbs.pareto import pareto_front
@@ -99,7 +99,8 @@ def _search(
 def _suggestion(
     space: SearchSpace, id: str, z: FloatArray, surrogate: Surrogate | None, sign: float
 ) -> Suggestion:
-    params = space.decode(z)
+    is_center = np.array_equal(z, space.center)
+    params = dict(space.center_params) if is_center else space.decode(z)
     if surrogate is None:
         return Suggestion(id=id, params=params)
     low, middle, high = sorted(sign * surrogate.output_quantiles(z[None, :], _QUANTILES)[0])
@@ -118,7 +119,7 @@ def _suggestion(
 class _State(BaseModel):
     """The JSON of a saved optimizer."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     version: Literal[1] = 1
     params: list[Param]
@@ -275,12 +276,12 @@ class CARBS:
             ValueError: the file is no saved optimizer; says where it deviates.
         """
         try:
-            state = _State.model_validate_json(Path(path).read_text())
-        except ValidationError as error:
+            state = _State.model_validate_json(Path(path).read_bytes())
+            optimizer = cls(
+                state.params, direction=state.direction, max_cost=state.max_cost, seed=state.seed
+            )
+        except ValueError as error:  # pydantic's ValidationError is one
             raise ValueError(f"{path} is no saved optimizer: {error}") from None
-        optimizer = cls(
-            state.params, direction=state.direction, max_cost=state.max_cost, seed=state.seed
-        )
         optimizer._state = state
         return optimizer
 

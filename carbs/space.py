@@ -38,7 +38,8 @@ _LARGEST_WARP = 300.0  # 10 ** 300 is still a float
 class _Space(BaseModel):
     """What every space offers. ``center`` is always a valid value of the space."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    # JSON with "Infinity": a bound that is not there must survive being saved.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     @property
     @abstractmethod
@@ -242,14 +243,17 @@ class ChoiceSpace(_Space):
         return len(self.choices)
 
     def check(self, value: Any) -> Value:
-        for choice in self.choices:
+        return self.choices[self._index(value)]
+
+    def _index(self, value: Any) -> int:
+        for i, choice in enumerate(self.choices):
             if choice == value and isinstance(choice, bool) == isinstance(value, bool):
-                return choice
+                return i
         raise ValueError(f"{value!r} is none of {list(self.choices)}")
 
     def encode(self, value: Any, center: Any) -> FloatArray:
         z = np.zeros(self.n_dims)
-        z[list(self.choices).index(self.check(value))] = 1.0  # type: ignore[arg-type]  # checked
+        z[self._index(value)] = 1.0
         return z
 
     def decode(self, z: FloatArray, center: Any) -> Value:
@@ -317,6 +321,9 @@ class MixtureSpace(_Space):
     def check(self, value: Any) -> Value:
         if not isinstance(value, Mapping) or set(value) != set(self.components):
             raise ValueError(f"{value!r} is no mapping with the components {list(self.components)}")
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float, np.number)):
+                raise ValueError(f"the weight {weight!r} of {name!r} is no number")
         weights = np.array([float(value[name]) for name in self.components])
         if not np.all(np.isfinite(weights)) or np.any(weights < 0):
             raise ValueError(f"weights {dict(value)} must be finite and not negative")
@@ -364,8 +371,8 @@ def _onto_bounded_simplex(weights: FloatArray, low: FloatArray, high: FloatArray
     """
     if np.all(weights >= low) and np.all(weights <= high):
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-    t_low = np.full((len(weights), 1), -2.0)
-    t_high = np.full((len(weights), 1), 2.0)
+    t_high = 1 + np.abs(weights).max(axis=1, keepdims=True)
+    t_low = -t_high
     for _ in range(60):
         t = (t_low + t_high) / 2
         too_much = np.clip(weights + t, low, high).sum(axis=1, keepdims=True) > 1

@@ -160,7 +160,13 @@ def records(trials: Sequence[FrozenTrial], space: SearchSpace) -> Records:
 
 
 def tell_failure(study: Study, number: int, reason: str, cost: float | None = None) -> None:
-    """End a trial as a failure of its configuration, with its reason and what it spent."""
+    """End a trial as a failure of its configuration, with its reason and what it spent.
+
+    Raises:
+        ValueError: the cost is negative or not finite.
+    """
+    if cost is not None and not 0 <= cost < float("inf"):
+        raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
     _set_attribute(study, number, FAILURE, {"reason": reason, "cost": cost})
     study.tell(number, state=TrialState.FAIL)
 
@@ -219,9 +225,9 @@ class CarbsSampler(BaseSampler):
         """Store a suggestion's parameters with the trial, so that it is complete at once."""
         fixed = trial.system_attrs.get("fixed_params", {})
         suggestion = self._suggest(study, trial.number)
-        flat = flatten(suggestion.params)
+        flat = self._with_fixed(flatten(suggestion.params), fixed)
         for name, distribution in self._distributions.items():
-            value = fixed.get(name, flat[name])
+            value = flat[name]
             study._storage.set_trial_param(
                 trial._trial_id, name, distribution.to_internal_repr(value), distribution
             )
@@ -231,6 +237,20 @@ class CarbsSampler(BaseSampler):
             predicted = suggestion.model_dump(mode="json", exclude={"id", "params"})
             study._storage.set_trial_user_attr(trial._trial_id, PREDICTED, predicted)
             trial.user_attrs[PREDICTED] = predicted
+
+    def _with_fixed(self, flat: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Enqueued values in place of suggested ones; the rest of a mixture shares what is left."""
+        merged = {name: fixed.get(name, value) for name, value in flat.items()}
+        for param in self.space.params:
+            if isinstance(param.space, MixtureSpace):
+                names = [f"{param.name}.{component}" for component in param.space.components]
+                free = [name for name in names if name not in fixed]
+                left = 1 - sum(merged[name] for name in names if name in fixed)
+                suggested = sum(merged[name] for name in free)
+                for name in free:
+                    share = merged[name] / suggested if suggested > 0 else 1 / len(free)
+                    merged[name] = max(left, 0.0) * share
+        return merged
 
     def sample_independent(
         self,

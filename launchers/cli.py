@@ -115,7 +115,11 @@ def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> Non
 def _conclude(sweep: Sweep) -> None:
     """What the sweep has taught: the laws, the check run, the report."""
     config = sweep.config.check
-    front = _front(sweep, config.level if config else CheckConfig().level)
+    try:
+        front = _front(sweep, config.level if config else CheckConfig().level)
+    except SweepStoppedError as error:  # the search itself is done and recorded
+        console.print(f"note: {error}", **_PLAIN)
+        return
     check = None
     if config is not None:
         check = predict_check(sweep, config, front)

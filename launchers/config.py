@@ -13,6 +13,7 @@ budget: 300
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,10 +65,10 @@ class SweepConfig(BaseModel):
         check: the run that checks the prediction at the end; None for none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     name: str = Field(min_length=1)
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: str
     parameters: list[Param] = Field(min_length=1)
     settings: dict[str, Any] = {}
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -87,6 +88,15 @@ class SweepConfig(BaseModel):
         if not isinstance(parameters, dict):
             return parameters
         return [_parameter(str(name), fields) for name, fields in parameters.items()]
+
+    @field_validator("function")
+    @classmethod
+    def _module_and_function(cls, function: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", function):
+            raise ValueError(
+                f"{function!r} is not of the form module:function, such as my_module:train"
+            )
+        return function
 
     @model_validator(mode="after")
     def _check_budget(self) -> SweepConfig:

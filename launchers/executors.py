@@ -7,7 +7,9 @@ job's identity: a controller that starts anew finds from it whether the job is s
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,7 +66,7 @@ class LocalExecutor:
 
     def submit(self, folder: Path) -> str:
         executor = _executor("local", folder, self._options)
-        with _ctrl_c_stays_here():
+        with _detached():
             job = self._started[folder] = executor.submit(run, str(folder))
         return str(job.job_id)
 
@@ -111,15 +113,25 @@ def _executor(cluster: str, folder: Path, options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _ctrl_c_stays_here() -> Iterator[None]:
-    """Processes started inside do not see the terminal's Ctrl-C, nor that it was closed.
+def _detached() -> Iterator[None]:
+    """Processes started inside see neither the terminal's Ctrl-C nor its end, nor hold its output.
 
-    They inherit the blocked signals; our own are delivered when the block ends.
+    They inherit the blocked signals; our own are delivered when the block ends. Their logs are
+    files, and a pipe behind the controller must not wait for them.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    sys.stdout.flush()
+    kept = {fd: os.dup(fd) for fd in (1, 2)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
+        for fd in kept:
+            os.dup2(nowhere, fd)
         yield
     finally:
+        for fd, copy in kept.items():
+            os.dup2(copy, fd)
+            os.close(copy)
+        os.close(nowhere)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

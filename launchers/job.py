@@ -11,6 +11,7 @@ Between the controller and a job there are two files in the job's folder, and no
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import traceback
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 
 class BadConfigurationError(Exception):
@@ -89,7 +90,7 @@ class Failed(BaseModel):
 
     kind: Literal["failed"] = "failed"
     reason: str
-    cost: float | None = None
+    cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     traceback: str
 
 
@@ -117,7 +118,7 @@ class JobFile(BaseModel):
 def write_job(folder: Path, job_file: JobFile) -> None:
     """Make a job's folder with its ``job.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "job.json", job_file)
+    _write(folder / "job.json", job_file.model_dump_json(indent=1))
 
 
 def read_report(folder: Path) -> JobReport | None:
@@ -142,16 +143,49 @@ def run(folder: str) -> None:
     try:
         function = load_function(job_file.function, job_file.python_path)
         job = Job(path, job_file.shared_folder, job_file.seed, job_file.settings)
-        report = Finished(result=Result.model_validate(function(job_file.params, job)))
-    except BadConfigurationError as error:
-        report = Failed(reason=error.reason, cost=error.cost, traceback=traceback.format_exc())
+        report = Finished(result=_result(function(job_file.params, job)))
+        text = report.model_dump_json(indent=1)  # inside: metrics may hold what JSON cannot
     except Exception as error:
+        report = _failed(error)
+        text = report.model_dump_json(indent=1)
+        print(report.traceback, file=sys.stderr)
+    _write(path / "report.json", text)
+
+
+def _result(returned: Any) -> Result:
+    try:
+        result = Result.model_validate(returned)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in detail['loc']) or 'result'}: {detail['msg']}"
+            for detail in error.errors()
+        )
+        raise TypeError(
+            f"the function must return output, cost and maybe metrics, but {problems}"
+        ) from None
+    if not math.isfinite(result.output):
+        raise BadConfigurationError(f"output is {result.output}", cost=result.cost)
+    return result
+
+
+def _failed(error: Exception) -> Failed:
+    """The report on an exception, in words that any file can hold."""
+    cost = None
+    if isinstance(error, BadConfigurationError):
+        reason = str(error.reason)
+        given = error.cost
+        if isinstance(given, (int, float)) and math.isfinite(given) and given >= 0:
+            cost = float(given)
+    else:
         first_line = (str(error).splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {first_line}"[:300]
-        report = Failed(reason=reason, traceback=traceback.format_exc())
-    _write(path / "report.json", report)
-    if isinstance(report, Failed):
-        print(report.traceback, file=sys.stderr)
+    trace = "".join(traceback.format_exception(error))
+    return Failed(reason=_printable(reason), cost=cost, traceback=_printable(trace))
+
+
+def _printable(text: str) -> str:
+    """Without lone surrogates, which UTF-8 has no bytes for."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def load_function(name: str, python_path: Sequence[str] = ()) -> Callable[..., Any]:
@@ -168,11 +202,11 @@ def load_function(name: str, python_path: Sequence[str] = ()) -> Callable[..., A
     return cast(Callable[..., Any], function)
 
 
-def _write(path: Path, model: BaseModel) -> None:
+def _write(path: Path, text: str) -> None:
     """In one step: a reader sees the whole file or none."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w") as file:
-        file.write(model.model_dump_json(indent=1))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

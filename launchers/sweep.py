@@ -30,6 +30,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from carbs.optimizer import COST_EXPONENT
 from carbs.records import Suggestion
@@ -145,7 +146,14 @@ class Sweep:
     def _open_study(self) -> Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = self.config.storage or f"sqlite:///{self.folder / 'study.db'}"
-        study = create_study(self.config.name, storage, self.config.direction)
+        try:
+            study = create_study(self.config.name, storage, self.config.direction)
+        except SQLAlchemyError as error:
+            # Without the URL: it may hold a password.
+            raise FolderError(
+                f"cannot open the study {self.config.name!r} in its database "
+                f"({type(error).__name__}): check the storage URL, or name another --folder"
+            ) from None
         space = json.dumps([param.model_dump(mode="json") for param in self.config.parameters])
         before = study.user_attrs.get(SPACE, space)
         if before != space:

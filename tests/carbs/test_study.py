@@ -115,7 +115,9 @@ def test_flattening_and_back() -> None:
 def test_enqueued_values_are_kept_and_the_rest_is_suggested() -> None:
     study = new_study()
     study.enqueue_trial({"rate": 0.125})
-    study.enqueue_trial({**flatten(SPACE.center_params), "size": 1024, "mix.code": 0.4})
+    study.enqueue_trial(
+        {**flatten(SPACE.center_params), "size": 1024, "mix.code": 0.4, "mix.prose": 0.6}
+    )
     first, second, third = study.ask(), study.ask(), study.ask()
     assert first.params["rate"] == 0.125
     assert_same(first.params, {**flatten(SPACE.center_params), "rate": 0.125})
