@@ -1,0 +1,146 @@
+"""Curves along the front and the plan beyond it, on a task whose optimum is known.
+
+The loss is a power law in size and tokens with a bowl around a learning rate that falls with size;
+the cost is their product. At a cost C the optimum is known in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+
+from analysis.hyperparameters import (
+    FrontModel,
+    best_configuration,
+    fit_front,
+    hyperparameter_curves,
+)
+from analysis.plan import fit_front_law, plan
+from carbs import ChoiceSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace
+
+SPACE = SearchSpace(
+    [
+        Param("size", LogSpace(scale=0.5), 1.0),
+        Param("tokens", LogSpace(scale=0.5), 1.0),
+        Param("rate", LogSpace(scale=0.5), 1.0),
+        Param("mix", MixtureSpace(["a", "b"]), {"a": 0.5, "b": 0.5}),
+    ]
+)
+RATE_EXPONENT = -0.5  # in size, and so half of it in cost
+
+
+def loss(size: float, tokens: float, rate: float, a: float) -> float:
+    bowl = 0.15 * math.log10(rate / size**RATE_EXPONENT) ** 2 + 0.5 * (a - 0.7) ** 2
+    return 1.0 + size**-0.3 + tokens**-0.3 + bowl
+
+
+@cache
+def sweep(seed: int = 0, direction: str = "minimize") -> FrontModel:
+    """150 runs around the front, as a search leaves them: most cheap, none dearer than 100."""
+    rng = np.random.default_rng(seed)
+    sign = 1.0 if direction == "minimize" else -1.0
+    observations = []
+    for _ in range(150):
+        cost = 10 ** rng.uniform(-0.5, 2.0)
+        size = math.sqrt(cost) * 10 ** (0.25 * rng.standard_normal())
+        rate = size**RATE_EXPONENT * 10 ** (0.4 * rng.standard_normal())
+        a = float(np.clip(0.7 + 0.2 * rng.standard_normal(), 0.02, 0.98))
+        tokens = cost / size
+        output = loss(size, tokens, rate, a) + 0.01 * rng.standard_normal()
+        observations.append(
+            Observation(
+                params={"size": size, "tokens": tokens, "rate": rate, "mix": {"a": a, "b": 1 - a}},
+                output=sign * output,
+                cost=cost * math.exp(0.05 * rng.standard_normal()),
+            )
+        )
+    return fit_front(SPACE, observations, direction=direction)  # type: ignore[arg-type]
+
+
+def test_exponents_lie_inside_their_intervals() -> None:
+    curves = {curve.name: curve for curve in hyperparameter_curves(sweep())}
+    for name, exponent in {"size": 0.5, "tokens": 0.5, "rate": RATE_EXPONENT / 2}.items():
+        found = curves[name].exponent
+        assert found is not None
+        median, low, high = found
+        assert low <= exponent <= high
+        assert low < median < high
+        assert high - low < 0.6
+
+
+def test_a_mixture_has_a_curve_for_each_component_and_finds_the_best_share() -> None:
+    curves = {curve.name: curve for curve in hyperparameter_curves(sweep())}
+    share = curves["mix.a"]
+    assert share.exponent is None
+    assert np.all(share.low <= share.median) and np.all(share.median <= share.high)
+    assert np.median(share.median) == pytest.approx(0.7, abs=0.12)
+    np.testing.assert_allclose(share.median + curves["mix.b"].median, 1.0, atol=0.02)
+
+
+def test_the_best_configuration_costs_what_was_asked_and_is_nearly_optimal() -> None:
+    params = best_configuration(sweep(), 30.0)
+    size, tokens, rate = (float(params[name]) for name in ("size", "tokens", "rate"))  # type: ignore[arg-type]
+    assert size * tokens == pytest.approx(30.0, rel=0.6)
+    best = loss(math.sqrt(30.0), math.sqrt(30.0), math.sqrt(30.0) ** RATE_EXPONENT, 0.7)
+    assert loss(size, tokens, rate, params["mix"]["a"]) < best * 1.03  # type: ignore[index]
+
+
+def test_the_plan_beyond_the_sweep_holds_what_comes_out() -> None:
+    inside = []
+    for seed in range(4):
+        planned = plan(sweep(seed), 800.0)
+        assert planned.cost == pytest.approx(800.0, rel=0.1)
+        assert planned.extrapolation == pytest.approx(8.0, rel=0.4)
+        params = planned.params
+        size, tokens, rate = (float(params[name]) for name in ("size", "tokens", "rate"))  # type: ignore[arg-type]
+        truth = loss(size, tokens, rate, params["mix"]["a"])  # type: ignore[index]
+        best = loss(math.sqrt(800), math.sqrt(800), math.sqrt(800) ** RATE_EXPONENT, 0.7)
+        assert truth < best * 1.08
+        low, high = planned.output_interval
+        assert low < planned.output < high
+        assert high - low < 0.5
+        inside.append(low <= truth <= high)
+        assert planned.cost_interval[0] <= size * tokens <= planned.cost_interval[1]
+    assert sum(inside) >= 3
+
+
+def test_maximizing_mirrors_minimizing() -> None:
+    low, high = plan(sweep(), 800.0).output_interval
+    mirrored = plan(sweep(direction="maximize"), 800.0)
+    assert mirrored.output_interval == pytest.approx((-high, -low))
+    with pytest.raises(ValueError, match="maximized"):
+        fit_front_law(sweep(direction="maximize"))
+
+
+def test_the_law_of_the_front_falls_to_the_irreducible_loss() -> None:
+    law = fit_front_law(sweep())
+    assert 0.5 < law.E < 1.5
+    assert law.predict(30.0) == pytest.approx(1 + 2 * 30.0**-0.15, rel=0.05)
+
+
+def test_far_plans_and_bounds_are_warned_of() -> None:
+    assert any("times the sweep's dearest" in warning for warning in plan(sweep(), 5e3).warnings)
+    space = SearchSpace(
+        [Param("size", LogSpace(max=10.0), 1.0), Param("kind", ChoiceSpace(["x", "y"]), "x")]
+    )
+    observations = [
+        Observation(
+            params={"size": size, "kind": kind},
+            output=1 + size**-0.3 + (kind == "y") * 0.2,
+            cost=size,
+        )
+        for size in np.geomspace(0.1, 10.0, 12).tolist()
+        for kind in ("x", "y")
+    ]
+    planned = plan(fit_front(space, observations), 80.0)
+    assert planned.params["kind"] == "x"
+    assert any("size = 10" in warning for warning in planned.warnings)
+
+
+def test_too_few_runs_are_an_error_that_says_so() -> None:
+    observations = sweep().observations[:3]
+    with pytest.raises(ValueError, match="at least four finished runs"):
+        fit_front(SPACE, observations)
