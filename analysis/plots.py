@@ -87,6 +87,7 @@ def plot_front(
     *,
     direction: Direction = "minimize",
     cost_unit: str = "s",
+    output_unit: str = "",
     ax: Axes | None = None,
 ) -> Axes:
     """Every trial in cost and output, the Pareto front, the law, and the check run.
@@ -97,6 +98,7 @@ def plot_front(
         check: the check run's prediction and, once it has run, its measurement.
         direction: whether a low or a high output is good.
         cost_unit: for the axis.
+        output_unit: likewise; empty for none.
         ax: to draw on.
     """
     ax = _axes(ax, _FRONT)
@@ -141,7 +143,7 @@ def plot_front(
     ax.set_xscale("log")
     _ticks(ax.xaxis, *ax.get_xlim())
     ax.set_xlabel(f"cost of one run ({cost_unit})")
-    ax.set_ylabel(_output_label(direction))
+    ax.set_ylabel(_output_label(direction, output_unit))
     handles, labels = ax.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: _LEGEND.index(labels[i].split(",")[0]))
     ax.legend(
@@ -338,6 +340,7 @@ def plot_predictions(
     *,
     direction: Direction = "minimize",
     cost_unit: str = "s",
+    output_unit: str = "",
     ax: Axes | None = None,
 ) -> Axes:
     """What was predicted when a trial was suggested, against what was then measured.
@@ -347,6 +350,7 @@ def plot_predictions(
         quantity: ``output``, or ``cost`` on logarithmic axes.
         direction: whether a low or a high output is good.
         cost_unit: for the axes of cost.
+        output_unit: likewise; empty for none.
         ax: to draw on.
     """
     ax = _axes(ax, _SQUARE)
@@ -387,7 +391,8 @@ def plot_predictions(
             _ticks(ax.xaxis, *limits)
             _ticks(ax.yaxis, *limits)
     ax.set_title(title)
-    unit = f" ({cost_unit})" if quantity == "cost" else ""
+    named = cost_unit if quantity == "cost" else output_unit
+    unit = f" ({named})" if named else ""
     n_beyond = 0 if not len(told) else int((~shown).sum())
     beyond = f"; {n_beyond} more beyond the axes" if n_beyond else ""
     ax.set_xlabel(f"measured {quantity}{unit}{beyond}")
@@ -400,6 +405,7 @@ def plot_convergence(
     *,
     direction: Direction = "minimize",
     cost_unit: str = "s",
+    output_unit: str = "",
     ax: Axes | None = None,
 ) -> Axes:
     """The best output so far over what the sweep had spent, failures included.
@@ -408,6 +414,7 @@ def plot_convergence(
         trials: of the study.
         direction: whether a low or a high output is good.
         cost_unit: for the axis.
+        output_unit: likewise; empty for none.
         ax: to draw on.
     """
     ax = _axes(ax, (7.2, 3.4))
@@ -423,7 +430,7 @@ def plot_convergence(
     _cut_off(ax, spent[done.index], done["output"], direction)
     ax.set_xlim(left=0)
     ax.set_xlabel(f"cost of all runs so far ({cost_unit})")
-    ax.set_ylabel(_output_label(direction))
+    ax.set_ylabel(_output_label(direction, output_unit))
     ax.legend(loc="upper right" if direction == "minimize" else "lower right")
     return _finish(ax)
 
@@ -474,8 +481,9 @@ def _cost_axis(ax: Axes, cost_unit: str) -> None:
     ax.set_xlabel(f"cost of one run ({cost_unit})")
 
 
-def _output_label(direction: Direction) -> str:
-    return "output (lower is better)" if direction == "minimize" else "output (higher is better)"
+def _output_label(direction: Direction, output_unit: str) -> str:
+    better = "lower is better" if direction == "minimize" else "higher is better"
+    return f"output ({output_unit}; {better})" if output_unit else f"output ({better})"
 
 
 def _bars(middle: Any, low: Any, high: Any) -> FloatArray:

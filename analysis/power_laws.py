@@ -137,8 +137,16 @@ def fit_compute_law(
     residuals = (log_L - fitted) * widening
     residuals = residuals - residuals.mean()
     rng = np.random.default_rng(seed)
+    # From the fit and from a middling E: where the fit has E at zero, nothing draws it back.
+    middling = np.array([math.log(0.5 * L.min()), math.log(0.5 * np.median(L)), 2 * best[2]])
     resamples = np.array(
-        [_descend(x, fitted + rng.choice(residuals, size=n), best)[0] for _ in range(n_resamples)]
+        [
+            min(
+                (_descend(x, fitted + resampled, start) for start in (best, middling)),
+                key=lambda fit: fit[1],
+            )[0]
+            for resampled in rng.choice(residuals, size=(n_resamples, n))
+        ]
     )
     coefficients = np.stack([_coefficients(theta, center) for theta in [best, *resamples]])
     E, k, g = coefficients[0]

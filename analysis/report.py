@@ -44,6 +44,7 @@ def write_report(
     check: Mapping[str, Any] | None = None,
     *,
     cost_unit: str = "s",
+    output_unit: str = "",
 ) -> Path:
     """Write ``report.html``, which needs no other file, and its figures into ``figures``.
 
@@ -58,11 +59,12 @@ def write_report(
             ``_interval``; maybe ``warnings``; then ``measured_output``, ``measured_cost``,
             ``output_inside`` and ``cost_inside``, or ``failure``, why it could not be trained.
         cost_unit: of the study's costs.
+        output_unit: of its outputs, for the axes; empty for none.
 
     Returns:
         The path of ``report.html``.
     """
-    page = _Page(folder, study, front, law, check, cost_unit)
+    page = _Page(folder, study, front, law, check, cost_unit, output_unit)
     path = folder / "report.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page.html(), encoding="utf-8")
@@ -91,12 +93,13 @@ class _Page:
         law: ComputeLaw | None,
         check: Mapping[str, Any] | None,
         cost_unit: str,
+        output_unit: str,
     ) -> None:
         self.folder = folder / "figures"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study, self.front, self.check = study, front, check
         self.law = law if front.direction == "minimize" else None
-        self.unit = cost_unit
+        self.unit, self.output_unit = cost_unit, output_unit
         self.trials = trials_frame(study, front.space)
         self.done = plots.finished(self.trials)
         self.failed = plots.failed(self.trials)
@@ -207,6 +210,7 @@ class _Page:
             self.check,
             direction=self.front.direction,
             cost_unit=self.unit,
+            output_unit=self.output_unit,
         )
         text = (
             "Each circle is one finished trial: what it cost, and the output that it reached. The "
@@ -351,6 +355,7 @@ class _Page:
                     quantity,
                     direction=self.front.direction,
                     cost_unit=self.unit,
+                    output_unit=self.output_unit,
                 ),
                 f"Predicted against measured {quantity}",
             )
@@ -364,7 +369,10 @@ class _Page:
 
     def _convergence(self) -> str:
         axes = plots.plot_convergence(
-            self.trials, direction=self.front.direction, cost_unit=self.unit
+            self.trials,
+            direction=self.front.direction,
+            cost_unit=self.unit,
+            output_unit=self.output_unit,
         )
         text = (
             f"The line is the {self.best} output found so far, over what all trials up to then "

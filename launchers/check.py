@@ -59,14 +59,14 @@ class Check(BaseModel):
         verdict = "inside" if self.output_inside else "outside"
         return f"check run: measured L={self.measured_output:.4f}, {predicted} ({verdict})"
 
-    def cost_line(self) -> str:
+    def cost_line(self, unit: str = "s") -> str:
         """The same for the cost."""
         low, high = self.predicted_cost_interval
-        predicted = f"predicted {self.predicted_cost:.1f} s [{low:.1f}, {high:.1f}]"
+        predicted = f"predicted {self.predicted_cost:.1f} {unit} [{low:.1f}, {high:.1f}]"
         if self.measured_cost is None:
             return f"           cost: {predicted}"
         verdict = "inside" if self.cost_inside else "outside"
-        return f"           cost: measured {self.measured_cost:.1f} s, {predicted} ({verdict})"
+        return f"           cost: measured {self.measured_cost:.1f} {unit}, {predicted} ({verdict})"
 
 
 def predict_check(sweep: Sweep, config: CheckConfig, front: FrontModel) -> Check:

@@ -94,12 +94,13 @@ def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> Non
     sweep = Sweep(config, folder, python_path)
     try:
         with sweep.controlling():
-            with Progress(console) as progress:
+            with Progress(console, config.cost_unit) as progress:
                 progress.changed(sweep.status())
                 status = sweep.run(progress.changed, progress.ended)
             console.print(
                 f"{len(status.records.observations)} trials done, "
-                f"{len(status.records.failures)} failed, cost spent {status.spent:.1f} s"
+                f"{len(status.records.failures)} failed, "
+                f"cost spent {status.spent:.1f} {config.cost_unit}"
             )
             _conclude(sweep)
     except Interrupted:
@@ -129,13 +130,13 @@ def _conclude(sweep: Sweep) -> None:
             console.print(f"  note: {warning}", **_PLAIN)
         if not check.has_ended:
             console.print(check.line(), **_PLAIN)
-            console.print(check.cost_line(), **_PLAIN)
+            console.print(check.cost_line(sweep.config.cost_unit), **_PLAIN)
             console.print("check run: training it now")
         check = run_check(sweep, check)
     page = _write_report(sweep, front, check)
     if check is not None:
         console.print(check.line(), **_PLAIN)
-        console.print(check.cost_line(), **_PLAIN)
+        console.print(check.cost_line(sweep.config.cost_unit), **_PLAIN)
     console.print(f"report: {page}", **_PLAIN)
 
 
@@ -161,7 +162,15 @@ def _write_report(sweep: Sweep, front: FrontModel, check: Check | None) -> Path:
         console.print(f"note: no law of loss over cost: {error}", **_PLAIN)
         law = None
     facts = check.model_dump(exclude_none=True) if check is not None else None
-    return write_report(sweep.folder, sweep.study, front, law, facts)
+    return write_report(
+        sweep.folder,
+        sweep.study,
+        front,
+        law,
+        facts,
+        cost_unit=sweep.config.cost_unit,
+        output_unit=sweep.config.output_unit,
+    )
 
 
 def main() -> None:

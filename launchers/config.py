@@ -60,6 +60,7 @@ class SweepConfig(BaseModel):
         max_trials: trials in all.
         max_cost: of one run, in the function's unit of cost (seconds unless it says otherwise).
         budget: of all runs together, in the same unit; None for no limit.
+        output_unit, cost_unit: for tables and figures.
         seed: of the search and of every job.
         storage: a database URL; None for an SQLite file in the sweep's folder.
         check: the run that checks the prediction at the end; None for none.
@@ -78,6 +79,8 @@ class SweepConfig(BaseModel):
     max_trials: int = Field(default=60, ge=1)
     max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    output_unit: str = ""
+    cost_unit: str = "s"
     seed: int = 0
     storage: str | None = None
     check: CheckConfig | None = None

@@ -22,10 +22,12 @@ class Progress:
 
     Args:
         console: where to print. Whether it is a terminal decides between table and lines.
+        cost_unit: of the lines.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, cost_unit: str = "s") -> None:
         self._console = console
+        self._cost_unit = cost_unit
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -49,16 +51,18 @@ class Progress:
 
     def ended(self, ended: Ended) -> None:
         if self._live is None:
-            self._console.print(line(ended), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(
+                line(ended, self._cost_unit), markup=False, highlight=False, soft_wrap=True
+            )
 
 
-def line(ended: Ended) -> str:
+def line(ended: Ended, cost_unit: str = "s") -> str:
     """One finished trial in one line."""
     params = format_params(ended.params)
     if ended.result is None:
         return f"trial {ended.number:4d}  failed: {ended.reason}  {params}"
     output, cost = ended.result.output, ended.result.cost
-    return f"trial {ended.number:4d}  loss {output:.4f}  cost {cost:8.3f} s  {params}"
+    return f"trial {ended.number:4d}  loss {output:.4f}  cost {cost:8.3f} {cost_unit}  {params}"
 
 
 def format_params(params: Mapping[str, Any]) -> str:
@@ -80,7 +84,7 @@ def best_by_decade(status: Status) -> list[tuple[str, float, float]]:
         decade = math.floor(math.log10(observation.cost))
         decades.setdefault(decade, []).append((observation.output, observation.cost))
     return [
-        (f"{10.0**decade:g} to {10.0 ** (decade + 1):g} s", *better(decades[decade]))
+        (f"{10.0**decade:g} to {10.0 ** (decade + 1):g}", *better(decades[decade]))
         for decade in sorted(decades)
     ]
 
@@ -98,31 +102,31 @@ def _screen(status: Status) -> Group:
     )
     parts: list[Any] = [counts]
     if config.budget is None:
-        parts.append(Text(f"cost spent {status.spent:.1f} s"))
+        parts.append(Text(f"cost spent {status.spent:.1f} {config.cost_unit}"))
     else:
         spent = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=config.budget, completed=status.spent, width=40)
-        spent.add_row(f"cost spent {status.spent:.1f} s of {config.budget:g} s", bar)
+        spent.add_row(f"cost spent {status.spent:.1f} of {config.budget:g} {config.cost_unit}", bar)
         parts.append(spent)
     decades = Table(title="best loss by cost", title_justify="left")
-    decades.add_column("cost of a run")
+    decades.add_column(f"cost of a run ({config.cost_unit})")
     decades.add_column("best loss", justify="right")
-    decades.add_column("at", justify="right")
+    decades.add_column("at cost", justify="right")
     for name, output, cost in best_by_decade(status):
-        decades.add_row(name, f"{output:.4f}", f"{cost:.2f} s")
+        decades.add_row(name, f"{output:.4f}", f"{cost:.3g}")
     parts.append(decades)
     if status.last is not None:
-        parts.append(_suggestion(status.last))
+        parts.append(_suggestion(status.last, config.cost_unit))
     return Group(*parts)
 
 
-def _suggestion(suggestion: Suggestion) -> Text:
+def _suggestion(suggestion: Suggestion, cost_unit: str) -> Text:
     text = Text(f"trial {suggestion.id}: ", style="dim")
     text.append(format_params(suggestion.params))
     if suggestion.predicted_output is not None and suggestion.predicted_cost is not None:
         text.append(
             f"\n  predicted loss {suggestion.predicted_output:.4f}, "
-            f"cost {suggestion.predicted_cost:.2f} s",
+            f"cost {suggestion.predicted_cost:.2f} {cost_unit}",
             style="dim",
         )
     return text
