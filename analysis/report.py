@@ -1,7 +1,7 @@
 """A sweep's report: figures as PNG files, and one HTML file that holds all of it.
 
 Whatever users named (studies, parameters, categories) or machines wrote (reasons of failures) is
-escaped where it enters the page: in :func:`_table`, :func:`_figure` and :func:`_paragraph`.
+escaped where it enters the page: in :func:`table`, :func:`_figure` and :func:`paragraph`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from optuna.study import Study
 
 from analysis import plots
 from analysis.hyperparameters import Curve, FrontModel, hyperparameter_curves
+from analysis.markup import DOCUMENT, STYLE, cost_text, number, paragraph, section, table, with_unit
 from analysis.power_laws import ComputeLaw
 from analysis.trials import trials_frame
 from carbs.space import ChoiceSpace, FloatArray, MixtureSpace, Param
@@ -125,7 +125,7 @@ class _Page:
             self._all_trials(),
         ]
         title = html.escape(f"Sweep {self.study.study_name}")
-        return _DOCUMENT.format(title=title, style=_STYLE, body="\n".join(filter(None, sections)))
+        return DOCUMENT.format(title=title, style=STYLE, body="\n".join(filter(None, sections)))
 
     def _title(self) -> str:
         counts = self.trials["state"].value_counts()
@@ -143,17 +143,17 @@ class _Page:
             f"{counts['forgotten']} lost to a machine and not counted"
             if counts.get("forgotten")
             else "",
-            f"total cost {_cost(spent, self.unit)}",
+            f"total cost {cost_text(spent, self.unit)}",
         ]
         name = html.escape(f"Sweep {self.study.study_name}")
-        return f"<h1>{name}</h1>\n" + _paragraph(" · ".join(filter(None, facts)), "facts")
+        return f"<h1>{name}</h1>\n" + paragraph(" · ".join(filter(None, facts)), "facts")
 
     def _check_run(self) -> str:
         if self.check is None:
             return ""
         check = self.check
         level = f"{check['level']:.0%}"
-        factor = _number(check["cost_factor"])
+        factor = number(check["cost_factor"])
         intro = (
             f"The configuration was read off the sweep's curves at {factor} times the cost of its "
             f"dearest run, and its output and cost were predicted with {level} intervals before "
@@ -168,9 +168,9 @@ class _Page:
             rows.append(
                 [
                     quantity,
-                    _with_unit(check[f"predicted_{quantity}"], unit),
-                    f"{_number(low)} to {_with_unit(high, unit)}",
-                    "not yet" if measured is None else _with_unit(measured, unit),
+                    with_unit(check[f"predicted_{quantity}"], unit),
+                    f"{number(low)} to {with_unit(high, unit)}",
+                    "not yet" if measured is None else with_unit(measured, unit),
                     "" if inside is None else "inside" if inside else "outside",
                 ]
             )
@@ -193,14 +193,14 @@ class _Page:
             name: round(value, digits[name]) if name in digits else value
             for name, value in flatten(check["params"]).items()
         }
-        return _section(
+        return section(
             "Check run",
-            _paragraph(verdict, f"verdict {kind}"),
-            _paragraph(intro),
-            _table(header, rows),
-            _paragraph("Its configuration:"),
-            _table(list(params), [list(params.values())]),
-            *(_paragraph(f"Note: {warning}.") for warning in check.get("warnings", ())),
+            paragraph(verdict, f"verdict {kind}"),
+            paragraph(intro),
+            table(header, rows),
+            paragraph("Its configuration:"),
+            table(list(params), [list(params.values())]),
+            *(paragraph(f"Note: {warning}.") for warning in check.get("warnings", ())),
         )
 
     def _front(self) -> str:
@@ -216,11 +216,11 @@ class _Page:
             "Each circle is one finished trial: what it cost, and the output that it reached. The "
             "black steps are the Pareto front, the trials that no other beats in both. "
         )
-        parts = [_paragraph(text + self._law_text()), self._equation()]
+        parts = [paragraph(text + self._law_text()), self._equation()]
         parts.append(self._figure("front", axes, "Output against cost, with the Pareto front"))
         if self.law is not None:
             parts.append(self._coefficients())
-        return _section("The front and its law", *parts)
+        return section("The front and its law", *parts)
 
     def _law_text(self) -> str:
         if self.law is None:
@@ -238,7 +238,7 @@ class _Page:
     def _equation(self) -> str:
         if self.law is None:
             return ""
-        E, k, g = (_number(number) for number in (self.law.E, self.law.k, self.law.g))
+        E, k, g = (number(value) for value in (self.law.E, self.law.k, self.law.g))
         unit = html.escape(self.unit)
         return (
             f'<p class="equation"><i>L</i>(<i>C</i>) = {E} + {k} · <i>C</i><sup>−{g}</sup>'
@@ -254,10 +254,10 @@ class _Page:
             "g": "exponent: how fast the reducible part falls with cost",
         }
         rows = [
-            [name, estimate, f"{_number(low)} to {_number(high)}", meaning[name]]
+            [name, estimate, f"{number(low)} to {number(high)}", meaning[name]]
             for name, estimate, low, high in summary.itertuples(index=False, name=None)
         ]
-        return _table(["coefficient", "estimate", "90% interval", "meaning"], rows)
+        return table(["coefficient", "estimate", "90% interval", "meaning"], rows)
 
     def _front_table(self) -> str:
         text = (
@@ -268,7 +268,7 @@ class _Page:
         columns = ["number", "cost", "output", *names]
         rows = self.on_front[columns].round(self._share_digits()).itertuples(index=False)
         header = ["trial", f"cost ({self.unit})", "output", *names]
-        return _section("Pareto-front configurations", _paragraph(text), _table(header, rows))
+        return section("Pareto-front configurations", paragraph(text), table(header, rows))
 
     def _hyperparameters(self) -> str:
         level = f"{self.front.level:.0%}"
@@ -296,7 +296,7 @@ class _Page:
                 )
                 panels.append(self._panel(i, name, axes))
         grid = '<div class="panels">' + "\n".join(panels) + "</div>"
-        return _section("Hyperparameters over cost", _paragraph(text), grid)
+        return section("Hyperparameters over cost", paragraph(text), grid)
 
     def _panel(self, i: int, name: str, axes: Axes) -> str:
         return self._figure(f"curve-{i:02d}-{name}", axes, f"Best {name} over cost")
@@ -315,26 +315,26 @@ class _Page:
         text += " Medians need not sum to one."
         costs = curves[0].costs
         columns = [0, len(costs) // 2, len(costs) - 1]
-        header = ["component", *(f"at {_cost(float(costs[i]), self.unit)}" for i in columns)]
+        header = ["component", *(f"at {cost_text(float(costs[i]), self.unit)}" for i in columns)]
         rows = [
             [curve.name.removeprefix(f"{param.name}."), *(_share(curve, i) for i in columns)]
             for curve in curves
         ]
-        return _section(
+        return section(
             f"Best {param.name}",
-            _paragraph(text),
+            paragraph(text),
             self._figure(f"mix-{param.name}", axes, f"Best {param.name} over cost"),
-            _paragraph("Median, and in brackets the interval:"),
-            _table(header, rows),
+            paragraph("Median, and in brackets the interval:"),
+            table(header, rows),
         )
 
     def _predictions(self) -> str:
         quantities: tuple[plots.Quantity, ...] = ("output", "cost")
         told = {q: plots.predicted_trials(self.trials, q) for q in quantities}
         if not len(told["output"]) or not len(told["cost"]):
-            return _section(
+            return section(
                 "Predictions against measurements",
-                _paragraph("No finished trial was predicted: the sweep was too short for a model."),
+                paragraph("No finished trial was predicted: the sweep was too short for a model."),
             )
         hits = [
             f"{int(frame['inside'].sum())} of {len(frame)} for the {quantity}"
@@ -361,9 +361,9 @@ class _Page:
             )
             for quantity in quantities
         ]
-        return _section(
+        return section(
             "Predictions against measurements",
-            _paragraph(text),
+            paragraph(text),
             '<div class="panels pair">' + "\n".join(figures) + "</div>",
         )
 
@@ -379,15 +379,15 @@ class _Page:
             "had cost, failures included. A long flat end says that more trials of the same cost "
             "would bring little; dearer ones still may."
         )
-        return _section(
+        return section(
             "Convergence",
-            _paragraph(text),
+            paragraph(text),
             self._figure("convergence", axes, "Best output so far over total cost"),
         )
 
     def _failures(self) -> str:
         if not len(self.failed):
-            return _section("Failures", _paragraph("No trial failed."))
+            return section("Failures", paragraph("No trial failed."))
         reasons = self.failed.assign(
             reason=[
                 f"output is {output}" if reason is None or reason != reason else str(reason)
@@ -402,11 +402,11 @@ class _Page:
             "trained. The search stays away from configurations like theirs."
         )
         more = len(counts) - len(rows)
-        return _section(
+        return section(
             "Failures",
-            _paragraph(text),
-            _table(["trials", f"cost ({self.unit})", "reason"], rows),
-            _paragraph(f"{more} rarer reasons are in the table of all trials.") if more > 0 else "",
+            paragraph(text),
+            table(["trials", f"cost ({self.unit})", "reason"], rows),
+            paragraph(f"{more} rarer reasons are in the table of all trials.") if more > 0 else "",
         )
 
     def _all_trials(self) -> str:
@@ -428,8 +428,8 @@ class _Page:
         count = len(self.trials)
         return (
             f"<section><details><summary>All {count} trials</summary>\n"
-            + _paragraph("Predictions have their 90% interval in brackets.")
-            + _table(header, rows)
+            + paragraph("Predictions have their 90% interval in brackets.")
+            + table(header, rows)
             + "</details></section>"
         )
 
@@ -473,79 +473,6 @@ class _Page:
         )
 
 
-def _section(heading: str, *parts: str) -> str:
-    body = "\n".join(part for part in parts if part)
-    return f"<section><h2>{html.escape(heading)}</h2>\n{body}</section>"
-
-
-def _paragraph(text: str, kind: str = "") -> str:
-    return f"<p{f' class={kind!r}' if kind else ''}>{html.escape(text)}</p>\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Cells are formatted and escaped; columns of numbers are set to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [
-        all(_NUMERIC.match(row[i]) or row[i] in ("", "–") for row in cells)
-        for i in range(len(header))
-    ]
-
-    def line(tag: str, values: Sequence[str]) -> str:
-        kinds = (" class='number'" if is_number else "" for is_number in numeric)
-        return "".join(
-            f"<{tag}{kind}>{html.escape(value)}</{tag}>"
-            for kind, value in zip(kinds, values, strict=True)
-        )
-
-    body = "\n".join(f"<tr>{line('td', row)}</tr>" for row in cells)
-    return (
-        f'<div class="table"><table><thead><tr>{line("th", header)}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-_NUMERIC = re.compile(r"^−?\d")
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, (bool, np.bool_, str)):
-        return str(value)
-    return _number(value)
-
-
-def _number(value: float) -> str:
-    """Four significant digits, thousands apart, powers of ten for what is very small or large."""
-    if isinstance(value, (int, np.integer)):
-        return f"{value:,}".replace("-", "−")
-    value = float(value)
-    if not math.isfinite(value):
-        return str(value).replace("-", "−")
-    size = abs(value)
-    if size != 0 and not 1e-3 <= size < 1e7:
-        text = f"{value:.3g}"
-    elif size >= 1000:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.4g}"
-    return text.replace("-", "−")
-
-
-def _with_unit(value: float, unit: str) -> str:
-    return f"{_number(value)} {unit}".strip()
-
-
-def _cost(value: float, unit: str) -> str:
-    """Such as ``5,400 s (1.5 h)``: long times in seconds are hard to read."""
-    text = _with_unit(value, unit)
-    if unit != "s" or value < 120:
-        return text
-    if value < 7200:
-        return f"{text} ({value / 60:.3g} min)"
-    return f"{text} ({value / 3600:.3g} h)" if value < 172800 else f"{text} ({value / 86400:.3g} d)"
-
-
 def _share(curve: Curve, i: int) -> str:
     return f"{curve.median[i]:.0%} ({curve.low[i]:.0%} to {curve.high[i]:.0%})"
 
@@ -555,55 +482,4 @@ def _predicted(row: pd.Series, quantity: str) -> str | None:
     if pd.isna(middle):
         return None
     low, high = row[f"predicted_{quantity}_low"], row[f"predicted_{quantity}_high"]
-    return f"{_number(middle)} ({_number(low)} to {_number(high)})"
-
-
-_DOCUMENT = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d1f21; --soft: #5c6166; --page: #ffffff;
-  --line: #d9dcdf; --held: #00744f; --missed: #b04a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e7e8; --soft: #a3a8ad; --page: #17191b;
-  --line: #3a3e42; --held: #4fc79a; --missed: #f09a55; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 62rem; margin: 2rem auto 4rem; padding: 0 1rem; }
-h1 { font-size: 1.8rem; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; overflow-wrap: anywhere; }
-p { margin: 0.5rem 0; max-width: 46rem; }
-.facts { color: var(--soft); }
-.verdict { font-weight: 600; padding: 0.5rem 0.8rem; border-left: 4px solid var(--soft); }
-.held { border-color: var(--held); color: var(--held); }
-.missed { border-color: var(--missed); color: var(--missed); }
-.equation { font-family: Georgia, serif; font-size: 1.2rem; margin: 0.8rem 0; }
-.equation span { font: 0.85rem system-ui, sans-serif; color: var(--soft); margin-left: 1rem; }
-img { display: block; max-width: 100%; height: auto; background: #ffffff; border-radius: 4px;
-  margin: 0.5rem 0; }
-.panels { display: grid; gap: 0.5rem;
-  grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); }
-.pair { grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); }
-.panels img { margin: 0; }
-.table { overflow-x: auto; margin: 0.8rem 0; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem 0.25rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
-td:last-child:not(.number) { min-width: 14rem; }
-th { color: var(--soft); font-weight: 600; }
-.number { text-align: right; white-space: nowrap; }
-summary { font-size: 1.25rem; font-weight: 600; margin-top: 2.5rem; cursor: pointer; }
-@media print { body { margin: 0; max-width: none; font-size: 11px; }
-  img, tr, p { break-inside: avoid; }
-  h2, p { break-after: avoid; } .table { overflow: visible; }
-  table { font-size: 7px; } td:last-child:not(.number) { min-width: 8rem; } }
-"""
+    return f"{number(middle)} ({number(low)} to {number(high)})"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from carbs import Failure, LinearSpace, LogSpace, Observation, Param, SearchSpace
+from carbs.gaussian_process import GaussianProcess, fit_kernel
 from carbs.space import FloatArray
-from carbs.surrogate import GaussianProcess, Surrogate, fit_kernel, fit_surrogate
+from carbs.surrogate import Surrogate, fit_surrogate
 
 SPACE = SearchSpace(
     [Param("size", LogSpace(scale=0.5), 100.0), Param("rate", LogSpace(scale=0.5), 1e-2)]
