@@ -411,6 +411,10 @@ class Param(BaseModel):
     def _check_center(self) -> Param:
         try:
             center = self.space.check(self.search_center)
+            if isinstance(self.space, _NumericSpace) and self.space.is_integer:
+                step = self.space.rounding_factor
+                if int(center) % step:  # type: ignore[arg-type]  # checked to be a number
+                    raise ValueError(f"{center} is no multiple of the rounding_factor {step}")
         except ValueError as error:
             raise ValueError(f"search_center of parameter {self.name!r}: {error}") from None
         object.__setattr__(self, "search_center", center)

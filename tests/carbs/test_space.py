@@ -284,3 +284,10 @@ def test_a_configuration_names_each_parameter_once() -> None:
         SearchSpace([space.params[0], space.params[1], space.params[0]])
     with pytest.raises(ValueError, match="at least one Param"):
         SearchSpace([])
+
+
+def test_a_centre_that_rounding_would_move_is_refused() -> None:
+    space = LogSpace(min=16, is_integer=True, rounding_factor=16)
+    with pytest.raises(ValueError, match=r"'width'.*50 is no multiple of the rounding_factor 16"):
+        Param("width", space, 50)
+    assert Param("width", space, 48).search_center == 48
