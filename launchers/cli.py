@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from analysis.plan import fit_front_law
 from analysis.report import write_report
 from launchers.check import Check, predict_check, run_check
 from launchers.config import CheckConfig, SweepConfig, load_sweep
-from launchers.errors import LauncherError, SweepStoppedError
+from launchers.errors import LauncherError, SweepFileError, SweepStoppedError
 from launchers.progress import Progress, format_params
 from launchers.sweep import Interrupted, Sweep
 
@@ -89,6 +90,7 @@ def report(
 
 
 def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
+    _check_function(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     torch.set_num_threads(1)
     sweep = Sweep(config, folder, python_path)
@@ -111,6 +113,22 @@ def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> Non
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
+
+
+def _check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
+    """Whether the training function's module is there, without importing it: that may take long."""
+    module = config.function.partition(":")[0]
+    sys.path[:0] = [folder for folder in python_path if folder not in sys.path]
+    try:
+        is_found = find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        is_found = False
+    if not is_found:
+        places = "".join(f" or in {folder}" for folder in python_path)
+        raise SweepFileError(
+            f"function {config.function!r}: there is no module {module!r} among the installed "
+            f"packages{places}: put the file there, or correct the name"
+        )
 
 
 def _conclude(sweep: Sweep) -> None:

@@ -159,6 +159,9 @@ def _problem(detail: Any, content: dict[str, Any]) -> str:
     place = list(detail["loc"])
     if len(place) > 1 and place[0] == "parameters" and isinstance(place[1], int):
         place[1] = list(content["parameters"])[place[1]]
+        # In the file a space's fields stand beside its name: parameters.x.max, not .space.log.max.
+        if len(place) > 4 and place[2] == "space":
+            del place[2:4]
     where = ".".join(str(part) for part in place)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden" and len(place) == 1:
@@ -168,6 +171,9 @@ def _problem(detail: Any, content: dict[str, Any]) -> str:
         return f"unknown key {where!r}{meant}"
     if detail["type"] == "extra_forbidden":
         return f"unknown key {where!r}"
+    if detail["type"] == "union_tag_invalid":
+        context = detail["ctx"]
+        return f"{where}: unknown space {context['tag']!r}, expected {context['expected_tags']}"
     if detail["type"] == "missing":
         return f"missing key {where!r}"
     return f"{where}: {message}" if where else message

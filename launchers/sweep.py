@@ -30,6 +30,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from carbs.optimizer import COST_EXPONENT
@@ -149,9 +150,8 @@ class Sweep:
         try:
             study = create_study(self.config.name, storage, self.config.direction)
         except SQLAlchemyError as error:
-            # Without the URL: it may hold a password.
             raise FolderError(
-                f"cannot open the study {self.config.name!r} in its database "
+                f"cannot open the study {self.config.name!r} in {_without_password(storage)} "
                 f"({type(error).__name__}): check the storage URL, or name another --folder"
             ) from None
         space = json.dumps([param.model_dump(mode="json") for param in self.config.parameters])
@@ -395,3 +395,10 @@ class Sweep:
                 f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause "
                 "and start in a new folder, or move the search_center to what can be trained."
             )
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return "its database, whose URL cannot be read"

@@ -28,10 +28,10 @@ def wait_until() -> WaitUntil:
 
     def wait_until(condition: Callable[[], bool], what: str) -> None:
         nothing = threading.Event()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not condition():
             if time.monotonic() > deadline:
-                pytest.fail(f"waited 30 s in vain for {what}")
+                pytest.fail(f"waited two minutes in vain for {what}")
             nothing.wait(0.005)
 
     return wait_until

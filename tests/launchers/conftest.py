@@ -80,7 +80,7 @@ class Command:
 
     def wait(self) -> tuple[int, str, str]:
         """Exit code and output."""
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=300)
         return code, self._out.read_text(), self._err.read_text()
 
     def press_ctrl_c(self) -> tuple[int, str, str]:

@@ -110,15 +110,28 @@ def test_errors_are_told_in_plain_words(
     )
 
 
-def test_an_error_during_the_sweep_is_plain_too(
+def test_a_function_that_is_not_there_is_said_before_anything_runs(
     run_cli: RunCli, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    file = write_sweep(function="no_such_module:train", executor="debug")
+    for module in ("no_such_module", "no_such_package.module"):
+        assert_plain_error(
+            run_cli("sweep", write_sweep(function=f"{module}:train"), "--folder", tmp_path / "s"),
+            f"there is no module '{module}'",
+            str(tmp_path),
+        )
+    assert not (tmp_path / "s" / "jobs" / "00000-1").exists()
+
+
+def test_an_error_during_the_sweep_is_plain_too(
+    run_cli: RunCli, write_module: WriteModule, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    module = write_module("def train(params, job): raise RuntimeError('no luck')\n")
+    file = write_sweep(function=f"{module}:train", executor="debug")
     code, out, err = run_cli("sweep", file, "--folder", tmp_path / "sweep")
     assert code == 2
     assert len(out.splitlines()) == 5
     assert "error: all of the first 5 trials failed" in err
-    assert "No module named 'no_such_module'" in err
+    assert "RuntimeError: no luck" in err
     # What the jobs themselves print is theirs; the message stands below it, without a traceback.
     assert "Traceback" not in err[err.index("error: ") :]
 

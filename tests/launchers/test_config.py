@@ -72,7 +72,11 @@ X = {"space": "log", "search_center": 1.0}
     [
         ({"max_trails": 3}, ["unknown key 'max_trails'", "did you mean 'max_trials'"]),
         ({"zzz": 3}, ["unknown key 'zzz'", "known keys: name, function"]),
-        ({"parameters": {"rate": {**X, "centre": 1}}}, ["unknown key", "rate", "centre"]),
+        ({"parameters": {"rate": {**X, "centre": 1}}}, ["unknown key 'parameters.rate.centre'"]),
+        (
+            {"parameters": {"rate": {**X, "space": "logg"}}},
+            ["parameters.rate", "unknown space 'logg'", "'linear', 'log', 'logit'"],
+        ),
         ({"parameters": {"rate": {"space": "log"}}}, ["'rate'", "search_center", "good, cheap"]),
         ({"parameters": {"rate": {"search_center": 1}}}, ["'rate'", "needs a space", "mixture"]),
         ({"parameters": {"rate": 3}}, ["'rate'", "needs a space"]),
