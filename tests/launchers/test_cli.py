@@ -137,9 +137,11 @@ def test_an_error_during_the_sweep_is_plain_too(
 
 
 def test_a_database_that_cannot_be_opened(
-    run_cli: RunCli, write_sweep: WriteSweep, tmp_path: Path
+    run_cli: RunCli, write_module: WriteModule, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    file = write_sweep(storage=f"sqlite:///{tmp_path}/no/such/folder/study.db")
+    module = write_module("def train(params, job): ...\n")
+    storage = f"sqlite:///{tmp_path}/no/such/folder/study.db"
+    file = write_sweep(function=f"{module}:train", storage=storage)
     assert_plain_error(run_cli("sweep", file, "--folder", tmp_path / "sweep"), "study.db")
 
 
