@@ -67,7 +67,7 @@ class Result(BaseModel):
         metrics: everything else worth keeping, as JSON: evaluations, FLOPs, environment.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64")
 
     output: float
     cost: float = Field(gt=0, allow_inf_nan=False)
@@ -144,7 +144,7 @@ def run(folder: str) -> None:
         function = load_function(job_file.function, job_file.python_path)
         job = Job(path, job_file.shared_folder, job_file.seed, job_file.settings)
         report = Finished(result=_result(function(job_file.params, job)))
-        text = report.model_dump_json(indent=1)  # inside: metrics may hold what JSON cannot
+        text = report.model_dump_json(indent=1, fallback=_plain)
     except Exception as error:
         report = _failed(error)
         text = report.model_dump_json(indent=1)
@@ -166,6 +166,11 @@ def _result(returned: Any) -> Result:
     if not math.isfinite(result.output):
         raise BadConfigurationError(f"output is {result.output}", cost=result.cost)
     return result
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for, among the metrics: arrays as lists, the rest as text."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def _failed(error: Exception) -> Failed:
