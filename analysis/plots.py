@@ -483,7 +483,7 @@ def _cost_axis(ax: Axes, cost_unit: str) -> None:
 
 def _output_label(direction: Direction, output_unit: str) -> str:
     better = "lower is better" if direction == "minimize" else "higher is better"
-    return f"output ({output_unit}; {better})" if output_unit else f"output ({better})"
+    return f"output ({output_unit or better})"
 
 
 def _bars(middle: Any, low: Any, high: Any) -> FloatArray:
