@@ -167,17 +167,18 @@ def tell_failure(study: Study, number: int, reason: str, cost: float | None = No
     """
     if cost is not None and not 0 <= cost < float("inf"):
         raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
-    _set_attribute(study, number, FAILURE, {"reason": reason, "cost": cost})
+    set_attribute(study, number, FAILURE, {"reason": reason, "cost": cost})
     study.tell(number, state=TrialState.FAIL)
 
 
 def tell_forgotten(study: Study, number: int, reason: str) -> None:
     """End a trial that was the machine's fault: the search learns nothing from it."""
-    _set_attribute(study, number, FORGOTTEN, reason)
+    set_attribute(study, number, FORGOTTEN, reason)
     study.tell(number, state=TrialState.FAIL)
 
 
-def _set_attribute(study: Study, number: int, key: str, value: Any) -> None:
+def set_attribute(study: Study, number: int, key: str, value: Any) -> None:
+    """Write an attribute of a trial by its number: a resumed trial is no ``optuna.Trial``."""
     trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     study._storage.set_trial_user_attr(trial_id, key, value)
 

@@ -41,6 +41,7 @@ from carbs.study import (
     Records,
     create_study,
     records,
+    set_attribute,
     tell_failure,
     tell_forgotten,
     unflatten,
@@ -335,11 +336,11 @@ class Sweep:
         """Write down the attempt, then start it."""
         name = f"{trial.number:05d}-{attempt}"
         attribute = {"attempt": attempt, "folder": f"jobs/{name}", "id": None}
-        self._set(trial, JOB, attribute)
+        set_attribute(self.study, trial.number, JOB, attribute)
         params = unflatten(self.space, trial.params)
         assert params is not None
         job_id = self._start(self.folder / "jobs" / name, params, self.config.seed + trial.number)
-        self._set(trial, JOB, {**attribute, "id": job_id})
+        set_attribute(self.study, trial.number, JOB, {**attribute, "id": job_id})
         return self.study.get_trials(deepcopy=False)[trial.number]
 
     def _start(self, folder: Path, params: Params, seed: int) -> str:
@@ -379,13 +380,10 @@ class Sweep:
                 tell_failure(self.study, trial.number, reason, cost)
                 on_end(Ended(trial.number, params, None, reason))
             case Completed(result=result):
-                self._set(trial, METRICS, result.metrics)
+                set_attribute(self.study, trial.number, METRICS, result.metrics)
                 self.study.tell(trial.number, [result.output, result.cost])
                 on_end(Ended(trial.number, params, result, None))
         return None
-
-    def _set(self, trial: FrozenTrial, key: str, value: Any) -> None:
-        self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
     def _raise_if_hopeless(self, status: Status) -> None:
         failures = status.records.failures
