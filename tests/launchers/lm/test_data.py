@@ -120,7 +120,7 @@ def test_jobs_that_prepare_at_once_build_one_corpus(
 
     def slow_build(*args: Any) -> None:
         builds.append(args)
-        time.sleep(0.2)
+        time.sleep(0.2)  # widens the window in which a missing lock would show; nothing waits on it
         build(*args)
 
     monkeypatch.setattr(data, "_build", slow_build)
