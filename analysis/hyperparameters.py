@@ -25,7 +25,7 @@ import numpy as np
 from carbs.acquisition import TrustBox
 from carbs.optimizer import Direction
 from carbs.records import Failure, Observation
-from carbs.space import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Param, Params, SearchSpace
+from carbs.space import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.surrogate import Surrogate, fit_surrogate
 
 N_LEVELS = 9
@@ -76,11 +76,6 @@ class FrontModel:
     optima: FloatArray
     intercepts: FloatArray
     slopes: FloatArray
-
-    def lines(self, log10_cost: float) -> FloatArray:
-        """Each draw's line at a cost, snapped to configurations: ``(S, d)``."""
-        z = self.intercepts + self.slopes * (log10_cost - self.levels.mean())
-        return self.space.snap(z)
 
     def best_at(self, log10_cost: float) -> FloatArray:
         """Basic coordinates of the configuration on the (median) line, shape ``(d,)``."""
@@ -231,8 +226,3 @@ def _numbers(front: FrontModel, param: Param) -> dict[str, FloatArray]:
         return {}
     numbers = np.array([float(value) for value in decoded])  # type: ignore[arg-type]  # numbers
     return {param.name: numbers.reshape(n_draws, n_levels)}
-
-
-def best_configuration(front: FrontModel, cost: float) -> Params:
-    """The configuration on the front's lines at a cost, within what the space allows."""
-    return front.space.decode(front.best_at(math.log10(cost)))

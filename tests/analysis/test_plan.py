@@ -14,7 +14,6 @@ import pytest
 
 from analysis.hyperparameters import (
     FrontModel,
-    best_configuration,
     fit_front,
     hyperparameter_curves,
 )
@@ -81,7 +80,7 @@ def test_a_mixture_has_a_curve_for_each_component_and_finds_the_best_share() -> 
 
 
 def test_the_best_configuration_costs_what_was_asked_and_is_nearly_optimal() -> None:
-    params = best_configuration(sweep(), 30.0)
+    params = SPACE.decode(sweep().best_at(math.log10(30.0)))
     size, tokens, rate = (float(params[name]) for name in ("size", "tokens", "rate"))  # type: ignore[arg-type]
     assert size * tokens == pytest.approx(30.0, rel=0.6)
     best = loss(math.sqrt(30.0), math.sqrt(30.0), math.sqrt(30.0) ** RATE_EXPONENT, 0.7)
