@@ -20,14 +20,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
@@ -58,6 +61,7 @@ SPACE = "space"
 
 _CONFIG = "sweep.json"
 _POLL_S = 0.05
+_LOCK_TIMEOUT_S = 60
 # When this many trials have failed and none has finished, something is wrong with all of them.
 _HOPELESS_FAILURES = 5
 
@@ -147,13 +151,16 @@ class Sweep:
 
     def _open_study(self) -> Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = self.config.storage or f"sqlite:///{self.folder / 'study.db'}"
+        url = self.config.storage or f"sqlite:///{self.folder / 'study.db'}"
         try:
+            storage = self.config.storage or _sqlite_storage(self.folder / "study.db")
             study = create_study(self.config.name, storage, self.config.direction)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, StorageInternalError) as error:
+            cause = error.__cause__ or error
             raise FolderError(
-                f"cannot open the study {self.config.name!r} in {_without_password(storage)} "
-                f"({type(error).__name__}): check the storage URL, or name another --folder"
+                f"cannot open the study {self.config.name!r} in {_without_password(url)} "
+                f"({type(cause).__name__}: {getattr(cause, 'orig', None)}): check the storage "
+                "URL, or name another --folder"
             ) from None
         space = json.dumps([param.model_dump(mode="json") for param in self.config.parameters])
         before = study.user_attrs.get(SPACE, space)
@@ -393,6 +400,22 @@ class Sweep:
                 f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause "
                 "and start in a new folder, or move the search_center to what can be trained."
             )
+
+
+def _sqlite_storage(file: Path) -> RDBStorage:
+    """A study's file, which waits for its lock as long as a slow disk may need.
+
+    Optuna makes its tables one by one, and a controller may be killed between two of them: so a
+    new file is made aside and put in place whole.
+    """
+    if not file.exists():
+        with TemporaryDirectory(dir=file.parent) as folder:
+            new = Path(folder) / file.name
+            RDBStorage(f"sqlite:///{new}").engine.dispose()
+            # Another controller may have been first.
+            with suppress(FileExistsError):
+                os.link(new, file)
+    return RDBStorage(f"sqlite:///{file}", {"connect_args": {"timeout": _LOCK_TIMEOUT_S}})
 
 
 def _without_password(url: str) -> str:

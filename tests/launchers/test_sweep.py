@@ -460,7 +460,7 @@ def test_a_controller_killed_at_any_moment_loses_and_repeats_nothing(
         controller = carbs("sweep", file, "--folder", folder)
         process = controller.process
         wait_until(lambda: has_come() or process.poll() is not None, what)  # noqa: B023
-        assert process.poll() is None, controller.wait()
+        assert process.poll() is None, controller.wait()[2]
         process.kill()
         process.wait()
     code, out, err = carbs("sweep", file, "--folder", folder).wait()
