@@ -37,6 +37,8 @@ from carbs.space import FloatArray, SearchSpace
 from carbs.surrogate import Surrogate
 
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
+_MARGIN = 0.3
+_BOX = 1.0
 _REACH = 0.5 * math.log(10)
 # The front is worth something over at least these two decades below the cap, even where the
 # search starts at a dear centre.
@@ -75,14 +77,13 @@ class FrontImprovement:
     def of(
         cls,
         surrogate: Surrogate,
-        seen_Z: FloatArray,
+        log_costs: FloatArray,
+        outputs: FloatArray,
         center: FloatArray,
         max_cost: float | None,
         cost_exponent: float,
     ) -> FrontImprovement:
         """The front is that of the surrogate's means at the points seen: noise is not progress."""
-        log_costs, _ = surrogate.log_cost(seen_Z)
-        outputs, _ = surrogate.warped_output(seen_Z)
         log_cap = math.log(max_cost) if max_cost is not None else float(log_costs.max()) + _REACH
         center_log_cost = float(surrogate.log_cost(center[None, :])[0][0])
         reference_output = float(surrogate.warped_output(center[None, :])[0][0])
@@ -104,7 +105,7 @@ class FrontImprovement:
         log_cost, cost_std = self.surrogate.log_cost(Z)
         mean, std = self.surrogate.warped_output(Z)
         starts = np.append(-np.inf, self.front_log_costs)
-        ends = np.append(self.front_log_costs, self.log_cap)
+        ends = np.append(self.front_log_costs, self.log_cap + _MARGIN)
         levels = np.append(self.reference_output, self.front_outputs)
         counted = np.maximum(log_cost, self.log_floor)
         lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
@@ -136,6 +137,7 @@ class TrustBox:
 
     @classmethod
     def around(cls, good_Z: FloatArray, margin: float = 1.0) -> TrustBox:
+        margin = _BOX
         return cls(good_Z.min(axis=0) - margin, good_Z.max(axis=0) + margin)
 
     def bring_in(self, Z: FloatArray, parents: FloatArray, rng: np.random.Generator) -> FloatArray:

@@ -58,39 +58,40 @@ def propose(
     observations = [o.model_copy(update={"output": sign * o.output}) for o in observations]
     surrogate = fit_surrogate(space, observations, failures) if len(observations) > 1 else None
     seen_Z = space.encode_all([observation.params for observation in observations])
-    pending_Z = space.encode_all(pending)
+    known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
+    conditioned = surrogate and surrogate.condition(known_Z[len(seen_Z) :])
     suggestions = []
     for id in ids:
         rng = np.random.default_rng([abs(seed), seed < 0, *id.encode()])
-        n_known = len(observations) + len(failures) + len(pending_Z)
+        n_known = len(known_Z) + len(failures)
         if n_known == 0:
             z = space.center
-        elif surrogate is None or n_known < _N_INITIAL:
+        elif conditioned is None or n_known < _N_INITIAL:
             # Around the centre, the closer the more has failed there.
             radius = _INITIAL_RADIUS / (1 + len(failures))
             step = radius * rng.standard_normal((1, space.n_dims))
             z = space.snap(space.center + step)[0]
         else:
-            z = _search(space, surrogate, seen_Z, pending_Z, max_cost, cost_exponent, rng)
+            z = _search(space, conditioned, known_Z, max_cost, cost_exponent, rng)
         suggestions.append(_suggestion(space, id, z, surrogate, sign))
-        pending_Z = np.concatenate([pending_Z, z[None, :]])
+        known_Z = np.concatenate([known_Z, z[None, :]])
+        conditioned = conditioned and conditioned.condition(z[None, :])
     return suggestions
 
 
 def _search(
     space: SearchSpace,
     surrogate: Surrogate,
-    seen_Z: FloatArray,
-    pending_Z: FloatArray,
+    known_Z: FloatArray,
     max_cost: float | None,
     cost_exponent: float,
     rng: np.random.Generator,
 ) -> FloatArray:
-    conditioned = surrogate.condition(pending_Z)
-    known_Z = np.concatenate([seen_Z, pending_Z])
-    score = FrontImprovement.of(conditioned, known_Z, space.center, max_cost, cost_exponent)
-    log_costs, _ = conditioned.log_cost(known_Z)
-    outputs, _ = conditioned.warped_output(known_Z)
+    log_costs, _ = surrogate.log_cost(known_Z)
+    outputs, _ = surrogate.warped_output(known_Z)
+    score = FrontImprovement.of(
+        surrogate, log_costs, outputs, space.center, max_cost, cost_exponent
+    )
     parents = known_Z[pareto_front(log_costs, outputs)]
     good_Z = np.concatenate([space.center[None, :], known_Z[outputs < score.reference_output]])
     return maximize(score, space, parents, TrustBox.around(good_Z), rng)

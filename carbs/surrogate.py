@@ -20,19 +20,25 @@ differ by one Gaussian process with known noise, so it stays exact.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from carbs.gaussian_process import FittedKernel, GaussianProcess, fit_kernel, n_fitted
+from carbs.gaussian_process import Data, GaussianProcess, Kernel, fit_kernel
 from carbs.records import Failure, Observation
 from carbs.space import FloatArray, SearchSpace
 
 # How far below the least loss E may lie, in units of the spread of the losses.
 _SHIFTS = (0.05, 0.15, 0.4, 1.0, 3.0, 30.0)
+# How many runs the processes see at most.
+_N_TELLING = 512
+# Costs may be measured without noise, or with much.
+_COST_NOISE_PRIOR = (-8.0, 3.0)
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
 _ALPHA = 0.01
 
@@ -198,46 +204,104 @@ def fit_surrogate(
         failures: configurations that could not be trained.
     """
     Z = space.encode_all([observation.params for observation in observations])
-    losses = _draw_in(np.array([observation.output for observation in observations]), Z)
+    losses = np.array([observation.output for observation in observations])
     log_costs = np.log([observation.cost for observation in observations])
-
     n_first = n_fitted(len(losses))
-    output_kernel = _fit_output_kernel(Z[:n_first], losses[:n_first])
+    output_kernel = _output_kernel(_Runs(Z[:n_first], losses[:n_first]))
+    cost_kernel = _cost_kernel(_Runs(Z[:n_first], log_costs[:n_first]))
+    telling = _most_telling(losses, log_costs)
+    Z, losses, log_costs = Z[telling], losses[telling], log_costs[telling]
+
+    losses = _draw_in(losses, Z)
     warps = _warps(losses)
-    targets = np.stack([warp.apply(losses) for warp in warps], axis=1)
-    output_process = GaussianProcess(output_kernel, Z, targets)
+    output_process = GaussianProcess(output_kernel, _warped(Z, losses, warps))
     log_evidence = _log_evidence(output_process, warps, losses)
     weights = np.exp(log_evidence - log_evidence.max())
 
-    # At least one nat: the first few runs may cost alike, but a step away from them need not.
-    cost_scale = Standardisation.of(log_costs, least_spread=1.0)
-    first_costs = log_costs[:n_first]
-    first_scale = Standardisation.of(first_costs, least_spread=1.0)
-    cost_kernel = fit_kernel(Z[:n_first], first_scale.apply(first_costs))
-    cost_process = GaussianProcess(cost_kernel, Z, cost_scale.apply(log_costs)[:, None])
-
+    cost_scale = _cost_scale(log_costs)
+    cost_process = GaussianProcess(
+        cost_kernel, Data.pooled(Z, cost_scale.apply(log_costs)[:, None])
+    )
     success = None
     if failures:
         success = _fit_success(Z, space.encode_all([failure.params for failure in failures]))
     return Surrogate(
-        output_process,
-        warps,
-        weights / weights.sum(),
-        cost_process,
-        cost_scale,
-        success,
+        output_process, warps, weights / weights.sum(), cost_process, cost_scale, success
     )
 
 
-def _fit_output_kernel(Z: FloatArray, losses: FloatArray) -> FittedKernel:
-    """Fitted at a likely warp, and once more where another turns out likelier."""
+def n_fitted(n: int) -> int:
+    """Of how many runs, the first ones, the kernels' parameters are fitted to.
+
+    All of the first sixteen, and then those up to the last step of a ladder that grows by an
+    eighth. Parameters change slowly, and so most suggestions need no fit.
+    """
+    step = 16
+    if n <= step:
+        return n
+    while (following := step + step // 8) <= n:
+        step = following
+    return step
+
+
+class _Runs:
+    """Points and what was measured there, hashable, so that no fit is made twice."""
+
+    def __init__(self, Z: FloatArray, y: FloatArray) -> None:
+        self.Z, self.y = Z, y
+        self._key = (Z.shape, Z.tobytes(), y.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Runs) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def earlier(self) -> _Runs | None:
+        """The first half, whose fit is a good start; None where there is too little."""
+        n = n_fitted(len(self) // 2)
+        return _Runs(self.Z[:n], self.y[:n]) if n >= 8 else None
+
+
+@functools.lru_cache(maxsize=256)
+def _output_kernel(runs: _Runs) -> Kernel:
+    """Fitted at the warp that is likeliest under a first guess of the kernel."""
+    earlier = runs.earlier()
+    losses = _draw_in(runs.y, runs.Z)
     warps = _warps(losses)
-    targets = np.stack([warp.apply(losses) for warp in warps], axis=1)
-    middle = len(warps) // 2
-    kernel = fit_kernel(Z, targets[:, middle])
-    evidence = _log_evidence(GaussianProcess(kernel, Z, targets), warps, losses)
-    best = int(np.argmax(evidence))
-    return kernel if best == middle else fit_kernel(Z, targets[:, best])
+    data = _warped(runs.Z, losses, warps)
+    if earlier is not None:
+        start = _output_kernel(earlier)
+    else:
+        start = fit_kernel(data.only(len(warps) // 2))
+    evidence = _log_evidence(GaussianProcess(start.refitted_to(runs.Z), data), warps, losses)
+    return fit_kernel(data.only(int(np.argmax(evidence))), start=start)
+
+
+@functools.lru_cache(maxsize=256)
+def _cost_kernel(runs: _Runs) -> Kernel:
+    earlier = runs.earlier()
+    start = None if earlier is None else _cost_kernel(earlier)
+    scaled = _cost_scale(runs.y).apply(runs.y)
+    data = Data.pooled(runs.Z, scaled[:, None])
+    return fit_kernel(data, noise_prior=_COST_NOISE_PRIOR, start=start)
+
+
+@functools.lru_cache(maxsize=256)
+def _success_kernel(runs: _Runs, noise: float) -> Kernel:
+    return fit_kernel(Data.pooled(runs.Z, runs.y[:, None]), fixed_noise=noise)
+
+
+def _cost_scale(log_costs: FloatArray) -> Standardisation:
+    # At least one nat: the first few runs may cost alike, but a step away from them need not.
+    return Standardisation.of(log_costs, least_spread=1.0)
+
+
+def _warped(Z: FloatArray, losses: FloatArray, warps: Sequence[Warp]) -> Data:
+    return Data.pooled(Z, np.stack([warp.apply(losses) for warp in warps], axis=1))
 
 
 def _log_evidence(
@@ -246,6 +310,24 @@ def _log_evidence(
     """Log marginal likelihood of the losses, by warp: shape ``(m,)``."""
     jacobian = [float(warp.log_derivative(losses).sum()) for warp in warps]
     return np.asarray(process.log_marginal_likelihood() + np.array(jacobian))
+
+
+def _most_telling(losses: FloatArray, log_costs: FloatArray) -> NDArray[np.intp]:
+    """Indices of the runs that the processes are conditioned on, in their order.
+
+    All, up to ``_N_TELLING``. Of more, half of that many that lie nearest the front, and the other
+    half evenly spread over the rest: thinking must not grow with the length of a search.
+    """
+    n = len(losses)
+    if n <= _N_TELLING:
+        return np.arange(n)
+    order = np.argsort(log_costs, kind="stable")
+    above = np.empty(n)
+    above[order] = losses[order] - np.minimum.accumulate(losses[order])
+    ranked = np.argsort(above, kind="stable")
+    near, rest = ranked[: _N_TELLING // 2], np.sort(ranked[_N_TELLING // 2 :])
+    spread = np.linspace(0, len(rest) - 1, _N_TELLING - len(near)).round().astype(int)
+    return np.sort(np.concatenate([near, rest[spread]]))
 
 
 def _draw_in(losses: FloatArray, Z: FloatArray) -> FloatArray:
@@ -270,15 +352,21 @@ def _warps(losses: FloatArray) -> tuple[Warp, ...]:
 def _fit_success(Z: FloatArray, failed_Z: FloatArray) -> SuccessModel:
     var_seen, var_unseen = math.log(1 / (1 + _ALPHA) + 1), math.log(1 / _ALPHA + 1)
     score = math.log(1 + _ALPHA) - var_seen / 2 - math.log(_ALPHA) + var_unseen / 2
-    labels = np.concatenate([np.ones(len(Z)), -np.ones(len(failed_Z))])
     # The rate of success, as if one more had succeeded and one more had failed.
-    rate = (len(Z) + 1) / (len(labels) + 2)
+    rate = (len(Z) + 1) / (len(Z) + len(failed_Z) + 2)
     mean = math.log(rate / (1 - rate)) / score
+    failed_Z = failed_Z[_evenly(len(failed_Z))]
     points = np.concatenate([Z, failed_Z])
+    labels = np.concatenate([np.ones(len(Z)), -np.ones(len(failed_Z))])
     noise = (var_seen + var_unseen) / score**2
     first = np.concatenate(
         [np.arange(n_fitted(len(Z))), len(Z) + np.arange(n_fitted(len(failed_Z)))]
     )
-    kernel = fit_kernel(points[first], labels[first], fixed_noise=noise)
-    process = GaussianProcess(kernel, points, (labels - mean)[:, None])
+    kernel = _success_kernel(_Runs(points[first], labels[first]), noise)
+    process = GaussianProcess(kernel, Data.pooled(points, (labels - mean)[:, None]))
     return SuccessModel(process, mean, score)
+
+
+def _evenly(n: int) -> NDArray[np.intp]:
+    """Indices of at most ``_N_TELLING`` of n, evenly spread."""
+    return np.linspace(0, n - 1, min(n, _N_TELLING)).round().astype(np.intp)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from carbs import Failure, LinearSpace, LogSpace, Observation, Param, SearchSpace
-from carbs.gaussian_process import GaussianProcess, fit_kernel
+from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
 from carbs.space import FloatArray
 from carbs.surrogate import Surrogate, fit_surrogate
 
@@ -95,9 +95,9 @@ def test_quantiles_rise_with_their_level(surrogate: Surrogate) -> None:
 def test_conditioning_equals_starting_with_all_the_data(n_new: int) -> None:
     Z, outputs, costs = measure(20 + n_new, seed=1)
     Y = np.stack([outputs - 2, np.log(costs)], axis=1)
-    kernel = fit_kernel(Z[:20], Y[:20, 0])
-    extended = GaussianProcess(kernel, Z[:20], Y[:20]).condition(Z[20:], Y[20:])
-    whole = GaussianProcess(kernel, Z, Y)
+    kernel = fit_kernel(Data.pooled(Z[:20], Y[:20, :1]))
+    extended = GaussianProcess(kernel, Data.pooled(Z[:20], Y[:20])).condition(Z[20:], Y[20:])
+    whole = GaussianProcess(kernel, Data.pooled(Z, Y))
     queries = np.random.default_rng(2).uniform(-3, 5, size=(30, 2))
     for a, b in zip(extended.posterior(queries), whole.posterior(queries), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8)
