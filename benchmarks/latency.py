@@ -130,12 +130,12 @@ def suggestions(cell: Cell) -> Iterator[float]:
             yield time.process_time() - started
             for suggestion in batch[1:]:
                 optimizer.optimizer.forget(suggestion)
-            handle, values = batch[0], batch[0].params
+            optimizer.tell(batch[0], *measured(task, batch[0].params, rng))
         else:
             started = time.process_time()
-            handle, values = optimizer.ask()
+            handle, tried = optimizer.ask()
             yield time.process_time() - started
-        optimizer.tell(handle, *measured(task, values, rng))
+            optimizer.tell(handle, *measured(task, tried, rng))
 
 
 def fits(n: int) -> Iterator[float]:

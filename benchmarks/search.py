@@ -125,9 +125,10 @@ class OfOptuna:
     def __init__(self, task: Task, sampler: optuna.samplers.BaseSampler) -> None:
         self._space = FlatSpace(task.params)
         self._study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
-        self._study.enqueue_trial(self._space.center)
 
     def ask(self) -> tuple[Any, Mapping[str, Any]]:
+        if not self._study.get_trials(deepcopy=False):
+            self._study.enqueue_trial(self._space.center)
         trial = self._study.ask(self._space.distributions)
         return trial, self._space.params(trial.params)
 
@@ -219,6 +220,7 @@ class OfBoTorch:
             sampler=SobolQMCNormalSampler(torch.Size([128]), seed=self._seed),
         )
         cube = torch.stack([torch.zeros_like(X[0]), torch.ones_like(X[0])])
+        best: torch.Tensor
         best, _ = optimize_acqf(score, cube, q=1, num_restarts=4, raw_samples=128)
         return best[0]
 
@@ -273,7 +275,8 @@ class Search:
 def search(task: Task, optimizer: Optimizer, seed: int, in_flight: int) -> Search:
     """Run until the budget is spent. A trial lasts as long as its cost."""
     rng = np.random.default_rng(seed)
-    done, running, counter = Search(), [], itertools.count()
+    done, counter = Search(), itertools.count()
+    running: list[tuple[float, int, Any, Mapping[str, Any], float | None, float]] = []
     spent = clock = 0.0
     while True:
         while len(running) < in_flight and spent < task.budget and done.n_asked < MAX_TRIALS:
@@ -335,6 +338,7 @@ def start_worker() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for category in (optuna.exceptions.ExperimentalWarning, BotorchWarning, NumericalWarning):
         warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("ignore", "Optimization failed in `gen_candidates", RuntimeWarning)
 
 
 def row(runs: Sequence[Run]) -> list[str]:
