@@ -146,9 +146,7 @@ def fit_front(
     seen_Z = space.encode_all([observation.params for observation in observations])
     pool = np.concatenate([_pool(space, surrogate, seen_Z, level_, rng) for level_ in levels])
     optima = _optima(surrogate, pool, levels, rng)
-    # Lines through each draw's optima, by least squares.
-    centered = levels - levels.mean()
-    slopes = np.einsum("m,smd->sd", centered, optima) / (centered @ centered)
+    intercepts, slopes = _lines(space, levels, optima)
     return FrontModel(
         space,
         surrogate,
@@ -157,7 +155,7 @@ def fit_front(
         level,
         levels,
         optima,
-        optima.mean(axis=1),
+        intercepts,
         slopes,
     )
 
@@ -223,6 +221,27 @@ def _optima(
             competes = np.argsort(np.abs(c - log10_cost), kind="stable")[:5]
         optima[:, i] = pool[competes[np.argmin(draws[:, competes], axis=1)]]
     return optima
+
+
+def _lines(
+    space: SearchSpace, levels: FloatArray, optima: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Through each draw's optima, by least squares: intercepts and slopes, ``(S, d)``.
+
+    The line of a conditional parameter goes through those optima that have it, and is level where
+    they are fewer than half.
+    """
+    has = np.ones_like(optima)  # (S, m, d)
+    for name, rows in space.active_rows(optima.reshape(-1, space.n_dims)).items():
+        has[:, :, space.slices[name]] = rows.reshape(*optima.shape[:2], 1)
+    has += (has.sum(axis=1) == 0)[:, None, :]  # nowhere: at the centre throughout
+    n = has.sum(axis=1)
+    centered = (levels - levels.mean())[:, None]
+    mean_level = (has * centered).sum(axis=1) / n
+    off = has * (centered - mean_level[:, None, :])
+    slopes = (off * optima).sum(axis=1) / np.maximum(np.square(off).sum(axis=1), 1e-12)
+    slopes = np.where(2 * n < len(levels), 0.0, slopes)
+    return (has * optima).sum(axis=1) / n - slopes * mean_level, slopes
 
 
 def hyperparameter_curves(front: FrontModel) -> list[Curve]:
