@@ -7,6 +7,7 @@ the cost is their product. At a cost C the optimum is known in closed form.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -186,6 +187,22 @@ def test_a_conditional_parameter_has_its_optimum_where_it_exists() -> None:
     assert "warmup" not in planned.params
     # Its centre lies on its bound, but it is not there.
     assert not any("warmup" in warning for warning in planned.warnings)
+
+
+def test_the_best_configuration_is_the_median_of_those_draws_that_have_the_parameter() -> None:
+    front = conditional_sweep()
+    draws: list[dict[str, Any]] = [
+        {"size": 1.0, "optimizer": "sgd", "momentum": momentum}
+        for momentum in (0.7, 0.75, 0.8, 0.85, 0.9)
+    ]
+    draws += [{"size": 1.0, "optimizer": "adam", "warmup": 4.0}] * 4
+    intercepts = front.space.encode_all(draws)
+    lines = replace(front, intercepts=intercepts, slopes=np.zeros_like(intercepts))
+    assert front.space.decode(lines.best_at(1.0)) == {
+        "size": pytest.approx(1.0),
+        "optimizer": "sgd",
+        "momentum": pytest.approx(0.8),
+    }
 
 
 def test_plan_and_curves_obey_constraints() -> None:

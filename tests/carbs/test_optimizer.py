@@ -521,6 +521,14 @@ def test_suggestions_obey_constraints_and_still_move(kind: str) -> None:
         assert all(("momentum" in p) == (p["kind"] == "sgd") for p in suggestions)
 
 
+def test_the_centre_is_the_last_resort_among_forbidden_data() -> None:
+    params = [Param(name, LinearSpace(), 0.3) for name in "xy"]
+    optimizer = CARBS(params, constraints=["x == 0.3 and y == 0.3"])
+    for i in range(5):
+        optimizer.observe({"x": 4.0 + i, "y": 5.0}, output=1.0 - i / 9, cost=1.0)
+    assert optimizer.suggest().params == {"x": 0.3, "y": 0.3}
+
+
 @settings(max_examples=8)
 @given(data=st.data())
 def test_suggestions_are_configurations_of_any_conditional_space(data: st.DataObject) -> None:
