@@ -21,11 +21,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from carbs.acquisition import TrustBox
 from carbs.optimizer import Direction
 from carbs.records import Failure, Observation
-from carbs.space import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs.space import (
+    AllowedPoints,
+    ChoiceSpace,
+    FloatArray,
+    LogSpace,
+    MixtureSpace,
+    Param,
+    SearchSpace,
+)
 from carbs.surrogate import Surrogate, fit_surrogate
 
 N_LEVELS = 9
@@ -34,6 +43,8 @@ _POOL_PER_LEVEL = 160
 # A configuration competes at a cost when its predicted cost is at most that, and at least
 # 10 ** -_BAND of it: comparing with much cheaper ones would only add noise.
 _BAND = 0.3
+# Fewer draws than this share say nothing of a conditional parameter that they have.
+_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,8 @@ class Curve:
     Attributes:
         name: of the parameter, with its component: ``mix.code``.
         costs: shape ``(m,)``, rising.
-        median, low, high: of the optimum at each cost, in the parameter's unit, shape ``(m,)``.
+        median, low, high: of the optimum at each cost, in the parameter's unit, shape ``(m,)``. Of
+            a conditional parameter: among the draws that have it, NaN where they are few.
         exponent: of the parameter in cost, for parameters on a logarithmic scale: median, low,
             high. None for others.
     """
@@ -78,9 +90,24 @@ class FrontModel:
     slopes: FloatArray
 
     def best_at(self, log10_cost: float) -> FloatArray:
-        """Basic coordinates of the configuration on the (median) line, shape ``(d,)``."""
-        z = self.intercepts + self.slopes * (log10_cost - self.levels.mean())
-        return np.asarray(self.space.snap(np.median(z, axis=0)[None, :])[0])
+        """Basic coordinates of the configuration on the (median) line, shape ``(d,)``.
+
+        It need not meet the constraints.
+        """
+        Z = self.intercepts + self.slopes * (log10_cost - self.levels.mean())
+        z = np.median(Z, axis=0)
+        if any(param.when for param in self.space.params):
+            # Draws without a conditional parameter say nothing of it.
+            for name, is_active in self.space.active_rows(Z).items():
+                if is_active.any():
+                    own = self.space.slices[name]
+                    z[own] = np.median(Z[is_active, own], axis=0)
+        return np.asarray(self.space.snap(z[None, :])[0])
+
+    def active(self, param: Param) -> NDArray[np.bool_]:
+        """In which draws, and at which costs, the optimum has a parameter: ``(S, m)``."""
+        Z = self.optima.reshape(-1, self.space.n_dims)
+        return self.space.active_rows(Z)[param.name].reshape(self.optima.shape[:2])
 
 
 def fit_front(
@@ -119,9 +146,7 @@ def fit_front(
     seen_Z = space.encode_all([observation.params for observation in observations])
     pool = np.concatenate([_pool(space, surrogate, seen_Z, level_, rng) for level_ in levels])
     optima = _optima(surrogate, pool, levels, rng)
-    # Lines through each draw's optima, by least squares.
-    centered = levels - levels.mean()
-    slopes = np.einsum("m,smd->sd", centered, optima) / (centered @ centered)
+    intercepts, slopes = _lines(space, levels, optima)
     return FrontModel(
         space,
         surrogate,
@@ -130,7 +155,7 @@ def fit_front(
         level,
         levels,
         optima,
-        optima.mean(axis=1),
+        intercepts,
         slopes,
     )
 
@@ -150,23 +175,27 @@ def _pool(
     population = space.snap(
         np.concatenate([seen_Z, rng.uniform(box.low, box.high, size=(256, space.n_dims))])
     )
+    if space.constraints:  # a last resort: the centre is always allowed
+        population = np.concatenate([population, space.center[None, :]])
+    allowed = AllowedPoints(space)
     for radius in (0.8, 0.5, 0.3, 0.2, 0.2):
         scores = _predicted(surrogate, population, log10_cost)
-        parents = population[np.argsort(scores, kind="stable")[:40]]
+        parents = population[allowed.first(population, np.argsort(scores, kind="stable"), 40)]
         origins = np.repeat(parents, 12, axis=0)
         moved = origins + radius * rng.standard_normal(origins.shape)
         children = space.snap(box.bring_in(moved, origins, rng))
         population = np.concatenate([parents, children])
     # Wider than the contracted population: the draws may disagree with the mean.
     scores = _predicted(surrogate, population, log10_cost)
-    parents = population[np.argsort(scores, kind="stable")[:10]]
+    parents = population[allowed.first(population, np.argsort(scores, kind="stable"), 10)]
     origins = parents[rng.integers(len(parents), size=4 * _POOL_PER_LEVEL)]
     radii = 10 ** rng.uniform(-1.0, 0.1, size=(len(origins), 1))
     moved = origins + radii * rng.standard_normal(origins.shape)
     candidates = space.snap(box.bring_in(moved, origins, rng))
     c = surrogate.log_cost(candidates)[0] / math.log(10)
-    inside = candidates[(c <= log10_cost) & (c >= log10_cost - _BAND)]
-    return np.concatenate([parents, inside[:_POOL_PER_LEVEL]])
+    inside = np.flatnonzero((c <= log10_cost) & (c >= log10_cost - _BAND))
+    inside = allowed.first(candidates, inside, _POOL_PER_LEVEL)
+    return np.concatenate([parents, candidates[inside]])
 
 
 def _predicted(surrogate: Surrogate, Z: FloatArray, log10_cost: float) -> FloatArray:
@@ -194,20 +223,60 @@ def _optima(
     return optima
 
 
+def _lines(
+    space: SearchSpace, levels: FloatArray, optima: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Through each draw's optima, by least squares: intercepts and slopes, ``(S, d)``.
+
+    The line of a conditional parameter goes through those optima that have it, and is level where
+    they are fewer than half.
+    """
+    has = np.ones_like(optima)  # (S, m, d)
+    for name, rows in space.active_rows(optima.reshape(-1, space.n_dims)).items():
+        has[:, :, space.slices[name]] = rows.reshape(*optima.shape[:2], 1)
+    has += (has.sum(axis=1) == 0)[:, None, :]  # nowhere: at the centre throughout
+    n = has.sum(axis=1)
+    centered = (levels - levels.mean())[:, None]
+    mean_level = (has * centered).sum(axis=1) / n
+    off = has * (centered - mean_level[:, None, :])
+    slopes = (off * optima).sum(axis=1) / np.maximum(np.square(off).sum(axis=1), 1e-12)
+    slopes = np.where(2 * n < len(levels), 0.0, slopes)
+    return (has * optima).sum(axis=1) / n - slopes * mean_level, slopes
+
+
 def hyperparameter_curves(front: FrontModel) -> list[Curve]:
-    """Every parameter's optimum over cost: of each number, each component, not of categories."""
+    """Every parameter's optimum over cost: of each number, each component, not of categories.
+
+    Conditional parameters that hardly any draw has are left out.
+    """
+    tail = (1 - front.level) / 2
     curves = []
     for param in front.space.params:
+        is_active = front.active(param)
+        has_optimum = is_active.mean(axis=0) >= _LEAST_SHARE
+        if not has_optimum.any():
+            continue
+        exponent = _exponent(front, param, np.all(is_active, axis=1))
         for name, values in _numbers(front, param).items():
-            tail = (1 - front.level) / 2
-            low, median, high = np.quantile(values, [tail, 0.5, 1 - tail], axis=0)
-            exponent = None
-            if isinstance(param.space, LogSpace):
-                slopes = front.slopes[:, front.space.slices[param.name].start] * param.space.scale
-                q = np.quantile(slopes, [0.5, tail, 1 - tail])
-                exponent = (float(q[0]), float(q[1]), float(q[2]))
+            optimum = np.full((3, len(front.levels)), math.nan)
+            for i in np.flatnonzero(has_optimum):
+                chosen = values[is_active[:, i], i]
+                optimum[:, i] = np.quantile(chosen, [tail, 0.5, 1 - tail])
+            low, median, high = optimum
             curves.append(Curve(name, 10**front.levels, median, low, high, exponent))
     return curves
+
+
+def _exponent(
+    front: FrontModel, param: Param, draws: NDArray[np.bool_]
+) -> tuple[float, float, float] | None:
+    """Of the lines of some draws, those that have the parameter at every cost."""
+    if not isinstance(param.space, LogSpace) or draws.mean() < _LEAST_SHARE:
+        return None
+    tail = (1 - front.level) / 2
+    slopes = front.slopes[draws, front.space.slices[param.name].start] * param.space.scale
+    median, low, high = np.quantile(slopes, [0.5, tail, 1 - tail]).tolist()
+    return median, low, high
 
 
 def _numbers(front: FrontModel, param: Param) -> dict[str, FloatArray]:

@@ -16,10 +16,13 @@ import numpy as np
 from analysis.hyperparameters import FrontModel
 from analysis.power_laws import ComputeLaw, fit_compute_law
 from carbs.pareto import pareto_front
-from carbs.space import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
+from carbs.space import AllowedPoints, FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 
 # Further out than this, the trend has been followed for longer than it was seen.
 _FAR = 10.0
+# Where the constraints forbid the configuration: how many near it are looked at, and how many
+# decades of cost are as bad as a distance of one.
+_N_NEAR, _COST_TOLERANCE = 4096, 0.1
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,25 @@ def plan(front: FrontModel, cost: float) -> Plan:
 
 
 def _at_cost(front: FrontModel, cost: float) -> FloatArray:
-    """The point on the front's lines whose predicted cost comes nearest, shape ``(d,)``."""
+    """The point on the front's lines whose predicted cost comes nearest, shape ``(d,)``.
+
+    Where the constraints do not allow it: the nearest to it, in place and predicted cost, that they
+    do allow, of many around it and on the lines.
+    """
     grid = math.log10(cost) + np.linspace(-1.5, 1.0, 251)
     points = np.array([front.best_at(log10_cost) for log10_cost in grid])
     predicted, _ = front.surrogate.log_cost(points)
-    return np.asarray(points[int(np.argmin(np.abs(predicted - math.log(cost))))])
+    z = np.asarray(points[int(np.argmin(np.abs(predicted - math.log(cost))))])
+    if front.space.allows(front.space.decode(z)):
+        return z
+    rng = np.random.default_rng(0)
+    steps = rng.standard_normal((_N_NEAR, len(z))) * (rng.random((_N_NEAR, len(z))) < 0.5)
+    near = front.space.snap(z + 10 ** rng.uniform(-2.0, 0.3, size=(_N_NEAR, 1)) * steps)
+    candidates = np.concatenate([near, points, front.space.center[None, :]])
+    off = np.abs(front.surrogate.log_cost(candidates)[0] - math.log(cost)) / math.log(10)
+    distances = np.linalg.norm(candidates - z, axis=1) + off / _COST_TOLERANCE
+    nearest = AllowedPoints(front.space).first(candidates, np.argsort(distances, kind="stable"), 1)
+    return np.asarray(candidates[nearest[0]])
 
 
 def _warnings(front: FrontModel, z: FloatArray, extrapolation: float) -> tuple[str, ...]:
@@ -108,9 +125,10 @@ def _warnings(front: FrontModel, z: FloatArray, extrapolation: float) -> tuple[s
     probability = float(front.surrogate.success_probability(z[None, :])[0])
     if probability < 0.9:
         found.append(f"the run is expected to fail with probability {1 - probability:.0%}")
+    params = front.space.decode(z)
     for param in front.space.params:
-        if isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
-            value = param.space.decode(z[front.space.slices[param.name]], param.search_center)
+        if isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)) and param.name in params:
+            value = params[param.name]
             if value in param.space.limits():
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")
     return tuple(found)

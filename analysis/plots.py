@@ -258,9 +258,10 @@ def plot_curve(
     ax = _axes(ax, _PANEL)
     ax.fill_between(curve.costs, curve.low, curve.high, color=_BLUE, **_BAND)
     ax.plot(curve.costs, curve.median, color=_BLUE, lw=1.8)
+    values = [flatten(observation.params).get(curve.name) for observation in observations_on_front]
     ax.plot(
         [observation.cost for observation in observations_on_front],
-        [float(flatten(observation.params)[curve.name]) for observation in observations_on_front],
+        [math.nan if value is None else float(value) for value in values],
         "o",
         color=_INK,
         ms=3.5,
@@ -326,7 +327,7 @@ def plot_mix(curves: Sequence[Curve], *, cost_unit: str = "s", ax: Axes | None =
             ax.fill_between(curve.costs, curve.low, curve.high, color=style["color"], **_BAND)
         ax.plot(curve.costs, curve.median, **style, ms=5, lw=1.8)
     tops = [curve.high if len(curves) <= MOST_BANDS else curve.median for curve in curves]
-    top = max((float(high.max()) for high in tops), default=1.0)
+    top = max((float(np.nanmax(high)) for high in tops), default=1.0)
     ax.set_ylim(0, min(1.0, 1.1 * top))
     ax.set_ylabel("share of the mix (0 to 1)")
     _cost_axis(ax, cost_unit)

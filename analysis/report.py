@@ -27,7 +27,7 @@ from analysis.markup import DOCUMENT, STYLE, cost_text, number, paragraph, secti
 from analysis.power_laws import ComputeLaw
 from analysis.trials import trials_frame
 from carbs.space import ChoiceSpace, FloatArray, MixtureSpace, Param
-from carbs.study import flatten
+from carbs.study import flat_names, flatten
 
 _MOST_REASONS = 20
 _CHECK_IS_APART = (
@@ -73,11 +73,15 @@ def write_report(
 
 
 def category_shares(front: FrontModel, param: Param) -> dict[str, FloatArray]:
-    """How many of the model's draws choose each category at each cost: ``(m,)``, by category."""
+    """How many of the model's draws choose each category at each cost: ``(m,)``, by category.
+
+    Draws that choose a configuration without the parameter count for none of them.
+    """
     assert isinstance(param.space, ChoiceSpace)
+    is_active = front.active(param)
     chosen = np.argmax(front.optima[:, :, front.space.slices[param.name]], axis=2)
     return {
-        str(choice): np.asarray((chosen == i).mean(axis=0))
+        str(choice): np.asarray((is_active & (chosen == i)).mean(axis=0))
         for i, choice in enumerate(param.space.choices)
     }
 
@@ -117,7 +121,7 @@ class _Page:
             *(
                 self._mix(param)
                 for param in self.front.space.params
-                if isinstance(param.space, MixtureSpace)
+                if isinstance(param.space, MixtureSpace) and self._curve_names(param)
             ),
             self._predictions(),
             self._convergence(),
@@ -278,6 +282,11 @@ class _Page:
             "of single runs. Where a title gives a power of cost, the brackets hold its "
             f"{level} interval: one that includes 0 says that the optimum may not move at all."
         )
+        if any(param.when for param in self.front.space.params):
+            text += (
+                " A conditional parameter is shown at the costs where enough of the model's best "
+                "configurations have it."
+            )
         observations = self._observations_on_front()
         panels = []
         for i, param in enumerate(self.front.space.params):
@@ -434,22 +443,17 @@ class _Page:
         )
 
     def _parameter_names(self) -> list[str]:
-        return [name for param in self.front.space.params for name in self._flat_names(param)]
-
-    def _flat_names(self, param: Param) -> list[str]:
-        if isinstance(param.space, MixtureSpace):
-            return [f"{param.name}.{component}" for component in param.space.components]
-        return [param.name]
+        return [name for param in self.front.space.params for name in flat_names(param)]
 
     def _share_digits(self) -> dict[str, int]:
         """Shares of a mix are read off to a hundredth of a percent."""
         mixes = [
             param for param in self.front.space.params if isinstance(param.space, MixtureSpace)
         ]
-        return {name: 4 for param in mixes for name in self._flat_names(param)}
+        return {name: 4 for param in mixes for name in flat_names(param)}
 
     def _curve_names(self, param: Param) -> list[str]:
-        return [name for name in self._flat_names(param) if name in self.curves]
+        return [name for name in flat_names(param) if name in self.curves]
 
     def _observations_on_front(self) -> list[Any]:
         ids = {str(number) for number in self.on_front["number"]}
@@ -474,6 +478,8 @@ class _Page:
 
 
 def _share(curve: Curve, i: int) -> str:
+    if np.isnan(curve.median[i]):
+        return "–"
     return f"{curve.median[i]:.0%} ({curve.low[i]:.0%} to {curve.high[i]:.0%})"
 
 

@@ -11,7 +11,7 @@ from optuna.study import Study
 from pydantic import TypeAdapter
 
 from carbs.space import Param, SearchSpace
-from carbs.study import FAILURE, FORGOTTEN, PREDICTED, flatten, unflatten
+from carbs.study import FAILURE, FORGOTTEN, PREDICTED, flat_names, flatten, unflatten
 
 
 def study_space(study: Study) -> SearchSpace:
@@ -27,22 +27,24 @@ def study_space(study: Study) -> SearchSpace:
             "'carbs sweep'. Pass a SearchSpace instead"
         )
     params = TypeAdapter(list[Param]).validate_json(text)
-    return SearchSpace(params)
+    return SearchSpace(params, study.user_attrs.get("constraints", []))
 
 
 def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame:
-    """Every trial with all its parameters, what was predicted, and what was measured.
+    """Every trial with its parameters, what was predicted, and what was measured.
 
     Columns: ``number``, ``state`` (complete, failed, running, forgotten), ``output``, ``cost``,
     ``reason`` (of a failure), ``predicted_output``, ``predicted_cost`` and their ``_low`` and
     ``_high``, one for each parameter (mixtures as ``mix.code``), and one for each metric
     (``metrics.flops``, ``metrics.evaluations.values.accuracy``). A failure's cost is what it spent.
+    A parameter that is inactive in a trial has no value there.
 
     Args:
         study: of a sweep, or of a :class:`carbs.study.CarbsSampler`.
         space: where the study was not made by a sweep.
     """
     space = space or study_space(study)
+    names = [name for param in space.params for name in flat_names(param)]
     rows = []
     for trial in study.get_trials(deepcopy=False):
         params = unflatten(space, trial.params)
@@ -63,7 +65,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
             low, high = predicted.get(f"predicted_{name}_interval") or (None, None)
             row[f"predicted_{name}"] = predicted.get(f"predicted_{name}")
             row[f"predicted_{name}_low"], row[f"predicted_{name}_high"] = low, high
-        row |= flatten(params)
+        row |= dict.fromkeys(names) | flatten(params)
         row |= _flat_metrics(attributes.get("metrics", {}), "metrics")
         rows.append(row)
     frame = pd.DataFrame(rows)

@@ -1,5 +1,6 @@
 """carbs: a cost-aware hyperparameter and scaling-law optimizer for training language models."""
 
+from carbs.constraints import Constraint
 from carbs.optimizer import CARBS
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import (
@@ -15,6 +16,7 @@ from carbs.space import (
 __all__ = [
     "CARBS",
     "ChoiceSpace",
+    "Constraint",
     "Failure",
     "LinearSpace",
     "LogSpace",

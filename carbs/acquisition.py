@@ -33,7 +33,7 @@ from botorch.acquisition.analytic import _log_ei_helper
 from scipy.special import log_ndtr, logsumexp
 
 from carbs.pareto import pareto_front
-from carbs.space import FloatArray, SearchSpace
+from carbs.space import AllowedPoints, FloatArray, SearchSpace
 from carbs.surrogate import Surrogate
 
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
@@ -158,7 +158,8 @@ def maximize(
 
     Candidates are drawn around the parents (the front) at radii over two orders of magnitude, some
     of them along few dimensions, and some anywhere in the box; the best are refined by ever smaller
-    steps. Every candidate is snapped to a configuration before it is scored.
+    steps. Every candidate is snapped to a configuration before it is scored. Only those that the
+    constraints allow are kept; where few are, the refinement closes in on the parents.
 
     Args:
         parents: basic points to search around, shape ``(p, d)``.
@@ -171,9 +172,12 @@ def maximize(
     local = origins + radii * few * rng.standard_normal((_N_LOCAL, n_dims))
     wide = rng.uniform(box.low, box.high, size=(_N_GLOBAL, n_dims))
     candidates = space.snap(np.concatenate([box.bring_in(local, origins, rng), wide]))
+    if space.constraints:  # a last resort: the centre is always allowed
+        candidates = np.concatenate([candidates, parents, space.center[None, :]])
     scores = score(candidates)
+    allowed = AllowedPoints(space)
     for step in range(_N_ROUNDS):
-        best = np.argsort(-scores, kind="stable")[:_N_KEPT]
+        best = allowed.first(candidates, np.argsort(-scores, kind="stable"), _N_KEPT)
         candidates, scores = candidates[best], scores[best]
         radius = 0.3 * 0.5**step
         origins = np.repeat(candidates, _N_REFINED, axis=0)
@@ -182,4 +186,5 @@ def maximize(
         refined = space.snap(box.bring_in(origins + moves, origins, rng))
         candidates = np.concatenate([candidates, refined])
         scores = np.concatenate([scores, score(refined)])
-    return np.asarray(candidates[int(np.argmax(scores))])
+    best = allowed.first(candidates, np.argsort(-scores, kind="stable"), 1)
+    return np.asarray(candidates[best[0]])

@@ -8,7 +8,7 @@ loaded goes on as the unsaved one would.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.acquisition import FrontImprovement, TrustBox, maximize
+from carbs.constraints import Constraint
 from carbs.pareto import pareto_front
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import FloatArray, Param, Params, SearchSpace
@@ -27,6 +28,7 @@ COST_EXPONENT = 0.3
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
+_N_INITIAL_TRIES = 64
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -68,15 +70,26 @@ def propose(
             z = space.center
         elif conditioned is None or n_known < _N_INITIAL:
             # Around the centre, the closer the more has failed there.
-            radius = _INITIAL_RADIUS / (1 + len(failures))
-            step = radius * rng.standard_normal((1, space.n_dims))
-            z = space.snap(space.center + step)[0]
+            z = _step(space, _INITIAL_RADIUS / (1 + len(failures)), rng)
         else:
             z = _search(space, conditioned, known_Z, max_cost, cost_exponent, rng)
         suggestions.append(_suggestion(space, id, z, surrogate, sign))
         known_Z = np.concatenate([known_Z, z[None, :]])
         conditioned = conditioned and conditioned.condition(z[None, :])
     return suggestions
+
+
+def _step(space: SearchSpace, radius: float, rng: np.random.Generator) -> FloatArray:
+    """A random step from the centre that the constraints allow, the shorter the fewer they allow.
+
+    Where that is none of many, the centre.
+    """
+    for i in range(_N_INITIAL_TRIES):
+        step = 0.95**i * radius * rng.standard_normal((1, space.n_dims))
+        Z = space.snap(space.center + step)
+        if space.allows(space.decode(Z[0])):
+            return np.asarray(Z[0])
+    return space.center
 
 
 def _search(
@@ -100,8 +113,7 @@ def _search(
 def _suggestion(
     space: SearchSpace, id: str, z: FloatArray, surrogate: Surrogate | None, sign: float
 ) -> Suggestion:
-    is_center = np.array_equal(z, space.center)
-    params = dict(space.center_params) if is_center else space.decode(z)
+    params = space.decode(z)
     if surrogate is None:
         return Suggestion(id=id, params=params)
     low, middle, high = sorted(sign * surrogate.output_quantiles(z[None, :], _QUANTILES)[0])
@@ -124,6 +136,8 @@ class _State(BaseModel):
 
     version: Literal[1] = 1
     params: list[Param]
+    # Of a function, its name.
+    constraints: list[str | dict[Literal["function"], str]] = []
     direction: Direction
     max_cost: float | None = Field(default=None, gt=0)
     seed: int
@@ -138,18 +152,22 @@ class CARBS:
 
     Args:
         params: what is searched. The first suggestion is made of their centres.
+        constraints: what every suggestion meets: expressions over the parameters, or functions of
+            a configuration (see :mod:`carbs.constraints`).
         direction: whether a low or a high output is good.
         max_cost: of one run; a suggestion above it is avoided. None for no limit.
         seed: same records and seed, same suggestion.
 
     Raises:
-        ValueError: no parameters, names that occur twice, or a limit that is not positive.
+        ValueError: no parameters, names that occur twice, constraints that are none or that the
+            centre violates, or a limit that is not positive.
     """
 
     def __init__(
         self,
         params: Sequence[Param],
         *,
+        constraints: Iterable[Constraint] = (),
         direction: Direction = "minimize",
         max_cost: float | None = None,
         seed: int = 0,
@@ -158,8 +176,14 @@ class CARBS:
             raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
         if max_cost is not None and not max_cost > 0:
             raise ValueError(f"max_cost is {max_cost}, expected a positive number or None")
-        self.space = SearchSpace(params)
-        self._state = _State(params=list(params), direction=direction, max_cost=max_cost, seed=seed)
+        self.space = SearchSpace(params, constraints)
+        self._state = _State(
+            params=list(params),
+            constraints=[constraint.saved for constraint in self.space.constraints],
+            direction=direction,
+            max_cost=max_cost,
+            seed=seed,
+        )
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -263,26 +287,49 @@ class CARBS:
         return [observations[i] for i in indices]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all records and the configuration as JSON, in one step: a crash loses nothing."""
+        """Write all records and the configuration as JSON, in one step: a crash loses nothing.
+
+        Of constraints that are functions, only the names are written.
+        """
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(self._state.model_dump_json(indent=1))
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], *, constraints: Iterable[Constraint] | None = None
+    ) -> Self:
         """Read what :meth:`save` wrote.
 
+        Args:
+            path: of the file.
+            constraints: those that the optimizer was made with. Needed where some of them are
+                functions, which a file cannot hold.
+
         Raises:
-            ValueError: the file is no saved optimizer; says where it deviates.
+            ValueError: the file is no saved optimizer, or was saved with other constraints; says
+                where it deviates.
         """
         try:
             state = _State.model_validate_json(Path(path).read_bytes())
+            if constraints is None:
+                constraints = [text for text in state.constraints if isinstance(text, str)]
             optimizer = cls(
-                state.params, direction=state.direction, max_cost=state.max_cost, seed=state.seed
+                state.params,
+                constraints=constraints,
+                direction=state.direction,
+                max_cost=state.max_cost,
+                seed=state.seed,
             )
         except ValueError as error:  # pydantic's ValidationError is one
             raise ValueError(f"{path} is no saved optimizer: {error}") from None
+        if optimizer._state.constraints != state.constraints:
+            raise ValueError(
+                f"{path} was saved with the constraints {state.constraints}, but is loaded with "
+                f"{optimizer._state.constraints}: give CARBS.load the constraints that the "
+                "optimizer was made with, functions included"
+            )
         optimizer._state = state
         return optimizer
 

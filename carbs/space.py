@@ -14,18 +14,25 @@ one that a configuration can have, so that a candidate is scored as what would r
 
 Mixture weights live in log-ratio coordinates (Aitchison 1986, "The Statistical Analysis of
 Compositional Data", ch. 4) with an offset, so that a weight of zero is a point like any other.
+
+A conditional parameter that is inactive is absent from the configuration; among the basic
+coordinates it stays at the centre's, where it makes no difference between two points.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from carbs.constraints import Constraint, as_predicate
 
 FloatArray = NDArray[np.float64]
 Scalar = bool | int | float | str
@@ -243,17 +250,18 @@ class ChoiceSpace(_Space):
         return len(self.choices)
 
     def check(self, value: Any) -> Value:
-        return self.choices[self._index(value)]
+        return self.choices[self.index(value)]
 
-    def _index(self, value: Any) -> int:
+    def index(self, value: Any) -> int:
+        """The place of a choice, or ``ValueError``."""
         for i, choice in enumerate(self.choices):
-            if choice == value and isinstance(choice, bool) == isinstance(value, bool):
+            if _is_same(choice, value):
                 return i
         raise ValueError(f"{value!r} is none of {list(self.choices)}")
 
     def encode(self, value: Any, center: Any) -> FloatArray:
         z = np.zeros(self.n_dims)
-        z[self._index(value)] = 1.0
+        z[self.index(value)] = 1.0
         return z
 
     def decode(self, z: FloatArray, center: Any) -> Value:
@@ -261,6 +269,11 @@ class ChoiceSpace(_Space):
 
     def snap(self, Z: FloatArray, center: Any) -> FloatArray:
         return np.asarray(np.eye(self.n_dims)[np.argmax(Z, axis=1)])
+
+
+def _is_same(choice: Scalar, value: Any) -> bool:
+    """Equal, where 1 is not True."""
+    return bool(choice == value) and isinstance(choice, bool) == isinstance(value, bool)
 
 
 class MixtureSpace(_Space):
@@ -393,6 +406,9 @@ class Param(BaseModel):
         name: not empty, without dots (a dot separates a mixture from its component in a study).
         space: one of the spaces above.
         search_center: a good, cheap value; the first suggestion is made of these.
+        when: the parameter exists only when each :class:`ChoiceSpace` parameter named here is
+            active and has the value given, or one of those given:
+            ``{"optimizer": ["sgd", "nesterov"]}``. By default it always exists.
 
     Raises:
         ValueError: the centre does not lie in the space.
@@ -403,9 +419,29 @@ class Param(BaseModel):
     name: str = Field(min_length=1, pattern=r"^[^.]*$")
     space: Space
     search_center: Any
+    when: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = {}
 
-    def __init__(self, name: str, space: Any, search_center: Any, **fields: Any) -> None:
-        super().__init__(name=name, space=space, search_center=search_center, **fields)
+    def __init__(
+        self,
+        name: str,
+        space: Any,
+        search_center: Any,
+        when: Mapping[str, Scalar | Sequence[Scalar]] | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(
+            name=name, space=space, search_center=search_center, when=when or {}, **fields
+        )
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _in_lists(cls, when: Any) -> Any:
+        if not isinstance(when, Mapping):
+            return when
+        return {
+            name: values if isinstance(values, (list, tuple)) else [values]
+            for name, values in when.items()
+        }
 
     @model_validator(mode="after")
     def _check_center(self) -> Param:
@@ -426,13 +462,21 @@ class SearchSpace:
 
     Args:
         params: at least one parameter, with distinct names.
+        constraints: what every suggestion meets, see :mod:`carbs.constraints`. Configurations that
+            somebody else chose need not meet them: :meth:`check` does not look.
 
     Attributes:
         n_dims: the number of basic dimensions of all parameters.
         slices: for each parameter's name, its place among the basic dimensions.
+        center: the basic point at which the search starts, shape ``(n_dims,)``.
+        center_params: its configuration.
+
+    Raises:
+        ValueError: names occur twice, a ``when`` cannot be met, a constraint is no expression over
+            the parameters, or the centre violates it.
     """
 
-    def __init__(self, params: Sequence[Param]) -> None:
+    def __init__(self, params: Sequence[Param], constraints: Iterable[Constraint] = ()) -> None:
         self.params = tuple(params)
         names = [param.name for param in self.params]
         if not names:
@@ -446,35 +490,104 @@ class SearchSpace:
             param.name: slice(end - param.space.n_dims, end)
             for param, end in zip(self.params, ends, strict=True)
         }
-        self.center_params: Params = {param.name: param.search_center for param in self.params}
-        self.center = self.encode(self.center_params)
+        self._conditions = _conditions(self.params)
+        centers: Params = {param.name: param.search_center for param in self.params}
+        active = self.active_names(centers)
+        self.center_params = {name: value for name, value in centers.items() if name in active}
+        self.center = np.concatenate(
+            [param.space.encode(param.search_center, param.search_center) for param in self.params]
+        )
+        self.constraints = tuple(as_predicate(constraint, centers) for constraint in constraints)
+        for constraint in self.constraints:
+            if not constraint.holds(self.center_params):
+                raise ValueError(
+                    f"the search centre {self.center_params} violates the {constraint}: move a "
+                    "search_center, or change the constraint"
+                )
 
-    def check(self, values: Mapping[str, Any]) -> Params:
-        """A configuration in plain types, with this space's parameters and no others.
+    def active_names(self, values: Mapping[str, Any]) -> set[str]:
+        """The parameters that exist beside these values of the parameters that they depend on."""
+        active: set[str] = set()
+        for name, when in self._conditions.items():
+            if all(
+                parent in active and any(_is_same(choice, values.get(parent)) for choice in choices)
+                for parent, choices in when.items()
+            ):
+                active.add(name)
+        return active
+
+    def active_rows(self, Z: FloatArray) -> dict[str, NDArray[np.bool_]]:
+        """For each parameter's name, at which basic points ``(n, n_dims)`` it exists: ``(n,)``."""
+        spaces = {param.name: param.space for param in self.params}
+        rows: dict[str, NDArray[np.bool_]] = {}
+        for name, when in self._conditions.items():
+            rows[name] = np.ones(len(Z), dtype=bool)
+            for parent, choices in when.items():
+                space = spaces[parent]
+                assert isinstance(space, ChoiceSpace)
+                chosen = np.argmax(Z[:, self.slices[parent]], axis=1)
+                is_met = np.isin(chosen, [space.index(choice) for choice in choices])
+                rows[name] &= rows[parent] & is_met
+        return rows
+
+    def allows(self, params: Mapping[str, Any]) -> bool:
+        """Whether a configuration meets every constraint.
 
         Raises:
-            ValueError: names the parameter that is missing, unknown or out of its space.
+            ValueError: names the constraint that cannot be evaluated.
         """
-        unknown = sorted(set(values) - set(self.slices))
-        missing = sorted(set(self.slices) - set(values))
-        if unknown or missing:
-            raise ValueError(
-                f"the configuration must name {sorted(self.slices)}"
-                + (f"; missing: {missing}" if missing else "")
-                + (f"; unknown: {unknown}" if unknown else "")
-            )
+        return all(constraint.holds(params) for constraint in self.constraints)
+
+    def check(self, values: Mapping[str, Any]) -> Params:
+        """A configuration in plain types, with this space's active parameters and no others.
+
+        Constraints are not looked at: what was measured is worth knowing anyway.
+
+        Raises:
+            ValueError: names the parameter that is missing, unknown, inactive or out of its space.
+        """
+        active = self.active_names(values)
+        if set(values) != active:
+            raise ValueError(self._misfit(values, active))
         checked: Params = {}
         for param in self.params:
-            try:
-                checked[param.name] = param.space.check(values[param.name])
-            except ValueError as error:
-                raise ValueError(f"parameter {param.name!r}: {error}") from None
+            if param.name in active:
+                try:
+                    checked[param.name] = param.space.check(values[param.name])
+                except ValueError as error:
+                    raise ValueError(f"parameter {param.name!r}: {error}") from None
         return checked
+
+    def _misfit(self, values: Mapping[str, Any], active: set[str]) -> str:
+        missing, unknown = sorted(active - set(values)), sorted(set(values) - set(self.slices))
+        inactive = [name for name in self.slices if name not in active]
+        return "; ".join(
+            [
+                f"the configuration must name {sorted(active)}",
+                *([f"missing: {missing}"] if missing else []),
+                *([f"unknown: {unknown}"] if unknown else []),
+                *(self._why_inactive(name, values, active) for name in inactive),
+            ]
+        )
+
+    def _why_inactive(self, name: str, values: Mapping[str, Any], active: set[str]) -> str:
+        reasons = []
+        for parent, choices in self._conditions[name].items():
+            found = repr(values.get(parent)) if parent in active & set(values) else "absent"
+            reasons.append(f"when {parent!r} is one of {list(choices)}, and here it is {found}")
+        surplus = "is inactive and must not be given" if name in values else "is inactive"
+        return f"{name!r} {surplus}: it exists only {', and '.join(reasons)}"
 
     def encode(self, values: Mapping[str, Any]) -> FloatArray:
         """Basic coordinates of a configuration, shape ``(n_dims,)``."""
+        active = self.active_names(values)
         return np.concatenate(
-            [param.space.encode(values[param.name], param.search_center) for param in self.params]
+            [
+                param.space.encode(values[param.name], param.search_center)
+                if param.name in active
+                else self.center[self.slices[param.name]]
+                for param in self.params
+            ]
         )
 
     def encode_all(self, configurations: Sequence[Mapping[str, Any]]) -> FloatArray:
@@ -483,17 +596,81 @@ class SearchSpace:
 
     def decode(self, z: FloatArray) -> Params:
         """The configuration at basic coordinates ``z``, shape ``(n_dims,)``."""
+        if np.array_equal(z, self.center):  # free of rounding
+            return dict(self.center_params)
+        active = self.active_rows(z[None, :])
         return {
             param.name: param.space.decode(z[self.slices[param.name]], param.search_center)
             for param in self.params
+            if active[param.name][0]
         }
 
     def snap(self, Z: FloatArray) -> FloatArray:
         """The nearest points that a configuration can have, shape ``(n, n_dims)`` in and out."""
-        return np.concatenate(
+        snapped = np.concatenate(
             [
                 param.space.snap(Z[:, self.slices[param.name]], param.search_center)
                 for param in self.params
             ],
             axis=1,
         )
+        for name, is_active in self.active_rows(snapped).items():
+            snapped[~is_active, self.slices[name]] = self.center[self.slices[name]]
+        return snapped
+
+
+def _conditions(params: Sequence[Param]) -> dict[str, dict[str, tuple[Scalar, ...]]]:
+    """Each parameter's ``when`` by its name, parents first."""
+    by_name = {param.name: param for param in params}
+    for param in params:
+        for parent, choices in param.when.items():
+            if parent not in by_name:
+                raise ValueError(
+                    f"parameter {param.name!r}: its 'when' names {parent!r}, which is none of the "
+                    f"parameters {sorted(by_name)}"
+                )
+            space = by_name[parent].space
+            if not isinstance(space, ChoiceSpace):
+                raise ValueError(
+                    f"parameter {param.name!r}: its 'when' names {parent!r}, which must be a choice"
+                )
+            for choice in choices:
+                try:
+                    space.index(choice)
+                except ValueError as error:
+                    raise ValueError(
+                        f"parameter {param.name!r}: its 'when' can never be met: {parent} = {error}"
+                    ) from None
+    try:
+        order = list(TopologicalSorter({p.name: set(p.when) for p in params}).static_order())
+    except CycleError as error:
+        circle = [repr(name) for name in error.args[1]]
+        raise ValueError(
+            f"parameter {circle[0]}: its 'when' depends on itself: {' -> '.join(circle)}"
+        ) from None
+    return {name: by_name[name].when for name in order}
+
+
+class AllowedPoints:
+    """The constraints' answers at basic points; each is asked for once, since it may be slow."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._answers: dict[bytes, bool] = {}
+
+    def first(self, Z: FloatArray, order: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+        """Indices of the first ``n`` allowed points, or of as many as there are.
+
+        Args:
+            Z: basic points, shape ``(q, n_dims)``.
+            order: indices of ``Z``, in which to ask, shape ``(q,)``.
+        """
+        return np.fromiter(islice((i for i in order if self._allows(Z[i])), n), dtype=np.intp)
+
+    def _allows(self, z: FloatArray) -> bool:
+        if not self._space.constraints:
+            return True
+        key = z.tobytes()
+        if key not in self._answers:
+            self._answers[key] = self._space.allows(self._space.decode(z))
+        return self._answers[key]

@@ -1,14 +1,15 @@
 """An Optuna study as the record of a search: its trials are our records, and back.
 
 A study of ours has two objectives, (output, cost). Each parameter is an Optuna parameter of the
-same name; a mixture is one for each component, ``mix.code``. What Optuna has no place for lies in
+same name; a mixture is one for each component, ``mix.code``. A parameter that is inactive in a
+trial is not stored with it. What Optuna has no place for lies in
 trial attributes: what was predicted when a trial was suggested (``predicted``), and why it failed
 (``failure``). A failed trial marked ``forgotten`` was the machine's fault and teaches nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from carbs.constraints import Constraint
 from carbs.optimizer import COST_EXPONENT, Direction, propose
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import (
@@ -55,22 +57,30 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def flat_names(param: Param) -> list[str]:
+    """The names under which Optuna stores a parameter: its own, or one for each component."""
+    if isinstance(param.space, MixtureSpace):
+        return [f"{param.name}.{component}" for component in param.space.components]
+    return [param.name]
+
+
 def unflatten(space: SearchSpace, flat: Mapping[str, Any]) -> Params | None:
-    """The configuration in a trial's parameters; None where the trial lacks one of them."""
+    """The configuration in a trial's parameters; None where it lacks one that is active."""
     params: Params = {}
+    active = space.active_names(flat)
     for param in space.params:
+        if param.name not in active:
+            continue
+        names = flat_names(param)
+        if any(name not in flat for name in names):
+            return None
         if isinstance(param.space, MixtureSpace):
-            names = [f"{param.name}.{component}" for component in param.space.components]
-            if any(name not in flat for name in names):
-                return None
             params[param.name] = {
                 component: float(flat[name])
                 for component, name in zip(param.space.components, names, strict=True)
             }
-        elif param.name in flat:
-            params[param.name] = flat[param.name]
         else:
-            return None
+            params[param.name] = flat[param.name]
     return params
 
 
@@ -78,18 +88,15 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     """What Optuna is told of each parameter, by flat name."""
     named: dict[str, BaseDistribution] = {}
     for param in space.params:
-        if isinstance(param.space, MixtureSpace):
-            for component in param.space.components:
-                named[f"{param.name}.{component}"] = FloatDistribution(0.0, 1.0)
-        else:
-            named[param.name] = _distribution(param.space)
+        named |= dict.fromkeys(flat_names(param), _distribution(param.space))
     return named
 
 
 def _distribution(space: Space) -> BaseDistribution:
     if isinstance(space, ChoiceSpace):
         return CategoricalDistribution(space.choices)
-    assert not isinstance(space, MixtureSpace)
+    if isinstance(space, MixtureSpace):
+        return FloatDistribution(0.0, 1.0)
     is_log = isinstance(space, LogSpace)
     low, high = space.limits()
     if space.is_integer:
@@ -117,8 +124,8 @@ class Records:
 def records(trials: Sequence[FrozenTrial], space: SearchSpace) -> Records:
     """Read a study's trials, in the order of their numbers.
 
-    Trials without some parameter of the space, pruned or forgotten ones are left out. A trial
-    with one objective costs 1.
+    Trials without some active parameter of the space, pruned or forgotten ones are left out. A
+    trial with one objective costs 1.
 
     Raises:
         ValueError: a completed trial has a cost that is not positive.
@@ -186,12 +193,14 @@ def set_attribute(study: Study, number: int, key: str, value: Any) -> None:
 class CarbsSampler(BaseSampler):
     """CARBS as an Optuna sampler, for studies with the objectives (output, cost).
 
-    ``study.ask()`` gives a trial that already has every parameter, in ``trial.params``. Parameters
-    that the sampler was not told of are drawn at random. In a study with one objective every trial
-    counts as equally costly.
+    ``study.ask()`` gives a trial that already has every active parameter, in ``trial.params``.
+    Parameters that the sampler was not told of are drawn at random. In a study with one objective
+    every trial counts as equally costly.
 
     Args:
         params: what is searched.
+        constraints: what every suggestion meets (see :mod:`carbs.constraints`); enqueued values
+            may violate them.
         max_cost: of one run; None for no limit.
         cost_exponent: from 0 (only the number of trials matters) to 1 (only their total cost).
         seed: same trials and seed, same suggestion.
@@ -201,11 +210,12 @@ class CarbsSampler(BaseSampler):
         self,
         params: Sequence[Param],
         *,
+        constraints: Iterable[Constraint] = (),
         max_cost: float | None = None,
         cost_exponent: float = COST_EXPONENT,
         seed: int = 0,
     ) -> None:
-        self.space = SearchSpace(params)
+        self.space = SearchSpace(params, constraints)
         self.max_cost = max_cost
         self.cost_exponent = cost_exponent
         self.seed = seed
@@ -226,9 +236,9 @@ class CarbsSampler(BaseSampler):
         """Store a suggestion's parameters with the trial, so that it is complete at once."""
         fixed = trial.system_attrs.get("fixed_params", {})
         suggestion = self._suggest(study, trial.number)
-        flat = self._with_fixed(flatten(suggestion.params), fixed)
-        for name, distribution in self._distributions.items():
-            value = flat[name]
+        flat = self._with_fixed(suggestion.params, fixed)
+        for name, value in flat.items():
+            distribution = self._distributions[name]
             study._storage.set_trial_param(
                 trial._trial_id, name, distribution.to_internal_repr(value), distribution
             )
@@ -239,19 +249,29 @@ class CarbsSampler(BaseSampler):
             study._storage.set_trial_user_attr(trial._trial_id, PREDICTED, predicted)
             trial.user_attrs[PREDICTED] = predicted
 
-    def _with_fixed(self, flat: dict[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-        """Enqueued values in place of suggested ones; the rest of a mixture shares what is left."""
+    def _with_fixed(self, suggested: Params, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Enqueued values in place of suggested ones; the rest of a mixture shares what is left.
+
+        A parameter that becomes active by an enqueued value starts at its centre.
+        """
+        centers = {param.name: param.search_center for param in self.space.params}
+        flat = flatten(centers | suggested)
         merged = {name: fixed.get(name, value) for name, value in flat.items()}
+        active = self.space.active_names(merged)
+        kept: dict[str, Any] = {}
         for param in self.space.params:
+            names = flat_names(param)
+            if param.name not in active:
+                continue
             if isinstance(param.space, MixtureSpace):
-                names = [f"{param.name}.{component}" for component in param.space.components]
                 free = [name for name in names if name not in fixed]
                 left = 1 - sum(merged[name] for name in names if name in fixed)
-                suggested = sum(merged[name] for name in free)
+                shared = sum(merged[name] for name in free)
                 for name in free:
-                    share = merged[name] / suggested if suggested > 0 else 1 / len(free)
+                    share = merged[name] / shared if shared > 0 else 1 / len(free)
                     merged[name] = max(left, 0.0) * share
-        return merged
+            kept |= {name: merged[name] for name in names}
+        return kept
 
     def sample_independent(
         self,

@@ -5,6 +5,9 @@ function: my_module:train            # importable, or a file beside the sweep fi
 parameters:
   width: {space: log, min: 16, max: 512, is_integer: true, rounding_factor: 16, search_center: 64}
   mix: {space: mixture, components: [code, prose], search_center: {code: 0.5, prose: 0.5}}
+  optimizer: {space: choice, choices: [adamw, sgd], search_center: adamw}
+  momentum: {space: logit, search_center: 0.9, when: {optimizer: sgd}}
+constraints: ["width <= 256 or mix['code'] > 0.1"]
 max_trials: 60
 max_cost: 15
 budget: 300
@@ -27,7 +30,7 @@ from pydantic import (
     model_validator,
 )
 
-from carbs.space import Param
+from carbs.space import Param, SearchSpace
 from launchers.errors import SweepFileError
 
 
@@ -51,7 +54,9 @@ class SweepConfig(BaseModel):
     Attributes:
         name: of the study.
         function: ``module:function``, called as ``function(params, job)`` (see ``launchers.job``).
-        parameters: what is searched, by name; each with its space and its ``search_center``.
+        parameters: what is searched, by name; each with its space and its ``search_center``, and
+            ``when`` it exists.
+        constraints: expressions over the parameters that every trial meets.
         settings: handed to the function as they are.
         direction: whether a low or a high output is good.
         executor: where jobs run: ``local`` processes, ``slurm``, or ``debug`` (in the controller).
@@ -71,6 +76,7 @@ class SweepConfig(BaseModel):
     name: str = Field(min_length=1)
     function: str
     parameters: list[Param] = Field(min_length=1)
+    constraints: list[str] = []
     settings: dict[str, Any] = {}
     direction: Literal["minimize", "maximize"] = "minimize"
     executor: Literal["local", "slurm", "debug"] = "local"
@@ -102,6 +108,11 @@ class SweepConfig(BaseModel):
         return function
 
     @model_validator(mode="after")
+    def _check_space(self) -> SweepConfig:
+        SearchSpace(self.parameters, self.constraints)
+        return self
+
+    @model_validator(mode="after")
     def _check_budget(self) -> SweepConfig:
         if self.budget is not None and self.max_cost is not None and self.budget < self.max_cost:
             raise ValueError(
@@ -113,19 +124,16 @@ class SweepConfig(BaseModel):
 
 def _parameter(name: str, fields: Any) -> dict[str, Any]:
     if isinstance(fields, Param):
-        return {"name": name, "space": fields.space, "search_center": fields.search_center}
+        return {**dict(fields), "name": name}
     if not isinstance(fields, dict) or "space" not in fields:
         raise ValueError(f"parameter {name!r} needs a space: linear, log, logit, choice or mixture")
     if "search_center" not in fields:
         raise ValueError(
             f"parameter {name!r} has no search_center: give a good, cheap value to start from"
         )
-    space = {key: value for key, value in fields.items() if key not in ("space", "search_center")}
-    return {
-        "name": name,
-        "space": {"kind": fields["space"], **space},
-        "search_center": fields["search_center"],
-    }
+    own = {key: fields[key] for key in ("search_center", "when") if key in fields}
+    space = {key: value for key, value in fields.items() if key not in ("space", *own)}
+    return {"name": name, "space": {"kind": fields["space"], **space}, **own}
 
 
 def load_sweep(path: Path, **overrides: Any) -> SweepConfig:

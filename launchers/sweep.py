@@ -33,12 +33,13 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from carbs.optimizer import COST_EXPONENT
 from carbs.records import Suggestion
-from carbs.space import Params, SearchSpace
+from carbs.space import Param, Params, SearchSpace
 from carbs.study import (
     CarbsSampler,
     Records,
@@ -58,8 +59,10 @@ from launchers.outcomes import BadConfiguration, BadMachine, Completed, Running,
 JOB = "job"
 METRICS = "metrics"
 SPACE = "space"
+CONSTRAINTS = "constraints"
 
 _CONFIG = "sweep.json"
+_PARAMS = TypeAdapter(list[Param])
 _POLL_S = 0.05
 _LOCK_TIMEOUT_S = 60
 # When this many trials have failed and none has finished, something is wrong with all of them.
@@ -114,7 +117,7 @@ class Sweep:
     ) -> None:
         self.config = config
         self.folder = folder.resolve()
-        self.space = SearchSpace(config.parameters)
+        self.space = SearchSpace(config.parameters, config.constraints)
         self._python_path = python_path
         try:
             (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
@@ -162,15 +165,18 @@ class Sweep:
                 f"({type(cause).__name__}: {getattr(cause, 'orig', None)}): check the storage "
                 "URL, or name another --folder"
             ) from None
-        space = json.dumps([param.model_dump(mode="json") for param in self.config.parameters])
-        before = study.user_attrs.get(SPACE, space)
-        if before != space:
+        params = self.config.parameters
+        before = study.user_attrs.get(SPACE)
+        if before is not None and _PARAMS.validate_json(before) != params:
             raise FolderError(
                 f"study {self.config.name!r} in {self.folder} searches other parameters than the "
                 "sweep file: name another --folder, or take back the change to the parameters"
             )
-        if SPACE not in study.user_attrs:
+        if before is None:
+            space = json.dumps([param.model_dump(mode="json") for param in params])
             study.set_user_attr(SPACE, space)
+        # These may change from run to run: what violates them is still data.
+        study.set_user_attr(CONSTRAINTS, self.config.constraints)
         return study
 
     @contextmanager
@@ -315,6 +321,7 @@ class Sweep:
         limit = min((limit for limit in limits if limit is not None), default=None)
         self.study.sampler = CarbsSampler(
             self.config.parameters,
+            constraints=self.config.constraints,
             max_cost=limit,
             cost_exponent=self._cost_exponent(status),
             seed=self.config.seed,

@@ -7,7 +7,9 @@ the cost is their product. At a cost C the optimum is known in closed form.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from analysis.hyperparameters import (
     hyperparameter_curves,
 )
 from analysis.plan import fit_front_law, plan
-from carbs import ChoiceSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace
+from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace
 
 SPACE = SearchSpace(
     [
@@ -137,6 +139,104 @@ def test_far_plans_and_bounds_are_warned_of() -> None:
     planned = plan(fit_front(space, observations), 80.0)
     assert planned.params["kind"] == "x"
     assert any("size = 10" in warning for warning in planned.warnings)
+
+
+@cache
+def conditional_sweep() -> FrontModel:
+    """SGD is best from a cost of ten on, with a momentum of 0.8 that its centre is far from."""
+    space = SearchSpace(
+        [
+            Param("size", LogSpace(scale=0.5), 1.0),
+            Param("optimizer", ChoiceSpace(["adam", "sgd"]), "adam"),
+            Param("momentum", LinearSpace(min=0, max=1, scale=0.2), 0.2, {"optimizer": "sgd"}),
+            Param("warmup", LogSpace(min=1, max=9), 1.0, {"optimizer": "adam"}),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    observations = []
+    for i in range(80):
+        size, momentum, warmup = 10 ** rng.uniform(-1, 2), rng.uniform(0.4, 1), 2.0
+        own = {"momentum": momentum} if i % 2 else {"warmup": warmup}
+        of_sgd = 1.3 * size**-0.5 + 2 * (momentum - 0.8) ** 2
+        observations.append(
+            Observation(
+                params={"size": size, "optimizer": "sgd" if i % 2 else "adam", **own},
+                output=1 + (of_sgd if i % 2 else size**-0.2) + 0.005 * rng.standard_normal(),
+                cost=size,
+            )
+        )
+    return fit_front(space, observations)
+
+
+def test_a_conditional_parameter_has_its_optimum_where_it_exists() -> None:
+    front = conditional_sweep()
+    curves = {curve.name: curve for curve in hyperparameter_curves(front)}
+    has_momentum, has_warmup = (
+        front.active(front.space.params[i]).mean(axis=0) >= 0.1 for i in (2, 3)
+    )
+    assert has_momentum[-1] and has_warmup[0]
+    assert not has_momentum.all() and not has_warmup.all()
+    np.testing.assert_array_equal(np.isnan(curves["momentum"].median), ~has_momentum)
+    assert curves["momentum"].median[-1] == pytest.approx(0.8, abs=0.1)
+    assert np.isnan(curves["warmup"].high[-1])
+    # No draw has it at every cost, so that there is no line.
+    assert curves["warmup"].exponent is None
+    planned = plan(front, 200.0)
+    assert planned.params["optimizer"] == "sgd"
+    assert planned.params["momentum"] == pytest.approx(0.8, abs=0.1)
+    assert "warmup" not in planned.params
+    # Its centre lies on its bound, but it is not there.
+    assert not any("warmup" in warning for warning in planned.warnings)
+
+
+def test_the_best_configuration_is_the_median_of_those_draws_that_have_the_parameter() -> None:
+    front = conditional_sweep()
+    draws: list[dict[str, Any]] = [
+        {"size": 1.0, "optimizer": "sgd", "momentum": momentum}
+        for momentum in (0.7, 0.75, 0.8, 0.85, 0.9)
+    ]
+    draws += [{"size": 1.0, "optimizer": "adam", "warmup": 4.0}] * 4
+    intercepts = front.space.encode_all(draws)
+    lines = replace(front, intercepts=intercepts, slopes=np.zeros_like(intercepts))
+    assert front.space.decode(lines.best_at(1.0)) == {
+        "size": pytest.approx(1.0),
+        "optimizer": "sgd",
+        "momentum": pytest.approx(0.8),
+    }
+
+
+def test_plan_and_curves_obey_constraints() -> None:
+    def space(*constraints: Any) -> SearchSpace:
+        return SearchSpace(
+            [
+                Param("width", LogSpace(scale=0.5, is_integer=True), 6),
+                Param("heads", LogSpace(scale=0.5, is_integer=True), 2),
+            ],
+            constraints,
+        )
+
+    rng = np.random.default_rng(0)
+    observations = []
+    for _ in range(60):
+        heads = int(10 ** rng.uniform(0, 1.7))
+        width = heads * int(10 ** rng.uniform(0, 1.3))
+        output = 1 + width**-0.5 + 0.2 * math.log10(heads * 5 / width) ** 2
+        observations.append(
+            Observation(params={"width": width, "heads": heads}, output=output, cost=float(width))
+        )
+    divisible = space("width % heads == 0")
+    free = plan(fit_front(space(), observations), 1003.0)
+    assert not divisible.allows(free.params)
+    front = fit_front(divisible, observations)
+    planned = plan(front, 1003.0)
+    assert divisible.allows(planned.params)
+    assert planned.params["width"] == pytest.approx(1003, rel=0.1)
+    assert planned.params["heads"] == pytest.approx(free.params["heads"], rel=0.4)
+    for z in np.unique(front.optima.reshape(-1, 2), axis=0):
+        assert divisible.allows(divisible.decode(z))
+    # Where nothing near is allowed, the centre is.
+    only_cheap = fit_front(space("width <= 6"), observations)
+    assert only_cheap.space.allows(plan(only_cheap, 1003.0).params)
 
 
 def test_too_few_runs_are_an_error_that_says_so() -> None:

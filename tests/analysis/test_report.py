@@ -81,8 +81,8 @@ def make_study(
         trial = optuna.trial.create_trial(
             state=state,
             values=values,
-            params={key: flat[key] for key in named},
-            distributions=named,
+            params={key: flat[key] for key in named if key in flat},
+            distributions={key: named[key] for key in named if key in flat},
             user_attrs=attributes,
         )
         trial.datetime_complete = datetime(2024, 5, 6, 7, 8)
@@ -319,6 +319,31 @@ def test_a_plain_sweep_without_failures_mix_law_or_check(tmp_path: Path) -> None
     assert "No law" in page.text
     assert "Best width over cost" in page.images()
     assert not any("mix" in name for name in page.images())
+
+
+def test_a_sweep_with_conditional_parameters(tmp_path: Path) -> None:
+    never = {"optimizer": "lion", "schedule": "flat"}
+    params = [
+        WIDTH,
+        Param("optimizer", ChoiceSpace(["adam", "sgd", "lion"]), "adam"),
+        Param("momentum", LogSpace(), 0.9, when={"optimizer": "sgd"}),
+        Param("schedule", ChoiceSpace(["cosine", "flat"]), "cosine", when={"optimizer": "sgd"}),
+        Param("mix", MIX.space, MIX.search_center, when={"optimizer": ["adam", "sgd"]}),
+        Param("other mix", MIX.space, MIX.search_center, when=never),
+    ]
+    study = make_study(params)
+    front = fitted(study, params)
+    page = Reader(write_report(tmp_path, study, front, None).read_text())
+    assert "Best mix over cost" in page.images()
+    assert "Best schedule over cost" in page.images()
+    # No configuration can have it, and so there is nothing to show.
+    assert not any("other mix" in name for name in page.images())
+    assert "A conditional parameter is shown" in page.text
+    assert "nan" not in page.text.replace("nan <script>", "")
+    shares = {param.name: category_shares(front, param) for param in params[1:4:2]}
+    np.testing.assert_allclose(
+        sum(shares["schedule"].values()), shares["optimizer"]["sgd"], atol=1e-12
+    )
 
 
 def test_a_sweep_that_maximizes(

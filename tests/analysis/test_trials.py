@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from analysis.trials import study_space, trials_frame
-from carbs import LogSpace, MixtureSpace, Param, SearchSpace
+from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.study import CarbsSampler, create_study, tell_failure, tell_forgotten
 
 PARAMS = [
@@ -32,6 +32,23 @@ def test_every_state_has_its_row() -> None:
     assert frame.loc[1, ["reason", "cost"]].tolist() == ["out of memory", 1.5]
     assert math.isnan(frame.loc[1, "output"])
     assert frame.loc[2, "reason"] == "the node went away"
+
+
+def test_an_inactive_parameter_has_a_column_without_a_value() -> None:
+    params = [
+        Param("optimizer", ChoiceSpace(["adam", "sgd"]), "adam"),
+        Param("momentum", LinearSpace(min=0, max=1), 0.9, when={"optimizer": "sgd"}),
+        Param("rate", LogSpace(), 1.0, when={"optimizer": "sgd"}),
+    ]
+    study = create_study("frame", None)
+    study.sampler = CarbsSampler(params)
+    study.tell(study.ask(), [1.0, 1.0])
+    assert trials_frame(study, SearchSpace(params))["momentum"].isna().all()
+    study.enqueue_trial({"optimizer": "sgd", "momentum": 0.5})
+    study.tell(study.ask(), [1.0, 1.0])
+    frame = trials_frame(study, SearchSpace(params))
+    assert frame["momentum"].isna().tolist() == [True, False]
+    assert frame["momentum"][1] == 0.5
 
 
 def test_a_study_that_does_not_say_what_it_searched_is_refused_with_the_remedy() -> None:

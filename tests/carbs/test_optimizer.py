@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from carbs import (
     CARBS,
@@ -458,3 +460,156 @@ def test_a_save_that_fails_keeps_the_last_one(searched: Path, tmp_path: Path) ->
     with pytest.raises(OSError, match="optimizer"):
         optimizer.save(path)
     assert path.read_bytes() == before
+
+
+def is_island(params: Any) -> bool:
+    """A thousandth of the box."""
+    return all(0.45 <= params[name] <= 0.55 for name in ("x", "y", "z"))
+
+
+NASTY: dict[str, tuple[list[Param], list[Any]]] = {
+    "integers with a sum": (
+        [Param(n, LinearSpace(min=0, max=12, is_integer=True), 4) for n in "abc"],
+        ["a + b + c == 12"],
+    ),
+    "divisibility": (
+        [
+            Param("width", LogSpace(scale=0.5, min=16, is_integer=True), 60),
+            Param("heads", LogSpace(scale=0.5, min=1, max=64, is_integer=True), 5),
+        ],
+        ["width % heads == 0"],
+    ),
+    "nearly all is forbidden": (
+        [Param(n, LinearSpace(min=0, max=1, scale=0.3), 0.5) for n in "xyz"],
+        [is_island],
+    ),
+    "only the centre": (
+        [Param("x", LinearSpace(), 0.3), Param("y", LinearSpace(), 0.0)],
+        ["x == 0.3 and y == 0"],
+    ),
+    "children": (
+        [
+            Param("momentum", LinearSpace(min=0, max=1, scale=0.2), 0.9, {"kind": "sgd"}),
+            Param("kind", ChoiceSpace(["adam", "sgd"]), "adam"),
+            Param("rate", LogSpace(), 1.0),
+        ],
+        ["momentum <= 0.95", "kind == 'adam' or rate <= 1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NASTY)
+def test_suggestions_obey_constraints_and_still_move(kind: str) -> None:
+    params, constraints = NASTY[kind]
+    optimizer = CARBS(params, constraints=constraints)
+    suggestions = []
+    for i in range(6):
+        # Pending ones and failures too.
+        for suggestion in optimizer.suggest(2):
+            assert optimizer.space.check(suggestion.params) == suggestion.params
+            assert optimizer.space.allows(suggestion.params)
+            suggestions.append(suggestion.params)
+        if i == 3:
+            optimizer.observe_failure(suggestion, reason="diverged")
+        else:
+            z = optimizer.space.encode(suggestion.params)
+            optimizer.observe(suggestion, output=3.0 - float(z.sum()) / 9, cost=1.0 + i)
+    n_distinct = len({json.dumps(params) for params in suggestions})
+    assert n_distinct == 1 if kind == "only the centre" else n_distinct >= 6
+    if kind == "children":
+        assert {"adam", "sgd"} == {params["kind"] for params in suggestions}
+        assert all(("momentum" in p) == (p["kind"] == "sgd") for p in suggestions)
+
+
+def test_the_centre_is_the_last_resort_among_forbidden_data() -> None:
+    params = [Param(name, LinearSpace(), 0.3) for name in "xy"]
+    optimizer = CARBS(params, constraints=["x == 0.3 and y == 0.3"])
+    for i in range(5):
+        optimizer.observe({"x": 4.0 + i, "y": 5.0}, output=1.0 - i / 9, cost=1.0)
+    assert optimizer.suggest().params == {"x": 0.3, "y": 0.3}
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+def test_suggestions_are_configurations_of_any_conditional_space(data: st.DataObject) -> None:
+    choices = [Param("c0", ChoiceSpace(["a", "b", "c"]), "a")]
+    for i in range(1, data.draw(st.integers(1, 3))):
+        when = {choices[-1].name: data.draw(st.sampled_from(["a", ["b", "c"]]))}
+        choices.append(Param(f"c{i}", ChoiceSpace(["a", "b", "c"]), "b", when))
+    numbers = []
+    for i, parent in enumerate(data.draw(st.lists(st.sampled_from(choices), min_size=1))):
+        when = {parent.name: data.draw(st.sampled_from(["a", "b", "c"]))}
+        numbers.append(Param(f"x{i}", LinearSpace(is_integer=True), 2, when))
+    optimizer = CARBS(
+        data.draw(st.permutations([*choices, *numbers])),
+        constraints=[f"{number.name} % 2 == 0" for number in numbers],
+        seed=data.draw(st.integers(0, 9)),
+    )
+    for _ in range(6):
+        suggestion = optimizer.suggest()
+        assert optimizer.space.check(suggestion.params) == suggestion.params
+        assert all(suggestion.params.get(n.name, 0) % 2 == 0 for n in numbers)  # type: ignore[operator]
+        output = float(np.square(optimizer.space.encode(suggestion.params)).sum())
+        optimizer.observe(suggestion, output=output, cost=1.0)
+
+
+def test_a_constraint_is_not_asked_about_every_candidate() -> None:
+    asked = []
+
+    def is_fine(params: Any) -> bool:
+        asked.append(tuple(params.items()))
+        return True
+
+    optimizer = CARBS(PARAMS[:2], constraints=[is_fine])
+    for i in range(5):
+        asked.clear()
+        suggestion = optimizer.suggest()
+        optimizer.observe(suggestion, output=1.0 / (i + 1), cost=1.0 + i)
+    assert 24 <= len(asked) <= 200
+    # Nor about one twice.
+    assert len(set(asked)) == len(asked)
+
+
+def test_a_conditional_optimum_is_found() -> None:
+    """Only SGD with a high momentum is good, and the search starts without it."""
+    optimizer = CARBS(
+        [
+            Param("optimizer", ChoiceSpace(["adamw", "sgd"]), "adamw"),
+            Param("momentum", LinearSpace(min=0, max=1, scale=0.3), 0.2, {"optimizer": "sgd"}),
+        ]
+    )
+    for _ in range(16):
+        suggestion = optimizer.suggest()
+        momentum = suggestion.params.get("momentum")
+        output = 1.0 if momentum is None else 0.5 + (momentum - 0.8) ** 2  # type: ignore[operator]
+        optimizer.observe(suggestion, output=output, cost=1.0)
+    best = min(optimizer.observations, key=lambda observation: observation.output)
+    assert best.params["momentum"] == pytest.approx(0.8, abs=0.1)
+
+
+def test_constraints_are_saved_and_functions_given_again(tmp_path: Path) -> None:
+    params = [
+        Param("kind", ChoiceSpace(["adam", "sgd"]), "adam"),
+        Param("momentum", LinearSpace(min=0, max=1, scale=0.2), 0.9, {"kind": "sgd"}),
+        Param("x", LinearSpace(), 0.0),
+    ]
+
+    def is_near(params: Any) -> bool:
+        return bool(abs(params["x"]) < 1)
+
+    constraints: list[list[Any]] = [["momentum > 0.5"], ["x < 0.5", is_near]]
+    for some in constraints:
+        optimizer = CARBS(params, constraints=some)
+        for i in range(5):
+            optimizer.observe(optimizer.suggest(), output=1.0 / (i + 1), cost=1.0)
+        optimizer.save(tmp_path / "a.json")
+        loaded = CARBS.load(tmp_path / "a.json", constraints=some)
+        assert loaded.space.params == optimizer.space.params
+        loaded.save(tmp_path / "b.json")
+        assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+        assert loaded.suggest(2) == optimizer.suggest(2)
+        if some is constraints[0]:
+            assert not CARBS.load(tmp_path / "a.json").space.allows({"momentum": 0.1})
+    for wrong in (None, ["x < 0.5"], [is_near], ["x < 0.6", is_near]):
+        with pytest.raises(ValueError, match=r"a\.json was saved .*is_near.* functions included"):
+            CARBS.load(tmp_path / "a.json", constraints=wrong)

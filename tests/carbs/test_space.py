@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -291,3 +292,168 @@ def test_a_centre_that_rounding_would_move_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'width'.*50 is no multiple of the rounding_factor 16"):
         Param("width", space, 50)
     assert Param("width", space, 48).search_center == 48
+
+
+@st.composite
+def conditional_spaces(draw: st.DrawFn) -> SearchSpace:
+    """Choices that depend on earlier ones, and numbers and mixtures that depend on any of them."""
+    choices: list[Param] = []
+    for i in range(draw(st.integers(1, 3))):
+        space = draw(spaces("choice"))
+        when = draw(conditions(choices))
+        choices.append(Param(f"choice {i}", space, draw(values(space)), when))
+    others = [
+        Param(f"p{i}", p.space, p.search_center, draw(conditions(choices)))
+        for i, p in enumerate(draw(st.lists(st.sampled_from(KINDS).flatmap(params), max_size=3)))
+    ]
+    return SearchSpace(draw(st.permutations([*choices, *others])))
+
+
+@st.composite
+def conditions(draw: st.DrawFn, parents: list[Param]) -> dict[str, Any]:
+    when: dict[str, Any] = {}
+    for parent in draw(st.lists(st.sampled_from(parents), unique_by=id)) if parents else []:
+        assert isinstance(parent.space, ChoiceSpace)
+        choice = st.sampled_from(parent.space.choices)
+        when[parent.name] = draw(st.one_of(choice, st.lists(choice, min_size=1, unique=True)))
+    return when
+
+
+def should_be_active(space: SearchSpace, values: dict[str, Any]) -> set[str]:
+    """By the definition, from the present values alone."""
+    by_name = {param.name: param for param in space.params}
+
+    def is_active(name: str) -> bool:
+        return all(
+            is_active(parent)
+            and any(type(c) is type(values[parent]) and c == values[parent] for c in choices)
+            for parent, choices in by_name[name].when.items()
+        )
+
+    return {name for name in by_name if is_active(name)}
+
+
+@given(data=st.data())
+def test_conditional_configurations_come_back_from_the_basic_space(data: st.DataObject) -> None:
+    space = data.draw(conditional_spaces())
+    rows = st.lists(st.floats(-5, 5), min_size=space.n_dims, max_size=space.n_dims)
+    Z = np.array(data.draw(st.lists(rows, min_size=1, max_size=4)))
+    snapped = space.snap(Z)
+    np.testing.assert_allclose(space.snap(snapped), snapped, rtol=1e-6, atol=1e-6)
+    for row in snapped:
+        decoded = space.decode(row)
+        assert set(decoded) == should_be_active(space, decoded)
+        assert space.check(decoded) == decoded
+        np.testing.assert_allclose(space.encode(decoded), row, rtol=1e-6, atol=1e-6)
+        for param in space.params:
+            if param.name not in decoded:
+                own = space.slices[param.name]
+                assert row[own].tolist() == space.center[own].tolist()
+
+
+@given(data=st.data())
+def test_a_conditional_parameter_survives_json(data: st.DataObject) -> None:
+    for param in data.draw(conditional_spaces()).params:
+        text = json.dumps(param.model_dump(mode="json"))
+        assert Param.model_validate_json(text) == param
+
+
+OPTIMIZER = Param("optimizer", ChoiceSpace(["adamw", "sgd", "nesterov"]), "adamw")
+MOMENTUM = Param("momentum", LogitSpace(), 0.9, when={"optimizer": ["sgd", "nesterov"]})
+RESTART = Param("restart", ChoiceSpace([False, True]), False, when={"optimizer": "nesterov"})
+PERIOD = Param("period", LogSpace(), 10.0, when={"restart": True, "optimizer": "nesterov"})
+TRAINER = SearchSpace([PERIOD, MOMENTUM, OPTIMIZER, RESTART])  # children may stand first
+
+
+def test_an_inactive_parameter_is_absent_and_stays_at_the_centre() -> None:
+    assert TRAINER.center_params == {"optimizer": "adamw"}
+    assert TRAINER.decode(TRAINER.center) == {"optimizer": "adamw"}
+    sgd = TRAINER.encode({"momentum": 0.99, "optimizer": "sgd"})
+    assert TRAINER.decode(sgd) == {"momentum": pytest.approx(0.99), "optimizer": "sgd"}
+    adamw = sgd.copy()
+    adamw[TRAINER.slices["optimizer"]] = [1, 0, 0]
+    np.testing.assert_array_equal(TRAINER.snap(adamw[None, :])[0], TRAINER.center)
+    assert TRAINER.decode(adamw) == {"optimizer": "adamw"}
+
+
+def test_a_child_of_an_inactive_parameter_is_inactive() -> None:
+    nesterov = {"optimizer": "nesterov", "momentum": 0.9, "restart": True, "period": 3.0}
+    assert TRAINER.check(nesterov) == nesterov
+    # At a centre that would otherwise activate it.
+    restarting = Param("restart", RESTART.space, True, RESTART.when)
+    period = Param("period", LogSpace(), 10.0, when={"restart": True})
+    space = SearchSpace([OPTIMIZER, restarting, period])
+    assert space.center_params == {"optimizer": "adamw"}
+
+
+@pytest.mark.parametrize(
+    ("values_", "said"),
+    [
+        (
+            {"optimizer": "adamw", "momentum": 0.9},
+            "'momentum' is inactive and must not be given: it exists only when 'optimizer' is one "
+            "of ['sgd', 'nesterov'], and here it is 'adamw'",
+        ),
+        ({"optimizer": "sgd"}, "missing: ['momentum']"),
+        ({"optimizer": "sgd"}, "'restart' is inactive: it exists only when 'optimizer'"),
+        ({"optimizer": "sgd", "momentum": 0.9, "x": 1}, "unknown: ['x']"),
+        ({"momentum": 0.9}, "missing: ['optimizer']"),
+        (
+            {"optimizer": "sgd", "momentum": 0.9, "period": 3.0},
+            "'restart' is one of [True], and here it is absent",
+        ),
+    ],
+)
+def test_a_misfit_says_what_is_inactive_and_why(values_: Any, said: str) -> None:
+    with pytest.raises(ValueError) as refusal:  # the message is compared below
+        TRAINER.check(values_)
+    assert said in str(refusal.value)
+
+
+def test_a_condition_on_true_is_not_met_by_one() -> None:
+    flag = Param("flag", ChoiceSpace([1, True]), 1)
+    space = SearchSpace([flag, Param("x", LinearSpace(), 0.0, when={"flag": True})])
+    assert space.check({"flag": 1}) == {"flag": 1}
+    assert space.check({"flag": True, "x": 2.0}) == {"flag": True, "x": 2.0}
+    assert space.active_rows(space.snap(np.array([[1.0, 0, 5], [0, 1, 5]])))["x"].tolist() == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: SearchSpace([OPTIMIZER, Param("m", LogSpace(), 1, when={"optimiser": "sgd"})]),
+            ["'m'", "'optimiser'", "none of the parameters ['m', 'optimizer']"],
+        ),
+        (
+            lambda: SearchSpace([Param("a", LogSpace(), 1), Param("m", LogSpace(), 1, {"a": 1})]),
+            ["'m'", "'a', which must be a choice"],
+        ),
+        (
+            lambda: SearchSpace([OPTIMIZER, Param("m", LogSpace(), 1, {"optimizer": "sdg"})]),
+            ["'m'", "optimizer = 'sdg' is none of ['adamw', 'sgd', 'nesterov']"],
+        ),
+        (
+            lambda: SearchSpace(
+                [
+                    Param("a", ChoiceSpace([1, 2]), 1, when={"b": 1}),
+                    Param("b", ChoiceSpace([1, 2]), 1, when={"a": 1}),
+                ]
+            ),
+            ["depends on itself", "'a' -> 'b' -> 'a'"],
+        ),
+        (
+            lambda: SearchSpace([Param("a", ChoiceSpace([1, 2]), 1, when={"a": 1})]),
+            ["'a'", "depends on itself"],
+        ),
+        (lambda: Param("m", LogSpace(), 1, when={"optimizer": []}), ["when.optimizer", "least 1"]),
+    ],
+)
+def test_an_impossible_condition_is_refused(make: Any, said: list[str]) -> None:
+    with pytest.raises(ValueError) as refusal:  # the message is compared below
+        make()
+    for words in said:
+        assert words in str(refusal.value)

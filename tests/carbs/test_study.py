@@ -231,6 +231,63 @@ def test_maximising_studies_mirror_minimising_ones() -> None:
         up.tell(b, [-output, cost])
 
 
+TRAINER = [
+    Param("momentum", LogitSpace(), 0.9, when={"optimizer": ["sgd", "nesterov"]}),
+    Param("optimizer", ChoiceSpace(["adam", "sgd", "nesterov"]), "adam"),
+    Param("mix", MixtureSpace(["a", "b"]), {"a": 0.5, "b": 0.5}, when={"optimizer": "sgd"}),
+    Param("width", LogSpace(scale=0.5, min=1, is_integer=True), 8),
+]
+TRAINER_SPACE = SearchSpace(TRAINER)
+SGD = {"optimizer": "sgd", "momentum": 0.99, "mix": {"a": 0.2, "b": 0.8}, "width": 8}
+
+
+def test_an_inactive_parameter_is_not_a_missing_one() -> None:
+    assert unflatten(TRAINER_SPACE, {"optimizer": "adam", "width": 4}) == {
+        "optimizer": "adam",
+        "width": 4,
+    }
+    assert unflatten(TRAINER_SPACE, flatten(SGD)) == SGD
+    for name in ("momentum", "mix.a", "optimizer", "width"):
+        lacking = flatten(SGD)
+        del lacking[name]
+        assert unflatten(TRAINER_SPACE, lacking) is None
+    # What another sampler stored beside it is no part of the configuration.
+    surplus = {"optimizer": "adam", "width": 4, "momentum": 0.9}
+    assert "momentum" not in (unflatten(TRAINER_SPACE, surplus) or {})
+
+
+def test_a_study_with_conditions_and_constraints(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    constraints = ["width % 4 == 0", "momentum <= 0.95"]
+    study = create_study("conditional", storage)
+    study.sampler = CarbsSampler(TRAINER, constraints=constraints)
+    space = SearchSpace(TRAINER, constraints)
+    for i in range(9):
+        trial = study.ask()
+        params = unflatten(space, trial.params)
+        assert params is not None
+        assert space.check(params) == params
+        assert space.allows(params)
+        assert set(trial.params) == set(flatten(params))
+        study.tell(trial, [1.0 / (i + 1), 1.0 + i])
+    known = records(create_study("conditional", storage).trials, TRAINER_SPACE)
+    assert [o.params for o in known.observations] == [
+        unflatten(space, trial.params) for trial in study.trials
+    ]
+    assert len({str(o.params["optimizer"]) for o in known.observations}) > 1
+
+
+def test_an_enqueued_value_decides_what_is_active() -> None:
+    study = create_study("enqueued", None)
+    study.sampler = CarbsSampler(TRAINER)
+    study.enqueue_trial({"optimizer": "sgd", "mix.a": 0.3})
+    study.enqueue_trial({"optimizer": "adam", "momentum": 0.99})
+    first, second = study.ask(), study.ask()
+    sgd = {"optimizer": "sgd", "momentum": 0.9, "mix.a": 0.3, "mix.b": 0.7, "width": 8}
+    assert_same(first.params, sgd)
+    assert set(second.params) == {"optimizer", "width"}
+
+
 @pytest.mark.parametrize(
     "directions", [["minimize", "maximize"], ["minimize", "minimize", "minimize"]]
 )

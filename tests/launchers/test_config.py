@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from carbs import LogSpace, MixtureSpace, Param
-from launchers.config import CheckConfig, load_sweep
+from carbs import LogitSpace, LogSpace, MixtureSpace, Param
+from launchers.config import CheckConfig, SweepConfig, load_sweep
 from launchers.errors import SweepFileError
 
 WriteSweep = Callable[..., Path]
@@ -47,6 +47,21 @@ def test_a_sweep_file_is_read(write_sweep: WriteSweep) -> None:
     assert (config.max_cost, config.budget, config.direction) == (10, 100, "maximize")
     assert config.check == CheckConfig(cost_factor=4)
     assert (config.executor, config.seed, config.storage) == ("local", 0, None)
+
+
+OPTIMIZER = {"space": "choice", "choices": ["adamw", "sgd"], "search_center": "adamw"}
+MOMENTUM = {"space": "logit", "search_center": 0.9, "when": {"optimizer": "sgd"}}
+
+
+def test_conditions_and_constraints_are_read(write_sweep: WriteSweep) -> None:
+    path = write_sweep(
+        parameters={"optimizer": OPTIMIZER, "momentum": MOMENTUM},
+        constraints=["momentum < 0.99"],
+    )
+    config = load_sweep(path)
+    assert config.parameters[1] == Param("momentum", LogitSpace(), 0.9, when={"optimizer": ["sgd"]})
+    assert config.constraints == ["momentum < 0.99"]
+    assert SweepConfig.model_validate_json(config.model_dump_json()) == config
 
 
 def test_the_demo_is_a_sweep_file() -> None:
@@ -97,6 +112,22 @@ X = {"space": "log", "search_center": 1.0}
             ["'mix'", "sum to 0.9", "expected 1"],
         ),
         ({"parameters": {}}, ["parameters", "at least 1"]),
+        (
+            {"parameters": {"momentum": MOMENTUM}},
+            ["'momentum'", "'when' names 'optimizer'", "none of the parameters"],
+        ),
+        (
+            {"parameters": {"optimizer": OPTIMIZER, "m": {**MOMENTUM, "when": {"optimizer": "x"}}}},
+            ["'m'", "'x' is none of ['adamw', 'sgd']"],
+        ),
+        (
+            {"parameters": {"optimizer": OPTIMIZER, "m": {**MOMENTUM, "when": "sgd"}}},
+            ["parameters.m.when", "dictionary"],
+        ),
+        ({"constraints": ["y < 3"]}, ["'y < 3'", "names ['y']", "['x']"]),
+        ({"constraints": ["x <"]}, ["'x <'", "is no expression"]),
+        ({"constraints": ["x > 1"]}, ["the search centre", "violates the constraint 'x > 1'"]),
+        ({"constraints": "x < 3"}, ["constraints", "list"]),
         ({"budget": 5, "max_cost": 10}, ["budget 5", "max_cost 10", "raise budget or lower"]),
         ({"budget": -5}, ["budget", "greater than 0"]),
         ({"max_trials": "many"}, ["max_trials", "integer"]),

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from analysis import study_space
 from launchers.config import load_sweep
 from launchers.errors import FolderError, SweepFileError, SweepStoppedError
 from launchers.job import Result
@@ -287,6 +288,47 @@ def test_a_folder_belongs_to_its_parameters(make_sweep: Callable[..., Path]) -> 
     other = make_sweep(parameters={"x": {"space": "log", "search_center": 2.0}})
     with pytest.raises(FolderError, match=r"searches other parameters.*another --folder"):
         open_sweep(other)
+
+
+def test_trials_obey_conditions_and_constraints(make_sweep: Callable[..., Path]) -> None:
+    parameters = {
+        "x": {"space": "log", "scale": 0.5, "search_center": 1.0},
+        "kind": {"space": "choice", "choices": ["plain", "spiced"], "search_center": "plain"},
+        "spice": {"space": "linear", "search_center": 0.0, "when": {"kind": "spiced"}},
+    }
+    file = make_sweep(
+        "assert ('spice' in params) == (params['kind'] == 'spiced')",
+        parameters=parameters,
+        constraints=["x <= 3", "spice <= 0.5"],
+        executor="debug",
+        max_trials=10,
+    )
+    sweep = open_sweep(file)
+    observations = sweep.run().records.observations
+    assert len(observations) == 10
+    assert all(observation.params["x"] <= 3 for observation in observations)
+    assert all(observation.params.get("spice", 0) <= 0.5 for observation in observations)
+    assert len({observation.params["kind"] for observation in observations}) == 2
+    # The report knows what was searched; another run may have other constraints.
+    assert not study_space(sweep.study).allows({"x": 4.0, "kind": "plain"})
+    again = Sweep.open(sweep.folder)
+    assert not again.space.allows({"x": 4.0, "kind": "plain"})
+    text = file.read_text().replace("x <= 3", "x <= 2")
+    file.write_text(text)
+    assert not open_sweep(file).space.allows({"x": 2.5, "kind": "plain"})
+    file.write_text(text.replace("search_center: 0.0", "search_center: 0.1"))
+    with pytest.raises(FolderError, match="other parameters"):
+        open_sweep(file)
+
+
+def test_a_folder_of_an_earlier_release_goes_on(make_sweep: Callable[..., Path]) -> None:
+    """Its study describes the parameters without the fields that were added since."""
+    file = make_sweep(executor="debug", max_trials=2)
+    study = open_sweep(file).study
+    text = study.user_attrs["space"]
+    study.set_user_attr("space", text.replace(', "when": {}', ""))
+    assert study.user_attrs["space"] != text
+    assert len(open_sweep(file).run().records.observations) == 2
 
 
 def test_a_folder_that_cannot_be_written(make_sweep: Callable[..., Path]) -> None:
