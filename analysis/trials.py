@@ -11,7 +11,7 @@ from optuna.study import Study
 from pydantic import TypeAdapter
 
 from carbs.space import Param, SearchSpace
-from carbs.study import FAILURE, FORGOTTEN, PREDICTED, flatten, unflatten
+from carbs.study import FAILURE, FORGOTTEN, PREDICTED, STOPPED, flatten, unflatten
 
 
 def study_space(study: Study) -> SearchSpace:
@@ -33,10 +33,11 @@ def study_space(study: Study) -> SearchSpace:
 def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame:
     """Every trial with all its parameters, what was predicted, and what was measured.
 
-    Columns: ``number``, ``state`` (complete, failed, running, forgotten), ``output``, ``cost``,
-    ``reason`` (of a failure), ``predicted_output``, ``predicted_cost`` and their ``_low`` and
-    ``_high``, one for each parameter (mixtures as ``mix.code``), and one for each metric
-    (``metrics.flops``, ``metrics.evaluations.values.accuracy``). A failure's cost is what it spent.
+    Columns: ``number``, ``state`` (complete, failed, running, stopped, forgotten), ``output``,
+    ``cost``, ``reason`` (of a failure), ``predicted_output``, ``predicted_cost`` and their ``_low``
+    and ``_high``, one for each parameter (mixtures as ``mix.code``), and one for each metric
+    (``metrics.flops``, ``metrics.evaluations.values.accuracy``). The cost of a failure, and of a
+    run that was stopped early, is what it spent.
 
     Args:
         study: of a sweep, or of a :class:`carbs.study.CarbsSampler`.
@@ -51,7 +52,8 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
         attributes = trial.user_attrs
         failure = attributes.get(FAILURE, {})
         predicted = attributes.get(PREDICTED, {})
-        output, cost = (trial.values or [None, failure.get("cost")])[:2]
+        spent = failure.get("cost", attributes.get(STOPPED, {}).get("spent"))
+        output, cost = (trial.values or [None, spent])[:2]
         row: dict[str, Any] = {
             "number": trial.number,
             "state": _state(trial.state.name, FORGOTTEN in attributes),
@@ -74,7 +76,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
 def _state(name: str, is_forgotten: bool) -> str:
     if is_forgotten:
         return "forgotten"
-    return {"FAIL": "failed"}.get(name, name.lower())
+    return {"FAIL": "failed", "PRUNED": "stopped"}.get(name, name.lower())
 
 
 def _flat_metrics(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
