@@ -101,11 +101,11 @@ def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> Non
                 status = sweep.run(progress.changed, progress.ended)
             n_done = len(measured(status))
             n_stopped = len(status.records.observations) - n_done
+            stopped = f"{n_stopped} stopped early, " if n_stopped else ""
             console.print(
                 f"{n_done} trials done, "
                 f"{len(status.records.failures)} failed, "
-                + (f"{n_stopped} stopped early, " if n_stopped else "")
-                + f"cost spent {status.spent:.1f} {config.cost_unit}"
+                f"{stopped}cost spent {status.spent:.1f} {config.cost_unit}"
             )
             _conclude(sweep)
     except Interrupted:
