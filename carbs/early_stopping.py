@@ -17,7 +17,8 @@ n       number of finished runs with a curve
 a       miss share
 
 If the runs come in random order, a new run's score is above the ``floor((n + 1) a)``-th largest of
-the finished runs' with a probability of at most a. So with probability 1 - a its end lies, at *all*
+the finished runs' with a probability of at most a (but for what E, median and spread owe to the
+finished runs alone). So with probability 1 - a its end lies, at *all*
 its reports together, above the bound that this score gives at each. A run is stopped when even this
 bound is worse than what a finished run reached at no more cost. While ``(n + 1) a < 1`` there is no
 bound, and nothing is stopped.

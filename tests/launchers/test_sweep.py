@@ -17,6 +17,8 @@ from launchers.config import load_sweep
 from launchers.errors import FolderError, SweepFileError, SweepStoppedError
 from launchers.job import Result
 from launchers.outcomes import BadConfiguration
+from launchers.progress import best_by_decade, measured
+from launchers.progress import line as progress_line
 from launchers.sweep import Ended, Interrupted, Status, Sweep
 
 WriteModule = Callable[[str], str]
@@ -501,10 +503,10 @@ def test_a_hopeless_run_is_stopped_also_by_a_new_controller(
     controller.process.kill()
     controller.process.wait()
     go.touch()
-    code, out, err = carbs("sweep", file, "--folder", folder).wait()
-    assert code == 0, err
-    assert "trial    5  stopped: forecast" in out
-    assert "5 trials done, 0 failed, 1 stopped early" in out
+    ended: list[Ended] = []
+    status = run(open_sweep(file), ended.append)
+    assert [end.number for end in ended if end.is_stopped] == [5]
+    assert progress_line(ended[-1]).startswith("trial    5  stopped: forecast")
     trials = stored_trials(folder)
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
     assert all(len(trial.user_attrs["curve"]) == 9 for trial in trials[:5])
@@ -515,10 +517,12 @@ def test_a_hopeless_run_is_stopped_also_by_a_new_controller(
     assert stopped["cost"] == pytest.approx(full_cost)
     best = min(trial.values[0] for trial in trials[:5])
     assert best < stopped["output"] < trials[5].user_attrs["curve"][-1][1]
-    status = Sweep.open(folder).status()
     finished_cost = sum(trial.values[1] for trial in trials[:5])
     assert status.spent == pytest.approx(finished_cost + 0.5 * full_cost)
-    assert "1 stopped early" in (folder / "report.html").read_text()
+    (forecast,) = [o for o in status.records.observations if o.is_forecast]
+    assert forecast not in measured(status)
+    assert len(measured(status)) == 5
+    assert all(best != forecast.output for _, best, _ in best_by_decade(status))
     starts, _ = counts(log)
     assert set(starts.values()) == {1}
 
