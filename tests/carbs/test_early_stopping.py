@@ -110,11 +110,14 @@ def test_a_run_at_its_end_is_not_stopped() -> None:
     n_reports=st.integers(1, 9),
     miss_share=st.floats(0.03, 0.97),
     gap=st.floats(0, 1),
+    rise=st.floats(0, 3),
 )
 def test_a_run_that_is_as_good_as_the_front_is_never_stopped(
-    seed: int, n_reports: int, miss_share: float, gap: float
+    seed: int, n_reports: int, miss_share: float, gap: float, rise: float
 ) -> None:
+    """Also where all runs end higher than what they reported, so that it is forecast to rise."""
     *finished, run = make_runs(40, seed)
+    finished = [FinishedRun(r.curve - np.array([0, rise, 0]), r.output, r.cost) for r in finished]
     curve = run.curve[:n_reports].copy()
     curve[-1, 1] = min(other.output for other in finished) - gap
     end = forecast(curve, finished, miss_share=miss_share)
@@ -188,24 +191,26 @@ def test_an_impossible_miss_share_is_refused(miss_share: float) -> None:
         forecast(make_runs(1)[0].curve, [], miss_share=miss_share)
 
 
-def run_trial(study: Study, extra: float) -> None:
-    """Ten reports that fall to ``1 + extra``; a study of two objectives."""
+def run_trial(study: Study, extra: float, sign: float) -> None:
+    """Nine reports that fall to ``1 + extra``, or mirrored; a study of two objectives."""
     trial = study.ask()
-    curve = [[step / 10, 2 - step / 10 + extra, step / 5] for step in range(1, 10)]
+    curve = [[step / 10, sign * (2 - step / 10 + extra), step / 5] for step in range(1, 10)]
     set_attribute(study, trial.number, CURVE, curve)
-    study.tell(trial, [1.0 + extra, 2.0])
+    study.tell(trial, [sign * (1.0 + extra), 2.0])
 
 
-def test_a_study_of_two_objectives_is_pruned_by_its_curves() -> None:
-    study = create_study("test", None)
+@pytest.mark.parametrize(("direction", "sign"), [("minimize", 1.0), ("maximize", -1.0)])
+def test_a_study_of_two_objectives_is_pruned_by_its_curves(direction: Any, sign: float) -> None:
+    study = create_study("test", None, direction)
     study.sampler = CarbsSampler(PARAMS)
     pruner = FrontPruner(miss_share=0.2)
     for extra in (0.0, 0.1, 0.2, 0.3):
-        run_trial(study, extra)
+        run_trial(study, extra, sign)
 
     def asks_to_stop(output: float) -> bool:
         trial = study.trials[-1]
-        set_attribute(study, trial.number, CURVE, [[0.1, output, 0.2], [0.5, output, 1.0]])
+        curve = [[0.1, sign * output, 0.2], [0.5, sign * output, 1.0]]
+        set_attribute(study, trial.number, CURVE, curve)
         return pruner.prune(study, study.trials[-1])
 
     study.ask()
@@ -216,7 +221,7 @@ def test_a_study_of_two_objectives_is_pruned_by_its_curves() -> None:
     assert study.trials[-1].state == TrialState.PRUNED
     stopped = records(study.trials, SearchSpace(PARAMS)).observations[-1]
     assert (stopped.id, stopped.cost, stopped.spent) == ("4", 2.0, 1.25)
-    assert 1.0 < stopped.output < 9.0
+    assert 1.0 < sign * stopped.output < 9.0
     assert stopped.is_forecast
     # The search goes on with it.
     assert study.ask().number == 5
