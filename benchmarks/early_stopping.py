@@ -11,6 +11,9 @@ to the rule report by report, with the runs that the rule has let finish before 
 power law of the tokens seen, an excess that goes with the learning rate and vanishes as that
 decays, noise, and now and then a spike from which some of the run is left to recover.
 
+``scattered``: the same task and curves at random configurations around its centre, most of them
+hopeless: runs in random order, as the bound supposes.
+
 ``recorded``: the reference language model on the demo's parameters, on this machine's CPU, 80 runs
 a search of at most 3 s.
 """
@@ -30,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 from tasks import synthetic
 
-from carbs import CARBS
+from carbs import CARBS, SearchSpace
 from carbs.early_stopping import FinishedRun, forecast, is_off_front
 from carbs.pareto import pareto_front
 from carbs.space import FloatArray
@@ -57,6 +60,18 @@ def simulated(folder: Path, seed: int) -> list[FinishedRun]:
         end = task.loss(values) + task.noise * rng.standard_normal()
         runs.append(_simulated_run(values, end, cost, rng))
         optimizer.observe(suggestion, output=runs[-1].output, cost=cost)
+    return runs
+
+
+def scattered(folder: Path, seed: int) -> list[FinishedRun]:
+    task = synthetic()
+    space = SearchSpace(task.params)
+    rng = np.random.default_rng(seed)
+    runs = []
+    while len(runs) < 100:
+        values = space.decode(space.snap(rng.standard_normal((1, space.n_dims)))[0])
+        if not task.fails(values):
+            runs.append(_simulated_run(values, task.loss(values), task.cost(values), rng))
     return runs
 
 
@@ -97,6 +112,7 @@ def recorded(folder: Path, seed: int) -> list[FinishedRun]:
 
 TASKS: dict[str, Callable[[Path, int], list[FinishedRun]]] = {
     "simulated": simulated,
+    "scattered": scattered,
     "recorded": recorded,
 }
 
