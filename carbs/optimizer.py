@@ -248,6 +248,45 @@ class CARBS:
         else:
             self.observe_failure(suggestion, reason=f"output is {output}", cost=cost)
 
+    def observe_stopped(
+        self,
+        suggestion: Suggestion | Mapping[str, Any],
+        *,
+        output: float,
+        output_deviation: float,
+        cost: float,
+        spent: float | None = None,
+    ) -> None:
+        """Tell a forecast of a run that was stopped early (see :mod:`carbs.early_stopping`).
+
+        Args:
+            output: the median forecast of the run's end.
+            output_deviation: standard deviation of that forecast.
+            cost: that the full run would have had.
+            spent: what it really cost, where known.
+
+        Raises:
+            ValueError: the configuration is not in the space, the deviation or the cost not
+                positive, or a number not finite.
+        """
+        params, id = self._identify(suggestion)
+        if not output_deviation > 0:
+            raise ValueError(
+                f"output_deviation is {output_deviation}, expected a positive number: "
+                "what was measured is for observe()"
+            )
+        self._state.observations.append(
+            Observation(
+                params=params,
+                output=output,
+                cost=cost,
+                id=id,
+                output_deviation=output_deviation,
+                spent=spent,
+            )
+        )
+        self._settle(id)
+
     def observe_failure(
         self,
         suggestion: Suggestion | Mapping[str, Any],
@@ -277,8 +316,8 @@ class CARBS:
         self._settle(suggestion.id)
 
     def pareto_front(self) -> list[Observation]:
-        """Observations that no other beats in both output and cost, cheapest first."""
-        observations = self._state.observations
+        """Measurements that no other beats in both output and cost, cheapest first."""
+        observations = [o for o in self._state.observations if not o.is_forecast]
         sign = 1.0 if self._state.direction == "minimize" else -1.0
         indices = pareto_front(
             np.array([observation.cost for observation in observations]),

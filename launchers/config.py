@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
 from carbs.space import Param, SearchSpace
 from launchers.errors import SweepFileError
 
@@ -46,6 +47,20 @@ class CheckConfig(BaseModel):
 
     cost_factor: float = Field(default=8.0, ge=1, allow_inf_nan=False)
     level: float = Field(default=0.9, gt=0, lt=1)
+
+
+class EarlyStoppingConfig(BaseModel):
+    """Which runs are stopped early (see :mod:`carbs.early_stopping`).
+
+    Attributes:
+        miss_share: of the runs that would be on the Pareto front, so many may be stopped.
+        min_progress: no run is stopped before this share of it is done.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    miss_share: float = Field(default=MISS_SHARE, gt=0, lt=1)
+    min_progress: float = Field(default=MIN_PROGRESS, gt=0, lt=1)
 
 
 class SweepConfig(BaseModel):
@@ -69,6 +84,7 @@ class SweepConfig(BaseModel):
         seed: of the search and of every job.
         storage: a database URL; None for an SQLite file in the sweep's folder.
         check: the run that checks the prediction at the end; None for none.
+        early_stopping: of runs that report their progress; None for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -90,6 +106,7 @@ class SweepConfig(BaseModel):
     seed: int = 0
     storage: str | None = None
     check: CheckConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
 
     @field_validator("parameters", mode="before")
     @classmethod
