@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_FIT_STEPS = 75
 _LEAST_NOISE = 1e-6
-_LSM, _LSD = 0.0, 0.8
 _SQRT5 = math.sqrt(5)
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -170,7 +169,7 @@ def fit_kernel(
     kernel = Kernel.likely(data.Z) if start is None else start.refitted_to(data.Z)
     if fixed_noise is not None:
         kernel = replace(kernel, noise=fixed_noise)
-    objective = _Objective(data, kernel, None if fixed_noise is not None else noise_prior)
+    objective = KernelPosterior(data, kernel, None if fixed_noise is not None else noise_prior)
     fit = minimize(
         objective,
         objective.pack(kernel),
@@ -186,8 +185,14 @@ def fit_kernel(
 
 
 @dataclass(frozen=True)
-class _Objective:
-    """Negative log posterior of the logarithms of (lengthscales, outputscale, noise)."""
+class KernelPosterior:
+    """Log posterior of a kernel's parameters, as a function that a minimiser takes.
+
+    Attributes:
+        data: one target, ``m = 1``.
+        kernel: which has the unit of the inputs, and the noise where that is known.
+        noise_prior: mean and deviation of the log noise variance; None where it is known.
+    """
 
     data: Data
     kernel: Kernel
@@ -217,6 +222,11 @@ class _Objective:
         )
 
     def __call__(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Negative log posterior density, and its gradient by ``theta``.
+
+        ``theta`` holds the logarithms of the lengthscales, the outputscale and, where it is not
+        known, the noise. Where the covariance has no Cholesky factor, the value is infinite.
+        """
         kernel, X, data = self.unpack(theta), self.X, self.data
         n, d = X.shape
         scaled = X / kernel.lengthscales
@@ -245,7 +255,7 @@ class _Objective:
         # Lengthscales that grow with the dimension, after Hvarfner, Hellsten and Nardi 2024,
         # "Vanilla Bayesian Optimization Performs Great in High Dimensions", sec. 4, but around
         # sqrt(d).
-        density, slope = _log_normal(log_l, 0.5 * math.log(d) + _LSM, _LSD)
+        density, slope = _log_normal(log_l, 0.5 * math.log(d), 0.8)
         value += density.sum()
         gradient[:d] += slope
         value += theta[d] - 1.5 * kernel.outputscale + 2 * math.log(1.5)  # Gamma(2, 1.5)

@@ -205,16 +205,17 @@ def fit_surrogate(
     """
     Z = space.encode_all([observation.params for observation in observations])
     losses = np.array([observation.output for observation in observations])
+    deviations = np.array([observation.output_deviation for observation in observations])
     log_costs = np.log([observation.cost for observation in observations])
-    n_first = n_fitted(len(losses))
-    output_kernel = _output_kernel(_Runs(Z[:n_first], losses[:n_first]))
-    cost_kernel = _cost_kernel(_Runs(Z[:n_first], log_costs[:n_first]))
+    first = slice(n_fitted(len(losses)))
+    output_kernel = _output_kernel(_Runs(Z[first], losses[first], deviations[first]))
+    cost_kernel = _cost_kernel(_Runs(Z[first], log_costs[first]))
     telling = _most_telling(losses, log_costs)
     Z, losses, log_costs = Z[telling], losses[telling], log_costs[telling]
 
     losses = _draw_in(losses, Z)
     warps = _warps(losses)
-    output_process = GaussianProcess(output_kernel, _warped(Z, losses, warps))
+    output_process = GaussianProcess(output_kernel, _warped(Z, losses, warps, deviations[telling]))
     log_evidence = _log_evidence(output_process, warps, losses)
     weights = np.exp(log_evidence - log_evidence.max())
 
@@ -247,9 +248,10 @@ def n_fitted(n: int) -> int:
 class _Runs:
     """Points and what was measured there, hashable, so that no fit is made twice."""
 
-    def __init__(self, Z: FloatArray, y: FloatArray) -> None:
+    def __init__(self, Z: FloatArray, y: FloatArray, deviations: FloatArray | None = None) -> None:
         self.Z, self.y = Z, y
-        self._key = (Z.shape, Z.tobytes(), y.tobytes())
+        self.deviations = np.zeros(len(y)) if deviations is None else deviations
+        self._key = (Z.shape, Z.tobytes(), y.tobytes(), self.deviations.tobytes())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Runs) and self._key == other._key
@@ -263,7 +265,7 @@ class _Runs:
     def earlier(self) -> _Runs | None:
         """The first half, whose fit is a good start; None where there is too little."""
         n = n_fitted(len(self) // 2)
-        return _Runs(self.Z[:n], self.y[:n]) if n >= 8 else None
+        return _Runs(self.Z[:n], self.y[:n], self.deviations[:n]) if n >= 8 else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -272,7 +274,7 @@ def _output_kernel(runs: _Runs) -> Kernel:
     earlier = runs.earlier()
     losses = _draw_in(runs.y, runs.Z)
     warps = _warps(losses)
-    data = _warped(runs.Z, losses, warps)
+    data = _warped(runs.Z, losses, warps, runs.deviations)
     if earlier is not None:
         start = _output_kernel(earlier)
     else:
@@ -300,8 +302,13 @@ def _cost_scale(log_costs: FloatArray) -> Standardisation:
     return Standardisation.of(log_costs, least_spread=1.0)
 
 
-def _warped(Z: FloatArray, losses: FloatArray, warps: Sequence[Warp]) -> Data:
-    return Data.pooled(Z, np.stack([warp.apply(losses) for warp in warps], axis=1))
+def _warped(
+    Z: FloatArray, losses: FloatArray, warps: Sequence[Warp], deviations: FloatArray
+) -> Data:
+    """The losses under each warp; what a forecast may be off, under the one in the middle."""
+    middle = warps[len(warps) // 2]
+    extra = np.square(deviations * np.exp(middle.log_derivative(losses)))
+    return Data.pooled(Z, np.stack([warp.apply(losses) for warp in warps], axis=1), extra)
 
 
 def _log_evidence(
