@@ -39,6 +39,8 @@ from carbs.surrogate import Surrogate
 # How far beyond the cap the area goes on: what is found at the cap is what the search is for, and
 # a segment that ended there would be worth the less the nearer it began.
 _BEYOND_CAP = 0.3
+_XW = 0.0
+_RESAMPLES = True
 # How far the trust box goes beyond what has done well, in scales.
 _TRUST_MARGIN = 1.0
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
@@ -76,6 +78,12 @@ class FrontImprovement:
     has_cap: bool
     cost_exponent: float
 
+    @property
+    def log_weights(self) -> FloatArray:
+        levels = np.append(self.reference_output, self.front_outputs)
+        warp = self.surrogate.warps[self.surrogate.best_warp]
+        return np.asarray(_XW * warp.scale.invert(levels))
+
     @classmethod
     def of(
         cls,
@@ -110,12 +118,13 @@ class FrontImprovement:
         starts = np.append(-np.inf, self.front_log_costs)
         ends = np.append(self.front_log_costs, self.log_cap + _BEYOND_CAP)
         levels = np.append(self.reference_output, self.front_outputs)
+        # XW
         counted = np.maximum(log_cost, self.log_floor)
         lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
         scaled = (levels - mean[:, None]) / std[:, None]
         log_ei = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(std)[:, None]
         with np.errstate(divide="ignore"):
-            area = logsumexp(np.log(lengths) + log_ei, axis=1)
+            area = logsumexp(np.log(lengths) + log_ei + self.log_weights, axis=1)
         score = area - self.cost_exponent * counted
         score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
         if self.has_cap:
@@ -174,8 +183,10 @@ def maximize(
     local = origins + radii * few * rng.standard_normal((_N_LOCAL, n_dims))
     wide = rng.uniform(box.low, box.high, size=(_N_GLOBAL, n_dims))
     candidates = space.snap(np.concatenate([box.bring_in(local, origins, rng), wide]))
+    if _RESAMPLES:
+        candidates = np.concatenate([candidates, parents])
     if space.constraints:  # a last resort: the centre is always allowed
-        candidates = np.concatenate([candidates, parents, space.center[None, :]])
+        candidates = np.concatenate([candidates, space.center[None, :]])
     scores = score(candidates)
     allowed = AllowedPoints(space)
     for step in range(_N_ROUNDS):

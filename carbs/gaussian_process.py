@@ -5,10 +5,10 @@ Notation
 Z        basic points, shape ``(n, d)``
 Y        standardised targets, shape ``(n, m)``: m functions with the same covariance
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
-k(z, z') = a Matern-5/2 (lengthscale a dimension) + z.z' + 1, after z is scaled to a unit box
+k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (z.z' + 1), after z is scaled to a unit box
 
-The linear part is a straight line on log parameters, with unknown level and slopes (each of unit
-variance) integrated out: cost laws are nearly log-linear, and so is the distance of a loss from its
+The linear part is a straight line on log parameters, with unknown level and slopes (each of variance
+t = 1) integrated out: cost laws are nearly log-linear, and so is the distance of a loss from its
 irreducible level. Beyond the data the process therefore continues the trend, with an uncertainty
 that grows, where a stationary one would fall back to its prior.
 
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.linalg.blas import dtrsm
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 from scipy.optimize import minimize
 
 from carbs.space import FloatArray
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FIT_STEPS = 75
 _LEAST_NOISE = 1e-6
-_SQRT5 = math.sqrt(5)
+_TREND = 1.0
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -48,12 +48,14 @@ class Kernel:
     Attributes:
         lengthscales: of the Matern part, shape ``(d,)``.
         outputscale: variance of the Matern part.
+        trend: variance of the level and of each slope of the linear part.
         noise: variance of one measurement around the function.
         middle, width: a basic point is scaled to ``(z - middle) / width``, both ``(d,)``.
     """
 
     lengthscales: FloatArray
     outputscale: float
+    trend: float
     noise: float
     middle: FloatArray
     width: FloatArray
@@ -65,7 +67,7 @@ class Kernel:
         # At least one unit: a dimension that has hardly varied must not look wild.
         width = np.maximum(highest - lowest, 1.0)
         lengthscales = np.full(Z.shape[1], 0.5 * math.sqrt(Z.shape[1]))
-        return cls(lengthscales, 0.7, 1e-2, (lowest + highest) / 2, width)
+        return cls(lengthscales, 0.7, _TREND, 1e-2, (lowest + highest) / 2, width)
 
     def refitted_to(self, Z: FloatArray) -> Kernel:
         """The same function of the distance, in the unit box of other points ``(n, d)``."""
@@ -79,22 +81,37 @@ class Kernel:
 
     def __call__(self, X: FloatArray, other: FloatArray) -> FloatArray:
         """Covariance ``(n, q)`` of unit points ``(n, d)`` and ``(q, d)``."""
-        r = _SQRT5 * _distances(X / self.lengthscales, other / self.lengthscales)
-        return np.asarray(self.outputscale * _matern(r) + X @ other.T + 1)
+        covariance = _matern(_distances(X / self.lengthscales, other / self.lengthscales))
+        covariance *= self.outputscale
+        trend = X @ other.T
+        trend += 1
+        trend *= self.trend
+        covariance += trend
+        return covariance
 
     def diagonal(self, X: FloatArray) -> FloatArray:
         """Variances ``(n,)`` at unit points ``(n, d)``."""
-        return np.asarray(self.outputscale + np.square(X).sum(axis=1) + 1)
+        return np.asarray(self.outputscale + self.trend * (np.square(X).sum(axis=1) + 1))
 
 
 def _distances(X: FloatArray, other: FloatArray) -> FloatArray:
-    squares = np.square(X).sum(axis=1)[:, None] + np.square(other).sum(axis=1) - 2 * X @ other.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+    """``sqrt(5)`` times the distances of scaled points, shape ``(n, q)``."""
+    r: FloatArray = X @ other.T
+    r *= -10
+    r += 5 * np.square(X).sum(axis=1)[:, None]
+    r += 5 * np.square(other).sum(axis=1)
+    np.maximum(r, 0.0, out=r)
+    return np.sqrt(r, out=r)
 
 
 def _matern(r: FloatArray) -> FloatArray:
     """Matern-5/2 correlation at ``r = sqrt(5) |distance|``."""
-    return np.asarray((1 + r * (1 + r / 3)) * np.exp(-r))
+    correlation = r / 3
+    correlation += 1
+    correlation *= r
+    correlation += 1
+    correlation *= np.exp(-r)
+    return correlation
 
 
 @dataclass(frozen=True)
@@ -230,15 +247,15 @@ class KernelPosterior:
         kernel, X, data = self.unpack(theta), self.X, self.data
         n, d = X.shape
         scaled = X / kernel.lengthscales
-        r = _SQRT5 * _distances(scaled, scaled)
+        r = _distances(scaled, scaled)
         decay = np.exp(-r)
         matern = (1 + r * (1 + r / 3)) * decay
-        K = kernel.outputscale * matern + X @ X.T + 1
+        K = kernel.outputscale * matern + kernel.trend * (X @ X.T + 1)
         K[np.diag_indices(n)] += data.noise(kernel.noise)
         L, info = dpotrf(K.T, lower=1)
         if info:
             return math.inf, np.zeros_like(theta)
-        weights = _solve(L, _solve(L, data.Y), transposed=True)[:, 0]
+        weights = dpotrs(L, data.Y, lower=1)[0][:, 0]
         inverse, _ = dpotri(L, lower=1)
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
@@ -306,7 +323,7 @@ class GaussianProcess:
         """Mean ``(q, m)`` and standard deviation ``(q,)`` of the function, noise excluded."""
         X = self._kernel.unit(Z)
         whitened = _solve(self._L, self._kernel(self._X, X))
-        variance = self._kernel.diagonal(X) - np.square(whitened).sum(axis=0)
+        variance = self._kernel.diagonal(X) - np.einsum("ij,ij->j", whitened, whitened)
         return whitened.T @ self._whitened_Y, np.sqrt(np.maximum(variance, 1e-12))
 
     def sample(self, Z: FloatArray, n_samples: int, rng: np.random.Generator) -> FloatArray:
@@ -343,9 +360,12 @@ class GaussianProcess:
         return np.asarray(evidence + self._data.log_scatter_density(self.noise))
 
 
-def _solve(L: FloatArray, B: FloatArray, transposed: bool = False) -> FloatArray:
-    """``L^-1 B``, or ``L^-T B``, for lower-triangular ``L``."""
-    return np.asarray(dtrsm(1.0, L, B, lower=1, trans_a=int(transposed)))
+def _solve(L: FloatArray, B: FloatArray) -> FloatArray:
+    """``L^-1 B`` for lower-triangular ``L``, ``B`` of shape ``(n, q)``.
+
+    Solved from the right, as BLAS sees the transpose of a C-ordered ``B`` without a copy.
+    """
+    return np.asarray(dtrsm(1.0, L, B.T, side=1, lower=1, trans_a=1).T)
 
 
 def _cholesky(K: FloatArray) -> FloatArray:

@@ -25,6 +25,8 @@ from carbs.surrogate import Surrogate, fit_surrogate
 Direction = Literal["minimize", "maximize"]
 
 COST_EXPONENT = 0.3
+# Over how many runs the exponent comes half the way down to it, from 1.
+_HALF_LIFE = 40.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
@@ -52,12 +54,14 @@ def propose(
         ids: of the suggestions to make. Together with ``seed`` they seed the random generator.
         direction: whether a low or a high output is good.
         max_cost: no run should cost more; None for no limit.
-        cost_exponent: how much cost counts, from 0 (only the number of trials matters) to 1 (only
-            their total cost does).
+        cost_exponent: how much cost counts in the end, from 0 (only the number of trials matters)
+            to 1 (only their total cost does). At the start it counts fully: cheap runs teach the
+            law, dear ones prove it.
         seed: any integer.
     """
     sign = 1.0 if direction == "minimize" else -1.0
-    observations = [o.model_copy(update={"output": sign * o.output}) for o in observations]
+    if direction == "maximize":
+        observations = [o.model_copy(update={"output": -o.output}) for o in observations]
     surrogate = fit_surrogate(space, observations, failures) if len(observations) > 1 else None
     seen_Z = space.encode_all([observation.params for observation in observations])
     known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
@@ -102,12 +106,17 @@ def _search(
 ) -> FloatArray:
     log_costs, _ = surrogate.log_cost(known_Z)
     outputs, _ = surrogate.warped_output(known_Z)
+    cost_exponent = _cost_exponent(len(known_Z), cost_exponent)
     score = FrontImprovement.of(
         surrogate, log_costs, outputs, space.center, max_cost, cost_exponent
     )
     parents = known_Z[pareto_front(log_costs, outputs)]
     good_Z = np.concatenate([space.center[None, :], known_Z[outputs < score.reference_output]])
     return maximize(score, space, parents, TrustBox.around(good_Z), rng)
+
+
+def _cost_exponent(n_known: int, last: float) -> float:
+    return float(last + (1 - last) * 0.5 ** (n_known / _HALF_LIFE))
 
 
 def _suggestion(
