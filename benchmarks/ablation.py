@@ -41,9 +41,7 @@ def stationary(kernel: str) -> Iterator[None]:
 
 
 def certain_success() -> AbstractContextManager[Any]:
-    return patch.object(
-        surrogate.Surrogate, "success_probability", lambda self, Z: np.ones(len(Z))
-    )
+    return patch.object(surrogate.Surrogate, "success_probability", lambda self, Z: np.ones(len(Z)))
 
 
 def constant_exponent(exponent: float) -> AbstractContextManager[Any]:
@@ -97,11 +95,10 @@ def main() -> None:
             for without, row in rows.items():
                 if without != "the whole search":
                     change = row - whole
+                    mean = change.mean(axis=0)
                     error = change.std(axis=0, ddof=1) / np.sqrt(len(change))
-                    table.add_row(
-                        without,
-                        *(f"{m:+.3f} ± {e:.3f}" for m, e in zip(change.mean(0), error, strict=True)),
-                    )
+                    cells = [f"{m:+.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)]
+                    table.add_row(without, *cells)
             console.print(table)
 
 

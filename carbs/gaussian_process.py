@@ -7,10 +7,10 @@ Y        standardised targets, shape ``(n, m)``: m functions with the same covar
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
 k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (z.z' + 1), after z is scaled to a unit box
 
-The linear part is a straight line on log parameters, with unknown level and slopes (each of variance
-t = 1) integrated out: cost laws are nearly log-linear, and so is the distance of a loss from its
-irreducible level. Beyond the data the process therefore continues the trend, with an uncertainty
-that grows, where a stationary one would fall back to its prior.
+The linear part is a straight line on log parameters, with unknown level and slopes (each of
+variance t = 1) integrated out: cost laws are nearly log-linear, and so is the distance of a loss
+from its irreducible level. Beyond the data the process therefore continues the trend, with an
+uncertainty that grows, where a stationary one would fall back to its prior.
 
 The kernel's parameters are at their posterior mode: marginal likelihood (Rasmussen and Williams
 2006, "Gaussian Processes for Machine Learning", eqs. 2.30 and 5.9) times priors, climbed by L-BFGS.

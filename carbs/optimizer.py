@@ -68,7 +68,7 @@ def propose(
     seen_Z = space.encode_all([observation.params for observation in observations])
     known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
     conditioned = surrogate and surrogate.condition(known_Z[len(seen_Z) :])
-    suggestions = []
+    n_before = len(known_Z)
     for id in ids:
         rng = np.random.default_rng([abs(seed), seed < 0, *id.encode()])
         n_known = len(known_Z) + len(failures)
@@ -79,10 +79,9 @@ def propose(
             z = _step(space, _INITIAL_RADIUS / (1 + len(failures)), rng)
         else:
             z = _search(space, conditioned, known_Z, max_cost, cost_exponent, rng)
-        suggestions.append(_suggestion(space, id, z, surrogate, sign))
         known_Z = np.concatenate([known_Z, z[None, :]])
         conditioned = conditioned and conditioned.condition(z[None, :])
-    return suggestions
+    return _suggestions(space, ids, known_Z[n_before:], surrogate, sign)
 
 
 def _step(space: SearchSpace, radius: float, rng: np.random.Generator) -> FloatArray:
@@ -121,23 +120,31 @@ def _cost_exponent(n_known: int, last: float) -> float:
     return float(last + (1 - last) * 0.5 ** (n_known / _HALF_LIFE))
 
 
-def _suggestion(
-    space: SearchSpace, id: str, z: FloatArray, surrogate: Surrogate | None, sign: float
-) -> Suggestion:
-    params = space.decode(z)
+def _suggestions(
+    space: SearchSpace,
+    ids: Sequence[str],
+    Z: FloatArray,
+    surrogate: Surrogate | None,
+    sign: float,
+) -> list[Suggestion]:
+    params = [space.decode(z) for z in Z]
     if surrogate is None:
-        return Suggestion(id=id, params=params)
-    low, middle, high = sorted(sign * surrogate.output_quantiles(z[None, :], _QUANTILES)[0])
-    costs = surrogate.cost_quantiles(z[None, :], _QUANTILES)[0]
-    return Suggestion(
-        id=id,
-        params=params,
-        predicted_output=middle,
-        predicted_output_interval=(low, high),
-        predicted_cost=costs[1],
-        predicted_cost_interval=(costs[0], costs[2]),
-        success_probability=float(surrogate.success_probability(z[None, :])[0]),
-    )
+        return [Suggestion(id=id, params=p) for id, p in zip(ids, params, strict=True)]
+    outputs = np.sort(sign * surrogate.output_quantiles(Z, _QUANTILES), axis=1).tolist()
+    costs = surrogate.cost_quantiles(Z, _QUANTILES).tolist()
+    odds = surrogate.success_probability(Z).tolist()
+    return [
+        Suggestion(
+            id=id,
+            params=params[i],
+            predicted_output=outputs[i][1],
+            predicted_output_interval=(outputs[i][0], outputs[i][2]),
+            predicted_cost=costs[i][1],
+            predicted_cost_interval=(costs[i][0], costs[i][2]),
+            success_probability=odds[i],
+        )
+        for i, id in enumerate(ids)
+    ]
 
 
 class _State(BaseModel):
