@@ -380,8 +380,8 @@ class MixtureSpace(_Space):
 def _onto_bounded_simplex(weights: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """The rows ``clip(weights + t, low, high)`` with ``t`` such that each sums to one.
 
-    This is the Euclidean projection onto the simplex with bounds. A row's sum rises with ``t`` along
-    straight lines between kinks, where a component meets a bound; ``t`` lies on one of these lines.
+    This is the Euclidean projection onto the simplex with bounds. A row's sum rises with ``t``
+    along straight lines between kinks, where a component meets a bound; ``t`` lies on one of them.
     """
     kinks = np.sort(np.concatenate([low - weights, high - weights], axis=1), axis=1)
     sums = np.clip(weights[:, None, :] + kinks[:, :, None], low, high).sum(axis=2)

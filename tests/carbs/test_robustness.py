@@ -73,9 +73,7 @@ def random_number(rng: np.random.Generator) -> tuple[Any, Any]:
     return LogSpace(scale=scale, is_integer=True, rounding_factor=step, **bounds), k * step
 
 
-def random_param(
-    rng: np.random.Generator, name: str, room: int, earlier: Sequence[Param]
-) -> Param:
+def random_param(rng: np.random.Generator, name: str, room: int, earlier: Sequence[Param]) -> Param:
     """A parameter of at most ``room`` basic dimensions, which may depend on an earlier one."""
     when = {}
     parents = [param for param in earlier if isinstance(param.space, ChoiceSpace)]
