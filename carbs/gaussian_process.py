@@ -179,9 +179,10 @@ def fit_kernel(
         bounds=objective.bounds,
         options={"maxiter": _MAX_FIT_STEPS, "ftol": 1e-7, "gtol": 1e-4},
     )
-    if not math.isfinite(fit.fun):
+    if not (math.isfinite(fit.fun) and np.isfinite(fit.x).all()):
         logger.warning("no fit to %d runs: taking what the priors expect", len(data.Z))
-        return Kernel.likely(data.Z)
+        likely = Kernel.likely(data.Z)
+        return likely if fixed_noise is None else replace(likely, noise=fixed_noise)
     return objective.unpack(fit.x)
 
 

@@ -22,7 +22,6 @@ from carbs import (
     MixtureSpace,
     Observation,
     Param,
-    Suggestion,
 )
 
 PARAMS = [

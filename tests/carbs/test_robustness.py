@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +16,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import OptimizeResult
 
 from carbs import (
     CARBS,
     ChoiceSpace,
+    Failure,
     LinearSpace,
     LogitSpace,
     LogSpace,
     MixtureSpace,
+    Observation,
     Param,
     SearchSpace,
     Suggestion,
+    gaussian_process,
+    surrogate,
 )
+from carbs.gaussian_process import Data
+from carbs.optimizer import propose
 from carbs.space import Params
+from carbs.surrogate import fit_surrogate
 
 N_SPACES = int(os.environ.get("CARBS_N_SPACES", "30"))
 N_TRIALS = 40
@@ -277,3 +289,279 @@ def test_a_search_of_a_random_space(seed: int, tmp_path: Path) -> None:
     optimizer.save(tmp_path / "a.json")
     loaded = CARBS.load(tmp_path / "a.json", constraints=world.constraints)
     assert loaded.suggest(2) == optimizer.suggest(2)
+
+
+PARAMS = [
+    Param("size", LogSpace(scale=0.5, min=1, is_integer=True), 20),
+    Param("rate", LogSpace(scale=0.5), 1e-2),
+    Param("mix", MixtureSpace(["code", "prose"]), {"code": 0.5, "prose": 0.5}),
+]
+SPACE = SearchSpace(PARAMS)
+CENTER = SPACE.center_params
+# One record: where, as steps from the centre; output, None of a failure; cost, None if unknown.
+Run = tuple[Sequence[float], float | None, float | None]
+
+
+def runs(outputs: Any, costs: Any, spread: float = 1.0) -> list[Run]:
+    """At random points: one for each pair of output and cost; a single one is repeated."""
+    outputs, costs = np.broadcast_arrays(outputs, costs)
+    Z = spread * np.random.default_rng(len(outputs)).normal(size=(len(outputs), 4))
+    return [
+        (z, None if output is None else float(output), None if cost is None else float(cost))
+        for z, output, cost in zip(Z, outputs, costs, strict=True)
+    ]
+
+
+def told(history: Sequence[Run], **options: Any) -> CARBS:
+    """An optimizer that has been told these runs, which nobody asked for."""
+    optimizer = CARBS(PARAMS, **options)
+    for z, output, cost in history:
+        params = SPACE.decode(SPACE.snap(np.asarray(z)[None, :])[0])
+        if output is None:
+            optimizer.observe_failure(params, reason="diverged", cost=cost)
+        else:
+            optimizer.observe(params, output=output, cost=cost)  # type: ignore[arg-type]
+    return optimizer
+
+
+MANY = np.random.default_rng(0).normal(size=1000)
+HISTORIES: dict[str, list[Run]] = {
+    "one observation": runs([1.0], 1.0),
+    "one failure": runs([None], [None]),
+    "only failures": runs([None] * 30, [None, 0.0, 1e5] * 10),
+    "one success among failures": runs([None] * 60 + [1.0], 1.0),
+    "two successes among failures": runs([None] * 60 + [1.0, 2.0], 1.0),
+    "a failure where others succeeded": runs([1.0, None, 2.0, None, 3.0], 1.0, spread=0),
+    "identical outputs": runs([3.0] * 20, 10 ** MANY[:20]),
+    "a thousand identical runs": runs([3.0] * 1000, 2.0, spread=0),
+    "a thousand at one point": runs(MANY, 10**MANY, spread=0),
+    "a thousand at one point, half of them failed": runs([None, 1.0] * 500, 2.0, spread=0),
+    "a thousand nearly at one point": runs(MANY, 10**MANY, spread=1e-9),
+    "costs over ten decades": runs(MANY[:40], 10 ** np.linspace(-5, 5, 40)),
+    "costs at the ends of what numbers can be": runs(MANY[:40], [1e-300, 1e300] * 20),
+    "outputs of 1e-12": runs(1e-12 * MANY[:20], 1.0),
+    "outputs of 1e12": runs(1e12 * np.abs(MANY[:20]), 1.0),
+    "outputs close to 1e12": runs(1e12 + MANY[:20], 1.0),
+    "outputs of mixed signs and sizes": runs(np.sign(MANY[:40]) * 10 ** (9 * MANY[20:60]), 1.0),
+    "one output of 1e300": runs([*MANY[:20], 1e300], 1.0),
+    "one output of -1e300": runs([*MANY[:20], -1e300], 1.0),
+    "far away": runs(MANY[:20], 1.0, spread=1e3),
+    "one far away": [*runs(MANY[:20], 1.0), *runs([0.0], 1.0, spread=300)],
+    "first one that is far away": [*runs([0.0], 1.0, spread=300), *runs(MANY[:20], 1.0)],
+}
+
+
+@pytest.mark.parametrize("order", ["as given", "reversed", "best first", "dearest first"])
+@pytest.mark.parametrize("name", HISTORIES)
+def test_a_search_goes_on_after_any_history(name: str, order: str) -> None:
+    history = HISTORIES[name][:: -1 if order == "reversed" else 1]
+    if order == "best first":
+        history = sorted(history, key=lambda run: math.inf if run[1] is None else run[1])
+    elif order == "dearest first":
+        history = sorted(history, key=lambda run: -(run[2] or 0))
+    direction = "maximize" if order == "reversed" else "minimize"
+    optimizer = told(history, max_cost=2.0 if order == "best first" else None, direction=direction)
+    suggestion = go_on(optimizer)
+    optimizer.observe_failure(suggestion, reason="diverged")
+    suggestion = go_on(optimizer)
+    assert suggestion.success_probability is None or suggestion.success_probability < 1
+    optimizer.observe(suggestion, output=math.nan, cost=1e-3)
+    optimizer.observe(go_on(optimizer), output=1.0, cost=1e3)
+    go_on(optimizer)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.tuples(
+            st.tuples(*[st.integers(-2, 2) | st.floats(-50, 50)] * 4),
+            st.none() | st.integers(0, 2) | st.floats(-1e300, 1e300),
+            st.sampled_from([1.0, 2.0]) | st.floats(1e-300, 1e300),
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    st.none() | st.floats(1e-300, 1e300),
+)
+def test_a_search_goes_on_after_any_records(history: list[Run], max_cost: float | None) -> None:
+    optimizer = told(history, max_cost=max_cost)
+    for suggestion in optimizer.suggest(2):
+        assert_sound(suggestion, optimizer)
+
+
+def test_failures_alone_bring_the_search_closer_to_the_centre() -> None:
+    optimizer = CARBS(PARAMS)
+    distances = []
+    for i in range(12):
+        suggestion = go_on(optimizer)
+        distances.append(float(np.linalg.norm(SPACE.encode(suggestion.params)[1:])))
+        optimizer.observe_failure(suggestion, reason="diverged", cost=[None, 3.0][i % 2])
+    assert np.mean(distances[8:]) < np.mean(distances[1:5])
+
+
+def test_the_spread_of_repeats_is_noise() -> None:
+    rng = np.random.default_rng(0)
+    noisy = [((0.0,) * 4, 2 + 0.1 * rng.normal(), rng.uniform(1, 2)) for _ in range(8)]
+    low, high = go_on(told(noisy)).predicted_output_interval  # type: ignore[misc]
+    assert high - low > 0.1
+
+
+def law(Z: Any) -> Any:
+    """Losses at basic points: a power law in size, valleys in the rate and the mix."""
+    return 1 + 2 * 10 ** (-0.2 * Z[:, 0]) + 0.1 * (Z[:, 1] - 0.5) ** 2 + 0.05 * Z[:, 2] ** 2
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32), st.sampled_from([0.003, 0.03]), st.integers(0, 17))
+def test_repeats_make_predictions_surer(seed: int, noise: float, where: int) -> None:
+    rng = np.random.default_rng(seed)
+    Z = SPACE.snap(rng.normal(size=(18, 4)))
+    Z = np.concatenate([Z, np.repeat(Z[[where]], 9, axis=0)])
+    outputs = law(Z) + noise * rng.normal(size=len(Z))
+    data = [
+        Observation(params=SPACE.decode(z), output=float(output), cost=1.0)
+        for z, output in zip(Z, outputs, strict=True)
+    ]
+
+    def width(n: int) -> float:
+        quantiles = fit_surrogate(SPACE, data[:n]).output_quantiles
+        return float(np.ptp(quantiles(Z[[where]], [0.05, 0.95], with_noise=False)))
+
+    assert width(27) < width(18)
+
+
+def test_the_order_of_records_hardly_changes_what_is_predicted() -> None:
+    rng = np.random.default_rng(1)
+    Z = SPACE.snap(rng.normal(size=(40, 4)))
+    data = [
+        Observation(params=SPACE.decode(z), output=float(output), cost=float(10 ** z[0]))
+        for z, output in zip(Z, law(Z) + 0.01 * rng.normal(size=len(Z)), strict=True)
+    ]
+    predictions = []
+    for order in (np.arange(40), np.arange(40)[::-1], rng.permutation(40), np.argsort(Z[:, 0])):
+        fitted = fit_surrogate(SPACE, [data[i] for i in order])
+        predictions.append(fitted.output_quantiles(Z, [0.05, 0.5, 0.95]))
+    low, middle, high = np.moveaxis(predictions, 2, 0)
+    assert np.all(low.max(axis=0) < high.min(axis=0))
+    assert np.ptp(middle, axis=0).max() < np.median(high - low)
+
+
+def test_thinking_does_not_grow_with_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand runs, of which a third failed: no covariance is larger than of 1024 points."""
+    sizes, fits = [], []
+    factorize, fit = gaussian_process._cholesky, gaussian_process.minimize
+
+    def cholesky(K: Any) -> Any:
+        sizes.append(len(K))
+        return factorize(K)
+
+    def minimized(objective: Any, *args: Any, **options: Any) -> Any:
+        fits.append(len(objective.data.Z))
+        return fit(objective, *args, **options)
+
+    monkeypatch.setattr(gaussian_process, "_cholesky", cholesky)
+    monkeypatch.setattr(gaussian_process, "minimize", minimized)
+    rng = np.random.default_rng(3)
+    outputs = [None if i % 3 == 0 else float(rng.normal()) for i in range(2000)]
+    optimizer = told(runs(outputs, 10 ** rng.normal(size=2000)))
+    go_on(optimizer)
+    assert max(sizes) <= 1024
+    assert max(fits) <= 1024
+    fits.clear()
+    for i in range(4):
+        if i % 2:
+            optimizer.observe_failure(go_on(optimizer), reason="diverged")
+        else:
+            optimizer.observe(go_on(optimizer), output=1.0, cost=1.0)
+    assert not fits
+
+
+def test_what_was_forgotten_leaves_no_trace_and_what_failed_only_its_failure() -> None:
+    history = [*runs(MANY[:20], 10 ** MANY[20:40]), *runs([None] * 3, 1.0)]
+    optimizer, other = told(history), told(history)
+
+    def next_if_never_asked(failures: Sequence[Failure]) -> list[Suggestion]:
+        id = str(optimizer._state.n_suggested)
+        return propose(SPACE, other.observations, failures, [], [id])
+
+    for suggestion in optimizer.suggest(3):
+        optimizer.forget(suggestion)
+    assert optimizer.pending == ()
+    assert (optimizer.observations, optimizer.failures) == (other.observations, other.failures)
+    assert next_if_never_asked(other.failures) == [optimizer.suggest()]
+    failed = optimizer.pending[0]
+    optimizer.observe_failure(failed, reason="diverged", cost=2.0)
+    assert optimizer.pending == ()
+    assert optimizer.observations == other.observations
+    failure = Failure(params=failed.params, reason="diverged", cost=2.0, id=failed.id)
+    assert optimizer.failures == (*other.failures, failure)
+    assert next_if_never_asked(optimizer.failures) == [optimizer.suggest()]
+
+
+@pytest.mark.parametrize("nonsense", ["value", "point", "nothing"])
+def test_a_model_that_cannot_be_fitted_says_so_and_the_search_goes_on(
+    nonsense: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def minimized(objective: Any, start: Any, **options: Any) -> OptimizeResult:
+        return OptimizeResult(
+            fun=math.nan if nonsense == "value" else 1.0,
+            x=np.full_like(start, math.nan) if nonsense == "point" else start,
+        )
+
+    monkeypatch.setattr(gaussian_process, "minimize", minimized)
+    for kernel in (surrogate._output_kernel, surrogate._cost_kernel, surrogate._success_kernel):
+        kernel.cache_clear()
+    optimizer = told([*runs(MANY[:20], 10 ** MANY[20:40]), *runs([None] * 3, 1.0)])
+    go_on(optimizer)
+    data = Data.pooled(np.eye(3), np.ones((3, 1)))
+    assert gaussian_process.fit_kernel(data, fixed_noise=4.0).noise == 4.0
+    said = {record.message for record in caplog.records}
+    if nonsense == "nothing":
+        assert not said
+    else:
+        assert "no fit to 20 runs: taking what the priors expect" in said
+    for kernel in (surrogate._output_kernel, surrogate._cost_kernel, surrogate._success_kernel):
+        kernel.cache_clear()
+
+
+SUGGEST = """
+import sys, numpy, torch
+from carbs import CARBS
+torch.manual_seed(99); numpy.random.seed(99)
+for s in CARBS.load(sys.argv[1]).suggest(2): print(s.model_dump_json())
+"""
+
+
+def test_a_new_process_and_a_loaded_optimizer_go_on_as_the_one_that_searched(
+    tmp_path: Path,
+) -> None:
+    """With failures, pending ones, and fits that began, step by step, from earlier ones."""
+    rng = np.random.default_rng(4)
+
+    def train(optimizer: CARBS, suggestion: Suggestion) -> None:
+        z = SPACE.encode(suggestion.params)
+        if z[1] > 1:
+            optimizer.observe_failure(suggestion, reason="diverged")
+        else:
+            noise = np.random.default_rng(int(suggestion.id)).normal()
+            output = float(law(z[None, :])[0] + 0.01 * noise)
+            optimizer.observe(suggestion, output=output, cost=float(10 ** (0.4 * z[0])))
+
+    optimizer = CARBS(PARAMS, seed=5, max_cost=100.0)
+    while len(optimizer.observations) < 36:
+        optimizer.suggest(3 - len(optimizer.pending))
+        train(optimizer, optimizer.pending[rng.integers(3)])
+    assert optimizer.failures and optimizer.pending
+    path = tmp_path / "optimizer.json"
+    optimizer.save(path)
+    done = subprocess.run(
+        [sys.executable, "-c", SUGGEST, str(path)], check=True, capture_output=True, text=True
+    )
+    loaded = CARBS.load(path)
+    here = optimizer.suggest(2)
+    assert [Suggestion.model_validate_json(line) for line in done.stdout.splitlines()] == here
+    assert loaded.suggest(2) == here
+    for suggestion in here:
+        for one in (optimizer, loaded):
+            train(one, suggestion)
+        assert loaded.suggest() == optimizer.suggest()
