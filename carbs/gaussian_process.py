@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_FIT_STEPS = 75
 _LEAST_NOISE = 1e-6
+# In the unit box. Far shorter ones would leave nothing of distances but their rounding.
+_LENGTHSCALES = (1e-2, 1e3)
 _LSM, _LSD = 0.0, 0.8
 _SQRT5 = math.sqrt(5)
 _LOG_2PI = math.log(2 * math.pi)
@@ -71,7 +73,7 @@ class Kernel:
     def refitted_to(self, Z: FloatArray) -> Kernel:
         """The same function of the distance, in the unit box of other points ``(n, d)``."""
         box = Kernel.likely(Z)
-        lengthscales = self.lengthscales * self.width / box.width
+        lengthscales = np.clip(self.lengthscales * self.width / box.width, *_LENGTHSCALES)
         return replace(self, lengthscales=lengthscales, middle=box.middle, width=box.width)
 
     def unit(self, Z: FloatArray) -> FloatArray:
@@ -200,7 +202,7 @@ class _Objective:
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        lengthscales = [(math.log(1e-2), math.log(1e3))] * self.X.shape[1]
+        lengthscales = [(math.log(_LENGTHSCALES[0]), math.log(_LENGTHSCALES[1]))] * self.X.shape[1]
         noise = [] if self.noise_prior is None else [(math.log(_LEAST_NOISE), math.log(10))]
         return [*lengthscales, (math.log(1e-4), math.log(1e3)), *noise]
 
@@ -304,9 +306,10 @@ class GaussianProcess:
         """Joint samples of the function around its mean, shape ``(n_samples, q)``."""
         X = self._kernel.unit(Z)
         whitened = _solve(self._L, self._kernel(self._X, X))
-        covariance = self._kernel(X, X) - whitened.T @ whitened + 1e-9 * np.eye(len(Z))
+        prior = self._kernel(X, X)
+        covariance = prior - whitened.T @ whitened + 1e-9 * np.eye(len(Z))
         normal = rng.standard_normal((len(Z), n_samples))
-        return np.asarray((_cholesky(covariance) @ normal).T)
+        return np.asarray((_cholesky(covariance, prior) @ normal).T)
 
     def condition(self, Z: FloatArray, Y: FloatArray) -> GaussianProcess:
         """The process that has also measured ``Y`` ``(q, m)`` at ``Z`` ``(q, d)``, once each.
@@ -316,11 +319,12 @@ class GaussianProcess:
         X = self._kernel.unit(Z)
         n, q = len(self._X), len(X)
         whitened = _solve(self._L, self._kernel(self._X, X))
-        block = self._kernel(X, X) + self.noise * np.eye(q) - whitened.T @ whitened
+        prior = self._kernel(X, X)
+        block = prior + self.noise * np.eye(q) - whitened.T @ whitened
         L = np.zeros((n + q, n + q), order="F")
         L[:n, :n] = self._L
         L[n:, :n] = whitened.T
-        L[n:, n:] = _cholesky(block)
+        L[n:, n:] = _cholesky(block, prior)
         more = _solve(L[n:, n:], Y - whitened.T @ self._whitened_Y)
         extended = object.__new__(GaussianProcess)
         extended._kernel, extended._data = self._kernel, self._data
@@ -339,13 +343,18 @@ def _solve(L: FloatArray, B: FloatArray, transposed: bool = False) -> FloatArray
     return np.asarray(dtrsm(1.0, L, B, lower=1, trans_a=int(transposed)))
 
 
-def _cholesky(K: FloatArray) -> FloatArray:
-    """Factor of a covariance, with the least jitter (up to 1e-4 of its diagonal) that allows it.
+def _cholesky(K: FloatArray, prior: FloatArray | None = None) -> FloatArray:
+    """Factor of a covariance, with the least jitter that allows it.
+
+    Args:
+        K: the covariance.
+        prior: what ``K`` is a small difference from, and takes its rounding from; ``K`` by default.
+            The jitter is at most 1e-4 of the diagonal.
 
     Raises:
         numpy.linalg.LinAlgError: none is enough.
     """
-    scale = max(float(K.diagonal().mean()), 1e-12)
+    scale = max(float((K if prior is None else prior).diagonal().mean()), 1e-12)
     for jitter in (0.0, 1e-10, 1e-8, 1e-6, 1e-4):
         L, info = dpotrf((K + jitter * scale * np.eye(len(K))).T, lower=1)
         if info == 0:

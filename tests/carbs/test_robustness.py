@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -389,6 +390,25 @@ def test_a_search_goes_on_after_any_records(history: list[Run], max_cost: float 
         assert_sound(suggestion, optimizer)
 
 
+@pytest.mark.parametrize("distance", [1e3, 1e6, 1e9, 1e12, 1e18])
+@pytest.mark.parametrize("when", [0, 3, -2, -1])
+def test_a_run_at_an_absurd_distance_is_survived(distance: float, when: int) -> None:
+    """As from a scale that is far too small; also one that the last fit has not seen."""
+    for n, fails in itertools.product([22, 23, 40], [False, True]):
+        optimizer = CARBS([Param("x", LinearSpace(), 1.0), Param("y", LogSpace(), 1.0)])
+        rng = np.random.default_rng(n)
+        points = rng.normal(size=(n, 2))
+        points[when, 0] = distance
+        for i, (x, y) in enumerate(points.tolist()):
+            if fails and i % 4 == 0:
+                optimizer.observe_failure({"x": x, "y": 10**y}, reason="diverged")
+            else:
+                output, cost = rng.normal(), 10 ** rng.normal()
+                optimizer.observe({"x": x, "y": 10**y}, output=output, cost=cost)
+        for suggestion in optimizer.suggest(2):
+            assert_sound(suggestion, optimizer)
+
+
 def test_failures_alone_bring_the_search_closer_to_the_centre() -> None:
     optimizer = CARBS(PARAMS)
     distances = []
@@ -451,9 +471,9 @@ def test_thinking_does_not_grow_with_the_records(monkeypatch: pytest.MonkeyPatch
     sizes, fits = [], []
     factorize, fit = gaussian_process._cholesky, gaussian_process.minimize
 
-    def cholesky(K: Any) -> Any:
+    def cholesky(K: Any, *args: Any) -> Any:
         sizes.append(len(K))
-        return factorize(K)
+        return factorize(K, *args)
 
     def minimized(objective: Any, *args: Any, **options: Any) -> Any:
         fits.append(len(objective.data.Z))
