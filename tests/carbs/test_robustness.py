@@ -41,7 +41,7 @@ from carbs.optimizer import propose
 from carbs.space import Params
 from carbs.surrogate import fit_surrogate
 
-N_SPACES = int(os.environ.get("CARBS_N_SPACES", "30"))
+N_SPACES = int(os.environ.get("CARBS_N_SPACES", "20"))
 N_TRIALS = 40
 N_CERTAIN = 10  # from so many runs on the cost model has a say
 
@@ -431,7 +431,7 @@ def law(Z: Any) -> Any:
     return 1 + 2 * 10 ** (-0.2 * Z[:, 0]) + 0.1 * (Z[:, 1] - 0.5) ** 2 + 0.05 * Z[:, 2] ** 2
 
 
-@settings(max_examples=15)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.sampled_from([0.003, 0.03]), st.integers(0, 17))
 def test_repeats_make_predictions_surer(seed: int, noise: float, where: int) -> None:
     rng = np.random.default_rng(seed)
@@ -447,7 +447,8 @@ def test_repeats_make_predictions_surer(seed: int, noise: float, where: int) -> 
         quantiles = fit_surrogate(SPACE, data[:n]).output_quantiles
         return float(np.ptp(quantiles(Z[[where]], [0.05, 0.95], with_noise=False)))
 
-    assert width(27) < width(18)
+    # Ten measurements of one point, not one; alone they would divide the width by three.
+    assert width(27) < 0.7 * width(18)
 
 
 def test_the_order_of_records_hardly_changes_what_is_predicted() -> None:
