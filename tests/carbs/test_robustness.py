@@ -431,6 +431,19 @@ def law(Z: Any) -> Any:
     return 1 + 2 * 10 ** (-0.2 * Z[:, 0]) + 0.1 * (Z[:, 1] - 0.5) ** 2 + 0.05 * Z[:, 2] ** 2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_that_the_cost_model_is_sure_of_is_kept_and_reached(seed: int) -> None:
+    optimizer = CARBS(PARAMS[:2], max_cost=30.0, seed=seed)
+    for _ in range(25):
+        suggestion = optimizer.suggest()
+        knows = len(optimizer.observations) >= N_CERTAIN
+        assert_sound(suggestion, optimizer, 30.0 if knows else None)
+        z = optimizer.space.encode(suggestion.params)
+        output = 1 + 2 * 10 ** (-0.3 * z[0]) + 0.1 * z[1] ** 2
+        optimizer.observe(suggestion, output=float(output), cost=float(10 ** (0.5 * z[0])))
+    assert max(observation.cost for observation in optimizer.observations) > 15
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**32), st.sampled_from([0.003, 0.03]), st.integers(0, 17))
 def test_repeats_make_predictions_surer(seed: int, noise: float, where: int) -> None:
