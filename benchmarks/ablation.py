@@ -45,7 +45,7 @@ def certain_success() -> AbstractContextManager[Any]:
 
 
 def constant_exponent(exponent: float) -> AbstractContextManager[Any]:
-    return patch.object(optimizer, "_cost_exponent", lambda n, least: exponent)
+    return patch.object(optimizer, "_cost_exponent", lambda n_known: exponent)
 
 
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _MAX_FIT_STEPS = 75
 _LEAST_NOISE = 1e-6
 _TREND = 1.0
+# In the unit box. Far shorter ones would leave nothing of distances but their rounding.
+_LENGTHSCALES = (1e-2, 1e3)
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -72,7 +74,7 @@ class Kernel:
     def refitted_to(self, Z: FloatArray) -> Kernel:
         """The same function of the distance, in the unit box of other points ``(n, d)``."""
         box = Kernel.likely(Z)
-        lengthscales = self.lengthscales * self.width / box.width
+        lengthscales = np.clip(self.lengthscales * self.width / box.width, *_LENGTHSCALES)
         return replace(self, lengthscales=lengthscales, middle=box.middle, width=box.width)
 
     def unit(self, Z: FloatArray) -> FloatArray:
@@ -195,9 +197,10 @@ def fit_kernel(
         bounds=objective.bounds,
         options={"maxiter": _MAX_FIT_STEPS, "ftol": 1e-7, "gtol": 1e-4},
     )
-    if not math.isfinite(fit.fun):
+    if not (math.isfinite(fit.fun) and np.isfinite(fit.x).all()):
         logger.warning("no fit to %d runs: taking what the priors expect", len(data.Z))
-        return Kernel.likely(data.Z)
+        likely = Kernel.likely(data.Z)
+        return likely if fixed_noise is None else replace(likely, noise=fixed_noise)
     return objective.unpack(fit.x)
 
 
@@ -221,7 +224,7 @@ class KernelPosterior:
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        lengthscales = [(math.log(1e-2), math.log(1e3))] * self.X.shape[1]
+        lengthscales = [(math.log(_LENGTHSCALES[0]), math.log(_LENGTHSCALES[1]))] * self.X.shape[1]
         noise = [] if self.noise_prior is None else [(math.log(_LEAST_NOISE), math.log(10))]
         return [*lengthscales, (math.log(1e-4), math.log(1e3)), *noise]
 
@@ -330,9 +333,10 @@ class GaussianProcess:
         """Joint samples of the function around its mean, shape ``(n_samples, q)``."""
         X = self._kernel.unit(Z)
         whitened = _solve(self._L, self._kernel(self._X, X))
-        covariance = self._kernel(X, X) - whitened.T @ whitened + 1e-9 * np.eye(len(Z))
+        prior = self._kernel(X, X)
+        covariance = prior - whitened.T @ whitened + 1e-9 * np.eye(len(Z))
         normal = rng.standard_normal((len(Z), n_samples))
-        return np.asarray((_cholesky(covariance) @ normal).T)
+        return np.asarray((_cholesky(covariance, prior) @ normal).T)
 
     def condition(self, Z: FloatArray, Y: FloatArray) -> GaussianProcess:
         """The process that has also measured ``Y`` ``(q, m)`` at ``Z`` ``(q, d)``, once each.
@@ -342,11 +346,12 @@ class GaussianProcess:
         X = self._kernel.unit(Z)
         n, q = len(self._X), len(X)
         whitened = _solve(self._L, self._kernel(self._X, X))
-        block = self._kernel(X, X) + self.noise * np.eye(q) - whitened.T @ whitened
+        prior = self._kernel(X, X)
+        block = prior + self.noise * np.eye(q) - whitened.T @ whitened
         L = np.zeros((n + q, n + q), order="F")
         L[:n, :n] = self._L
         L[n:, :n] = whitened.T
-        L[n:, n:] = _cholesky(block)
+        L[n:, n:] = _cholesky(block, prior)
         more = _solve(L[n:, n:], Y - whitened.T @ self._whitened_Y)
         extended = object.__new__(GaussianProcess)
         extended._kernel, extended._data = self._kernel, self._data
@@ -368,13 +373,18 @@ def _solve(L: FloatArray, B: FloatArray) -> FloatArray:
     return np.asarray(dtrsm(1.0, L, B.T, side=1, lower=1, trans_a=1).T)
 
 
-def _cholesky(K: FloatArray) -> FloatArray:
-    """Factor of a covariance, with the least jitter (up to 1e-4 of its diagonal) that allows it.
+def _cholesky(K: FloatArray, prior: FloatArray | None = None) -> FloatArray:
+    """Factor of a covariance, with the least jitter that allows it.
+
+    Args:
+        K: the covariance.
+        prior: what ``K`` is a small difference from, and takes its rounding from; ``K`` by default.
+            The jitter is at most 1e-4 of the diagonal.
 
     Raises:
         numpy.linalg.LinAlgError: none is enough.
     """
-    scale = max(float(K.diagonal().mean()), 1e-12)
+    scale = max(float((K if prior is None else prior).diagonal().mean()), 1e-12)
     for jitter in (0.0, 1e-10, 1e-8, 1e-6, 1e-4):
         L, info = dpotrf((K + jitter * scale * np.eye(len(K))).T, lower=1)
         if info == 0:

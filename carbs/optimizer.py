@@ -24,8 +24,8 @@ from carbs.surrogate import Surrogate, fit_surrogate
 
 Direction = Literal["minimize", "maximize"]
 
+# How much cost counts in the end, and over how many runs it comes half the way there from 1.
 COST_EXPONENT = 0.3
-# Over how many runs the exponent comes half the way down to it, from 1.
 _HALF_LIFE = 100.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
@@ -45,7 +45,7 @@ def propose(
     *,
     direction: Direction = "minimize",
     max_cost: float | None = None,
-    cost_exponent: float = COST_EXPONENT,
+    cost_exponent: float | None = None,
     seed: int = 0,
 ) -> list[Suggestion]:
     """The next suggestions, one for each id, each aware of the others.
@@ -56,9 +56,9 @@ def propose(
         ids: of the suggestions to make. Together with ``seed`` they seed the random generator.
         direction: whether a low or a high output is good.
         max_cost: no run should cost more; None for no limit.
-        cost_exponent: how much cost counts in the end, from 0 (only the number of trials matters)
-            to 1 (only their total cost does). At the start it counts fully: cheap runs teach the
-            law, dear ones prove it.
+        cost_exponent: how much cost counts, from 0 (only the number of trials matters) to 1 (only
+            their total cost does). By default fully at the start and ever less: cheap runs teach
+            the law, dear ones prove it.
         seed: any integer.
     """
     sign = 1.0 if direction == "minimize" else -1.0
@@ -102,12 +102,13 @@ def _search(
     surrogate: Surrogate,
     known_Z: FloatArray,
     max_cost: float | None,
-    cost_exponent: float,
+    cost_exponent: float | None,
     rng: np.random.Generator,
 ) -> FloatArray:
     log_costs, _ = surrogate.log_cost(known_Z)
     outputs, _ = surrogate.warped_output(known_Z)
-    cost_exponent = _cost_exponent(len(known_Z), cost_exponent)
+    if cost_exponent is None:
+        cost_exponent = _cost_exponent(len(known_Z))
     score = FrontImprovement.of(
         surrogate, log_costs, outputs, space.center, max_cost, cost_exponent
     )
@@ -116,8 +117,8 @@ def _search(
     return maximize(score, space, parents, TrustBox.around(good_Z, _TRUST_MARGIN), rng)
 
 
-def _cost_exponent(n_known: int, last: float) -> float:
-    return float(last + (1 - last) * 0.5 ** (n_known / _HALF_LIFE))
+def _cost_exponent(n_known: int) -> float:
+    return float(COST_EXPONENT + (1 - COST_EXPONENT) * 0.5 ** (n_known / _HALF_LIFE))
 
 
 def _suggestions(

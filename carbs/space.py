@@ -381,18 +381,16 @@ class MixtureSpace(_Space):
 def _onto_bounded_simplex(weights: FloatArray, low: FloatArray, high: FloatArray) -> FloatArray:
     """The rows ``clip(weights + t, low, high)`` with ``t`` such that each sums to one.
 
-    This is the Euclidean projection onto the simplex with bounds; ``t`` is found by bisection.
+    This is the Euclidean projection onto the simplex with bounds. A row's sum rises with ``t``
+    along straight lines between kinks, where a component meets a bound; ``t`` lies on one of them.
     """
-    if np.all(weights >= low) and np.all(weights <= high):
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
-    t_high = 1 + np.abs(weights).max(axis=1, keepdims=True)
-    t_low = -t_high
-    for _ in range(60):
-        t = (t_low + t_high) / 2
-        too_much = np.clip(weights + t, low, high).sum(axis=1, keepdims=True) > 1
-        t_high = np.where(too_much, t, t_high)
-        t_low = np.where(too_much, t_low, t)
-    return np.asarray(np.clip(weights + (t_low + t_high) / 2, low, high))
+    kinks = np.sort(np.concatenate([low - weights, high - weights], axis=1), axis=1)
+    sums = np.clip(weights[:, None, :] + kinks[:, :, None], low, high).sum(axis=2)
+    left = np.clip((sums <= 1).sum(axis=1, keepdims=True) - 1, 0, kinks.shape[1] - 2)
+    t, t_right = (np.take_along_axis(kinks, i, axis=1) for i in (left, left + 1))
+    total, total_right = (np.take_along_axis(sums, i, axis=1) for i in (left, left + 1))
+    t += (1 - total) / np.maximum(total_right - total, 1e-300) * (t_right - t)
+    return np.asarray(np.clip(weights + t, low, high))
 
 
 Space = Annotated[

@@ -36,7 +36,7 @@ from carbs.early_stopping import (
     forecast,
     is_off_front,
 )
-from carbs.optimizer import COST_EXPONENT, Direction, propose
+from carbs.optimizer import Direction, propose
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import (
     ChoiceSpace,
@@ -226,7 +226,8 @@ class CarbsSampler(BaseSampler):
         constraints: what every suggestion meets (see :mod:`carbs.constraints`); enqueued values
             may violate them.
         max_cost: of one run; None for no limit.
-        cost_exponent: from 0 (only the number of trials matters) to 1 (only their total cost).
+        cost_exponent: from 0 (only the number of trials matters) to 1 (only their total cost); by
+            default first 1, then ever less.
         seed: same trials and seed, same suggestion.
     """
 
@@ -236,7 +237,7 @@ class CarbsSampler(BaseSampler):
         *,
         constraints: Iterable[Constraint] = (),
         max_cost: float | None = None,
-        cost_exponent: float = COST_EXPONENT,
+        cost_exponent: float | None = None,
         seed: int = 0,
     ) -> None:
         self.space = SearchSpace(params, constraints)

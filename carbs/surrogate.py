@@ -41,6 +41,8 @@ _N_TELLING = 512
 _COST_NOISE_PRIOR = (-8.0, 3.0)
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
 _ALPHA = 0.01
+# Of a prediction: a little more, and its exponential is no number.
+_LARGEST_LOG = 700.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Warp:
         return self.scale.apply(np.log(losses - self.irreducible))
 
     def invert(self, y: FloatArray) -> FloatArray:
-        return np.asarray(self.irreducible + np.exp(self.scale.invert(y)))
+        return np.asarray(self.irreducible + np.exp(np.minimum(self.scale.invert(y), _LARGEST_LOG)))
 
     def log_derivative(self, losses: FloatArray) -> FloatArray:
         return np.asarray(-np.log(losses - self.irreducible) - math.log(self.scale.spread))
@@ -165,9 +167,8 @@ class Surrogate:
                 if not keeps[w]:
                     continue
                 inside = middle > warp.irreducible
-                scores = (
-                    warp.apply(np.where(inside, middle, warp.irreducible + 1.0)) - means[:, [w]]
-                ) / std[:, None]
+                gaps = np.where(inside, middle - warp.irreducible, 1.0)
+                scores = (warp.scale.apply(np.log(gaps)) - means[:, [w]]) / std[:, None]
                 below += self.warp_weights[w] * np.where(inside, ndtr(scores), 0.0)
             high = np.where(below > levels, middle, high)
             low = np.where(below > levels, low, middle)
@@ -178,7 +179,7 @@ class Surrogate:
         mean, std = self.log_cost(Z)
         std = np.sqrt(std**2 + self.cost_noise() ** 2)
         logs = mean[:, None] + std[:, None] * ndtri(np.array(levels))
-        return np.asarray(np.exp(np.clip(logs, -700, 700)))
+        return np.asarray(np.exp(np.clip(logs, -_LARGEST_LOG, _LARGEST_LOG)))
 
     def condition(self, Z: FloatArray) -> Surrogate:
         """As if the pending points ``Z`` had come out as predicted."""
@@ -212,6 +213,10 @@ def fit_surrogate(
     output_kernel = _output_kernel(_Runs(Z[first], losses[first], deviations[first]))
     cost_kernel = _cost_kernel(_Runs(Z[first], log_costs[first]))
     telling = _most_telling(losses, log_costs)
+    success = None
+    if failures:
+        failed_Z = space.encode_all([failure.params for failure in failures])
+        success = _fit_success(Z, failed_Z, telling)
     Z, losses, log_costs = Z[telling], losses[telling], log_costs[telling]
 
     losses = _draw_in(losses, Z)
@@ -224,9 +229,6 @@ def fit_surrogate(
     cost_process = GaussianProcess(
         cost_kernel, Data.pooled(Z, cost_scale.apply(log_costs)[:, None])
     )
-    success = None
-    if failures:
-        success = _fit_success(Z, space.encode_all([failure.params for failure in failures]))
     return Surrogate(
         output_process, warps, weights / weights.sum(), cost_process, cost_scale, success
     )
@@ -236,12 +238,13 @@ def n_fitted(n: int) -> int:
     """Of how many runs, the first ones, the kernels' parameters are fitted to.
 
     All of the first sixteen, and then those up to the last step of a ladder that grows by an
-    eighth. Parameters change slowly, and so most suggestions need no fit.
+    eighth. Parameters change slowly, and so most suggestions need no fit. A fit takes time that
+    grows with the cube of the runs, and so the ladder ends where ``_N_TELLING`` does.
     """
     step = 16
     if n <= step:
         return n
-    while (following := step + step // 8) <= n:
+    while (following := step + step // 8) <= min(n, _N_TELLING):
         step = following
     return step
 
@@ -357,22 +360,24 @@ def _warps(losses: FloatArray) -> tuple[Warp, ...]:
     return tuple(Warp.of(losses, float(losses.min()) - shift * spread) for shift in _SHIFTS)
 
 
-def _fit_success(Z: FloatArray, failed_Z: FloatArray) -> SuccessModel:
+def _fit_success(Z: FloatArray, failed_Z: FloatArray, telling: NDArray[np.intp]) -> SuccessModel:
     var_seen, var_unseen = math.log(1 / (1 + _ALPHA) + 1), math.log(1 / _ALPHA + 1)
     score = math.log(1 + _ALPHA) - var_seen / 2 - math.log(_ALPHA) + var_unseen / 2
     # The rate of success, as if one more had succeeded and one more had failed.
     rate = (len(Z) + 1) / (len(Z) + len(failed_Z) + 2)
     mean = math.log(rate / (1 - rate)) / score
-    failed_Z = failed_Z[_evenly(len(failed_Z))]
-    points = np.concatenate([Z, failed_Z])
-    labels = np.concatenate([np.ones(len(Z)), -np.ones(len(failed_Z))])
     noise = (var_seen + var_unseen) / score**2
-    first = np.concatenate(
-        [np.arange(n_fitted(len(Z))), len(Z) + np.arange(n_fitted(len(failed_Z)))]
-    )
-    kernel = _success_kernel(_Runs(points[first], labels[first]), noise)
+    first = _labelled(Z[: n_fitted(len(Z))], failed_Z[: n_fitted(len(failed_Z))])
+    kernel = _success_kernel(_Runs(*first), noise)
+    points, labels = _labelled(Z[telling], failed_Z[_evenly(len(failed_Z))])
     process = GaussianProcess(kernel, Data.pooled(points, (labels - mean)[:, None]))
     return SuccessModel(process, mean, score)
+
+
+def _labelled(Z: FloatArray, failed_Z: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Points, and 1 where a run succeeded, -1 where it failed."""
+    labels = np.concatenate([np.ones(len(Z)), -np.ones(len(failed_Z))])
+    return np.concatenate([Z, failed_Z]), labels
 
 
 def _evenly(n: int) -> NDArray[np.intp]:

@@ -39,7 +39,6 @@ from pydantic import TypeAdapter
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from carbs.optimizer import COST_EXPONENT
 from carbs.records import Suggestion
 from carbs.space import Param, Params, SearchSpace
 from carbs.study import (
@@ -345,7 +344,7 @@ class Sweep:
         number = self.study.ask().number
         return self.study.get_trials(deepcopy=False)[number]
 
-    def _cost_exponent(self, status: Status) -> float:
+    def _cost_exponent(self, status: Status) -> float | None:
         """How much cost counts: the less, the more the budget has left for each trial.
 
         Trials spread evenly over the logarithm of cost, from the centre's to the limit, would cost
@@ -354,10 +353,10 @@ class Sweep:
         """
         known, config = status.records, self.config
         if config.budget is None or config.max_cost is None or not known.observations:
-            return COST_EXPONENT
+            return None
         low, high = known.observations[0].cost, config.max_cost
         if low >= high:
-            return COST_EXPONENT
+            return None
         n_known = len(known.observations) + len(known.failures) + len(known.pending)
         affordable = self._unreserved(status) / max(config.max_trials - n_known, 1)
         return float(np.clip(1 - affordable * np.log(high / low) / (high - low), 0.0, 1.0))
