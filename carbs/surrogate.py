@@ -16,6 +16,11 @@ on a logarithmic scale first: how bad they are says little about the front.
 Success is a classification. With the Dirichlet transform of Milios et al. 2018 ("Dirichlet-based
 Gaussian processes for large-scale calibrated classification", eqs. 4-5) its two latent processes
 differ by one Gaussian process with known noise, so it stays exact.
+
+Earlier sweeps may have been measured in other units, of loss and (on other hardware) of cost. Each
+is brought to the new one's: its losses by a scale and a shift, its costs by a factor, such that at
+the new runs it agrees with them on average. How far it agrees beyond that, and so how far it is
+trusted, is the kernel's business (:mod:`carbs.gaussian_process`).
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from carbs.earlier import EarlierRuns
 from carbs.gaussian_process import Data, GaussianProcess, Kernel, fit_kernel
 from carbs.records import Failure, Observation
 from carbs.space import FloatArray, SearchSpace
@@ -37,6 +43,8 @@ from carbs.space import FloatArray, SearchSpace
 _SHIFTS = (0.05, 0.15, 0.4, 1.0, 3.0, 30.0)
 # How many runs the processes see at most.
 _N_TELLING = 512
+# And how many of them may be of earlier sweeps.
+_N_EARLIER = 128
 # Costs may be measured without noise, or with much.
 _COST_NOISE_PRIOR = (-8.0, 3.0)
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
@@ -193,41 +201,123 @@ class Surrogate:
         )
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Runs: points ``(n, d)``, or ``(n, d + s)`` with their sweeps, losses and log costs ``(n,)``.
+
+    Attributes:
+        n_sweeps: s.
+    """
+
+    Z: FloatArray
+    losses: FloatArray
+    log_costs: FloatArray
+    n_sweeps: int = 0
+
+    def only(self, indices: NDArray[np.intp] | slice) -> _Measured:
+        return replace(
+            self, Z=self.Z[indices], losses=self.losses[indices], log_costs=self.log_costs[indices]
+        )
+
+
 def fit_surrogate(
-    space: SearchSpace, observations: Sequence[Observation], failures: Sequence[Failure] = ()
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    failures: Sequence[Failure] = (),
+    earlier: Sequence[EarlierRuns] = (),
 ) -> Surrogate:
     """Fit all three processes.
 
     Args:
         space: of the configurations.
-        observations: at least one; outputs are to be minimised.
+        observations: at least one, here or in an earlier sweep; outputs are to be minimised.
         failures: configurations that could not be trained.
+        earlier: sweeps, trusted as far as they agree with this one.
     """
-    Z = space.encode_all([observation.params for observation in observations])
-    losses = np.array([observation.output for observation in observations])
-    log_costs = np.log([observation.cost for observation in observations])
-    n_first = n_fitted(len(losses))
-    output_kernel = _output_kernel(_Runs(Z[:n_first], losses[:n_first]))
-    cost_kernel = _cost_kernel(_Runs(Z[:n_first], log_costs[:n_first]))
-    telling = _most_telling(losses, log_costs)
-    Z, losses, log_costs = Z[telling], losses[telling], log_costs[telling]
+    new = _Measured(
+        space.encode_all([observation.params for observation in observations]),
+        np.array([observation.output for observation in observations]),
+        np.log([observation.cost for observation in observations]),
+    )
+    first = new.only(slice(n_fitted(len(new.Z))))
+    told = new.only(_most_telling(new.losses, new.log_costs, _N_TELLING))
+    failed_Z = [space.encode_all([failure.params for failure in failures])]
+    if earlier:
+        pasts = [_past(runs, _N_EARLIER // len(earlier)) for runs in earlier]
+        first, told = _together(first, pasts), _together(told, pasts)
+        failed_Z += [runs.failed_Z[_evenly(len(runs.failed_Z), _N_EARLIER)] for runs in earlier]
+    return _fit(first, told, _of_sweeps(failed_Z))
+
+
+def _fit(first: _Measured, told: _Measured, failed_Z: FloatArray) -> Surrogate:
+    """Kernels fitted to the first runs, processes conditioned on those told."""
+    n_sweeps = told.n_sweeps
+    output_kernel = _output_kernel(_Runs(first.Z, first.losses, n_sweeps))
+    cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, n_sweeps))
+    Z, losses, log_costs = told.Z, told.losses, told.log_costs
 
     losses = _draw_in(losses, Z)
     warps = _warps(losses)
-    output_process = GaussianProcess(output_kernel, _warped(Z, losses, warps))
+    output_process = GaussianProcess(output_kernel, _warped(Z, losses, warps, n_sweeps))
     log_evidence = _log_evidence(output_process, warps, losses)
     weights = np.exp(log_evidence - log_evidence.max())
 
     cost_scale = _cost_scale(log_costs)
-    cost_process = GaussianProcess(
-        cost_kernel, Data.pooled(Z, cost_scale.apply(log_costs)[:, None])
-    )
-    success = None
-    if failures:
-        success = _fit_success(Z, space.encode_all([failure.params for failure in failures]))
+    cost_data = Data.pooled(Z, cost_scale.apply(log_costs)[:, None], n_sweeps=n_sweeps)
+    success = _fit_success(Z, failed_Z, n_sweeps) if len(failed_Z) else None
     return Surrogate(
-        output_process, warps, weights / weights.sum(), cost_process, cost_scale, success
+        output_process,
+        warps,
+        weights / weights.sum(),
+        GaussianProcess(cost_kernel, cost_data),
+        cost_scale,
+        success,
     )
+
+
+def _past(runs: EarlierRuns, n_most: int) -> tuple[_Measured, Surrogate]:
+    """An earlier sweep's most telling runs, and what is believed from them alone."""
+    measured = _Measured(runs.Z, runs.outputs, runs.log_costs)
+    measured = measured.only(_most_telling(runs.outputs, runs.log_costs, n_most))
+    return measured, _fit(measured, measured, runs.failed_Z[:0])
+
+
+def _together(new: _Measured, pasts: Sequence[tuple[_Measured, Surrogate]]) -> _Measured:
+    """New runs, and as many earlier ones as there is room for, in the new one's units."""
+    room = (_N_TELLING - len(new.Z)) // len(pasts)
+    parts = [new, *(_in_units_of(new, old, past).only(slice(room)) for old, past in pasts)]
+    return _Measured(
+        _of_sweeps([part.Z for part in parts]),
+        np.concatenate([part.losses for part in parts]),
+        np.concatenate([part.log_costs for part in parts]),
+        n_sweeps=len(pasts),
+    )
+
+
+def _of_sweeps(parts: Sequence[FloatArray]) -> FloatArray:
+    """Points of the new and of earlier sweeps, ``(n_i, d)`` each, as one ``(n, d + s)``."""
+    sweep = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return np.concatenate([np.concatenate(parts), np.eye(len(parts))[sweep][:, 1:]], axis=1)
+
+
+def _in_units_of(new: _Measured, old: _Measured, past: Surrogate) -> _Measured:
+    """An earlier sweep as if measured with the new one's units and on its hardware.
+
+    Its predictions for the new runs get their mean and, the closer the more runs there are, their
+    spread. Before the first run its units are taken to be the same.
+    """
+    n = len(new.Z)
+    if not n:
+        return old
+    losses = _draw_in(new.losses, new.Z)
+    expected = past.warps[past.best_warp].invert(past.warped_output(new.Z)[0])
+    spread, expected_spread = float(losses.std()), float(expected.std())
+    scale = 1.0
+    if min(spread, expected_spread) > 1e-9 * max(abs(expected.mean()), abs(losses.mean())):
+        scale = (spread / expected_spread) ** ((n - 1) / (n + 1))
+    shift = losses.mean() - scale * expected.mean()
+    log_factor = (new.log_costs - past.log_cost(new.Z)[0]).mean()
+    return replace(old, losses=shift + scale * old.losses, log_costs=old.log_costs + log_factor)
 
 
 def n_fitted(n: int) -> int:
@@ -247,9 +337,9 @@ def n_fitted(n: int) -> int:
 class _Runs:
     """Points and what was measured there, hashable, so that no fit is made twice."""
 
-    def __init__(self, Z: FloatArray, y: FloatArray) -> None:
-        self.Z, self.y = Z, y
-        self._key = (Z.shape, Z.tobytes(), y.tobytes())
+    def __init__(self, Z: FloatArray, y: FloatArray, n_sweeps: int) -> None:
+        self.Z, self.y, self.n_sweeps = Z, y, n_sweeps
+        self._key = (Z.shape, n_sweeps, Z.tobytes(), y.tobytes())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Runs) and self._key == other._key
@@ -263,7 +353,7 @@ class _Runs:
     def earlier(self) -> _Runs | None:
         """The first half, whose fit is a good start; None where there is too little."""
         n = n_fitted(len(self) // 2)
-        return _Runs(self.Z[:n], self.y[:n]) if n >= 8 else None
+        return _Runs(self.Z[:n], self.y[:n], self.n_sweeps) if n >= 8 else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -272,7 +362,7 @@ def _output_kernel(runs: _Runs) -> Kernel:
     earlier = runs.earlier()
     losses = _draw_in(runs.y, runs.Z)
     warps = _warps(losses)
-    data = _warped(runs.Z, losses, warps)
+    data = _warped(runs.Z, losses, warps, runs.n_sweeps)
     if earlier is not None:
         start = _output_kernel(earlier)
     else:
@@ -286,13 +376,14 @@ def _cost_kernel(runs: _Runs) -> Kernel:
     earlier = runs.earlier()
     start = None if earlier is None else _cost_kernel(earlier)
     scaled = _cost_scale(runs.y).apply(runs.y)
-    data = Data.pooled(runs.Z, scaled[:, None])
+    data = Data.pooled(runs.Z, scaled[:, None], n_sweeps=runs.n_sweeps)
     return fit_kernel(data, noise_prior=_COST_NOISE_PRIOR, start=start)
 
 
 @functools.lru_cache(maxsize=256)
 def _success_kernel(runs: _Runs, noise: float) -> Kernel:
-    return fit_kernel(Data.pooled(runs.Z, runs.y[:, None]), fixed_noise=noise)
+    data = Data.pooled(runs.Z, runs.y[:, None], n_sweeps=runs.n_sweeps)
+    return fit_kernel(data, fixed_noise=noise)
 
 
 def _cost_scale(log_costs: FloatArray) -> Standardisation:
@@ -300,8 +391,9 @@ def _cost_scale(log_costs: FloatArray) -> Standardisation:
     return Standardisation.of(log_costs, least_spread=1.0)
 
 
-def _warped(Z: FloatArray, losses: FloatArray, warps: Sequence[Warp]) -> Data:
-    return Data.pooled(Z, np.stack([warp.apply(losses) for warp in warps], axis=1))
+def _warped(Z: FloatArray, losses: FloatArray, warps: Sequence[Warp], n_sweeps: int) -> Data:
+    Y = np.stack([warp.apply(losses) for warp in warps], axis=1)
+    return Data.pooled(Z, Y, n_sweeps=n_sweeps)
 
 
 def _log_evidence(
@@ -312,21 +404,21 @@ def _log_evidence(
     return np.asarray(process.log_marginal_likelihood() + np.array(jacobian))
 
 
-def _most_telling(losses: FloatArray, log_costs: FloatArray) -> NDArray[np.intp]:
+def _most_telling(losses: FloatArray, log_costs: FloatArray, n_most: int) -> NDArray[np.intp]:
     """Indices of the runs that the processes are conditioned on, in their order.
 
-    All, up to ``_N_TELLING``. Of more, half of that many that lie nearest the front, and the other
+    All, up to ``n_most``. Of more, half of that many that lie nearest the front, and the other
     half evenly spread over the rest: thinking must not grow with the length of a search.
     """
     n = len(losses)
-    if n <= _N_TELLING:
+    if n <= n_most:
         return np.arange(n)
     order = np.argsort(log_costs, kind="stable")
     above = np.empty(n)
     above[order] = losses[order] - np.minimum.accumulate(losses[order])
     ranked = np.argsort(above, kind="stable")
-    near, rest = ranked[: _N_TELLING // 2], np.sort(ranked[_N_TELLING // 2 :])
-    spread = np.linspace(0, len(rest) - 1, _N_TELLING - len(near)).round().astype(int)
+    near, rest = ranked[: n_most // 2], np.sort(ranked[n_most // 2 :])
+    spread = np.linspace(0, len(rest) - 1, n_most - len(near)).round().astype(int)
     return np.sort(np.concatenate([near, rest[spread]]))
 
 
@@ -349,24 +441,28 @@ def _warps(losses: FloatArray) -> tuple[Warp, ...]:
     return tuple(Warp.of(losses, float(losses.min()) - shift * spread) for shift in _SHIFTS)
 
 
-def _fit_success(Z: FloatArray, failed_Z: FloatArray) -> SuccessModel:
+def _fit_success(Z: FloatArray, failed_Z: FloatArray, n_sweeps: int) -> SuccessModel:
     var_seen, var_unseen = math.log(1 / (1 + _ALPHA) + 1), math.log(1 / _ALPHA + 1)
     score = math.log(1 + _ALPHA) - var_seen / 2 - math.log(_ALPHA) + var_unseen / 2
     # The rate of success, as if one more had succeeded and one more had failed.
     rate = (len(Z) + 1) / (len(Z) + len(failed_Z) + 2)
     mean = math.log(rate / (1 - rate)) / score
-    failed_Z = failed_Z[_evenly(len(failed_Z))]
+    failed_Z = failed_Z[_evenly(len(failed_Z), _N_TELLING)]
     points = np.concatenate([Z, failed_Z])
     labels = np.concatenate([np.ones(len(Z)), -np.ones(len(failed_Z))])
     noise = (var_seen + var_unseen) / score**2
-    first = np.concatenate(
-        [np.arange(n_fitted(len(Z))), len(Z) + np.arange(n_fitted(len(failed_Z)))]
-    )
-    kernel = _success_kernel(_Runs(points[first], labels[first]), noise)
-    process = GaussianProcess(kernel, Data.pooled(points, (labels - mean)[:, None]))
-    return SuccessModel(process, mean, score)
+    first = np.concatenate([_first(Z, n_sweeps), len(Z) + _first(failed_Z, n_sweeps)])
+    kernel = _success_kernel(_Runs(points[first], labels[first], n_sweeps), noise)
+    data = Data.pooled(points, (labels - mean)[:, None], n_sweeps=n_sweeps)
+    return SuccessModel(GaussianProcess(kernel, data), mean, score)
 
 
-def _evenly(n: int) -> NDArray[np.intp]:
-    """Indices of at most ``_N_TELLING`` of n, evenly spread."""
-    return np.linspace(0, n - 1, min(n, _N_TELLING)).round().astype(np.intp)
+def _first(Z: FloatArray, n_sweeps: int) -> NDArray[np.intp]:
+    """Indices of the new runs that kernels are fitted to, and of all earlier ones, which follow."""
+    n_new = int((Z[:, Z.shape[1] - n_sweeps :].sum(axis=1) == 0).sum())
+    return np.concatenate([np.arange(n_fitted(n_new)), np.arange(n_new, len(Z))])
+
+
+def _evenly(n: int, n_most: int) -> NDArray[np.intp]:
+    """Indices of at most ``n_most`` of n, evenly spread."""
+    return np.linspace(0, n - 1, min(n, n_most)).round().astype(np.intp)
