@@ -10,7 +10,7 @@ The new task is the synthetic one, with a small budget. The earlier sweep is a s
     mirrored     the learning rate mirrored within its bounds, so that its optimum is elsewhere
     reversed     losses reversed: the better there, the worse here
 
-``hv`` is that of ``search.py``, at shares of the new sweep's budget; earlier runs count for nothing.
+``hv`` is that of ``search.py``, at shares of the new sweep's budget, of the new runs alone.
 """
 
 from __future__ import annotations

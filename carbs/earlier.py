@@ -49,14 +49,14 @@ class EarlierRuns:
         Z: of runs that finished, shape ``(n, d)``; some lie outside the new bounds.
         outputs: to be minimised, shape ``(n,)``.
         log_costs: shape ``(n,)``.
-        failed_Z: of runs that could not be trained, shape ``(m, d)``.
+        failed_points: of runs that could not be trained, shape ``(m, d)``.
         left_out: how many runs the new space cannot express, by the reason.
     """
 
     Z: FloatArray
     outputs: FloatArray
     log_costs: FloatArray
-    failed_Z: FloatArray
+    failed_points: FloatArray
     left_out: Mapping[str, int]
 
 

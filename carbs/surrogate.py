@@ -245,7 +245,9 @@ def fit_surrogate(
     if earlier:
         pasts = [_past(runs, _N_EARLIER // len(earlier)) for runs in earlier]
         first, told = _together(first, pasts), _together(told, pasts)
-        failed_Z += [runs.failed_Z[_evenly(len(runs.failed_Z), _N_EARLIER)] for runs in earlier]
+        failed_Z += [
+            runs.failed_points[_evenly(len(runs.failed_points), _N_EARLIER)] for runs in earlier
+        ]
     return _fit(first, told, _of_sweeps(failed_Z))
 
 
@@ -279,7 +281,7 @@ def _past(runs: EarlierRuns, n_most: int) -> tuple[_Measured, Surrogate]:
     """An earlier sweep's most telling runs, and what is believed from them alone."""
     measured = _Measured(runs.Z, runs.outputs, runs.log_costs)
     measured = measured.only(_most_telling(runs.outputs, runs.log_costs, n_most))
-    return measured, _fit(measured, measured, runs.failed_Z[:0])
+    return measured, _fit(measured, measured, runs.failed_points[:0])
 
 
 def _together(new: _Measured, pasts: Sequence[tuple[_Measured, Surrogate]]) -> _Measured:
