@@ -7,6 +7,7 @@ The new task is the synthetic one, with a small budget. The earlier sweep is a s
     same         the same task
     related      its optimal learning rate twice as high, its losses scaled by 1.2 and shifted by
                  0.3, its costs three times as high
+    units        the same task, its losses a hundred times as high and its costs in hours
     mirrored     the learning rate mirrored within its bounds, so that its optimum is elsewhere
     reversed     losses reversed: the better there, the worse here
 
@@ -46,6 +47,16 @@ def related(task: Task) -> Task:
     )
 
 
+def units(task: Task) -> Task:
+    return replace(
+        task,
+        loss=lambda values: 100 * task.loss(values),
+        cost=lambda values: task.cost(values) / 3600,
+        noise=100 * task.noise,
+        cap=task.cap / 3600,
+    )
+
+
 def mirrored(task: Task) -> Task:
     def there(values: Mapping[str, Any]) -> dict[str, Any]:
         return {**values, "lr": 1e-6 / values["lr"]}
@@ -65,6 +76,7 @@ EARLIER: dict[str, Callable[[Task], Task] | None] = {
     "cold": None,
     "same": lambda task: task,
     "related": related,
+    "units": units,
     "mirrored": mirrored,
     "reversed": reversed_,
 }

@@ -117,8 +117,8 @@ def _search(
     score = FrontImprovement.of(
         surrogate, log_costs, outputs, space.center, max_cost, cost_exponent
     )
-    mode = os.environ.get("WARM", "A")
-    if mode == "A" or (mode == "B" and len(known_Z) < 8):
+    if len(earlier_Z) and len(known_Z) < _N_INITIAL:
+        # Instead of random steps around the centre: around what was good in earlier sweeps.
         known_Z = np.concatenate([known_Z, space.snap(earlier_Z)])
         log_costs, _ = surrogate.log_cost(known_Z)
         outputs, _ = surrogate.warped_output(known_Z)

@@ -353,7 +353,7 @@ def _direction(study: Study) -> Direction:
     if len(directions) > 2 or (len(directions) == 2 and directions[1] != StudyDirection.MINIMIZE):
         raise ValueError(
             f"study {study.study_name!r} has directions {[d.name for d in directions]}; "
-            "expected (output, cost), the cost to be minimized"
+            "carbs expects (output, cost), the cost to be minimized"
         )
     return "maximize" if directions[0] == StudyDirection.MAXIMIZE else "minimize"
 

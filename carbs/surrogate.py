@@ -305,18 +305,20 @@ def _of_sweeps(parts: Sequence[FloatArray]) -> FloatArray:
 def _in_units_of(new: _Measured, old: _Measured, past: Surrogate) -> _Measured:
     """An earlier sweep as if measured with the new one's units and on its hardware.
 
-    Its predictions for the new runs get their mean and, the closer the more runs there are, their
-    spread. Before the first run its units are taken to be the same.
+    Its predictions for the new runs get their mean and, as far as that can be told, their spread.
+    Before the first run its units are taken to be the same.
     """
-    n = len(new.Z)
-    if not n:
+    if not len(new.Z):
         return old
     losses = _draw_in(new.losses, new.Z)
     expected = past.warps[past.best_warp].invert(past.warped_output(new.Z)[0])
-    spread, expected_spread = float(losses.std()), float(expected.std())
     scale = 1.0
-    if min(spread, expected_spread) > 1e-9 * max(abs(expected.mean()), abs(losses.mean())):
-        scale = (spread / expected_spread) ** ((n - 1) / (n + 1))
+    if min(np.ptp(expected), np.ptp(old.losses)) > 1e-9 * float(np.abs(expected).max()):
+        log_ratio = math.log(max(float(losses.std() / expected.std()), 1e-6))
+        # Many runs that were expected to differ tell the ratio; a large one is not by chance.
+        n_telling = (len(new.Z) - 1) * min(1.0, float(expected.std() / old.losses.std())) ** 2
+        weight = n_telling * (1 + log_ratio**2)
+        scale = math.exp(log_ratio * weight / (weight + 2))
     shift = losses.mean() - scale * expected.mean()
     log_factor = (new.log_costs - past.log_cost(new.Z)[0]).mean()
     return replace(old, losses=shift + scale * old.losses, log_costs=old.log_costs + log_factor)
