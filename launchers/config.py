@@ -8,7 +8,7 @@ parameters:
   optimizer: {space: choice, choices: [adamw, sgd], search_center: adamw}
   momentum: {space: logit, search_center: 0.9, when: {optimizer: sgd}}
 constraints: ["width <= 256 or mix['code'] > 0.1"]
-warm_start: [{folder: ../earlier-sweep, defaults: {optimizer: sgd}}]
+warm_start: [{folder: earlier-sweep, defaults: {optimizer: sgd}}]
 max_trials: 60
 max_cost: 15
 budget: 300
@@ -56,7 +56,7 @@ class WarmStartConfig(BaseModel):
     It is read once, when the new sweep begins.
 
     Attributes:
-        folder: of a sweep, where its study lies in it.
+        folder: of a sweep, where its study lies in it; relative to the working directory.
         storage, study: a database URL, and the study's name.
         defaults: what it used of parameters that it did not search.
     """
