@@ -14,8 +14,9 @@ variance) integrated out: cost laws are nearly log-linear, and so is the distanc
 irreducible level. Beyond the data the process therefore continues the trend, with an uncertainty
 that grows, where a stationary one would fall back to its prior.
 
-Between sweeps the whole covariance is multiplied by a correlation, ``exp(-theta_i)`` between the
-new one and the i-th earlier one, ``exp(-theta_i - theta_j)`` between two earlier ones. With
+Between sweeps all of the covariance but the level's (earlier sweeps come with theirs adjusted) is
+multiplied by a correlation, ``exp(-theta_i)`` between the new one and the i-th earlier one,
+``exp(-theta_i - theta_j)`` between two earlier ones. With
 ``theta_i`` near zero the earlier sweep is as good as more runs of the new one; with a large one it
 says nothing.
 
@@ -105,7 +106,7 @@ class Kernel:
         correlation = _correlation(X[:, d:], other[:, d:], self.distrust)
         X, other = X[:, :d], other[:, :d]
         r = _SQRT5 * _distances(X / self.lengthscales, other / self.lengthscales)
-        return np.asarray((self.outputscale * _matern(r) + X @ other.T + 1) * correlation)
+        return np.asarray((self.outputscale * _matern(r) + X @ other.T) * correlation + 1)
 
     def diagonal(self, X: FloatArray) -> FloatArray:
         """Variances ``(n,)`` at unit points ``(n, d + s)``."""
@@ -266,7 +267,7 @@ class _Objective:
         r = _SQRT5 * _distances(scaled, scaled)
         decay = np.exp(-r)
         matern = (1 + r * (1 + r / 3)) * decay
-        K = (kernel.outputscale * matern + X @ X.T + 1) * correlation
+        K = (kernel.outputscale * matern + X @ X.T) * correlation + 1
         K[np.diag_indices(n)] += data.noise(kernel.noise)
         L, info = dpotrf(K.T, lower=1)
         if info:
@@ -293,9 +294,11 @@ class _Objective:
         gradient[:d] += slope
         value += theta[d] - 1.5 * kernel.outputscale + 2 * math.log(1.5)  # Gamma(2, 1.5)
         gradient[d] += 1 - 1.5 * kernel.outputscale
-        for i in range(data.n_sweeps):  # d k / d log theta_i = -theta_i k, between i and the others
+        for i in range(
+            data.n_sweeps
+        ):  # d k / d log theta_i = -theta_i (k - 1), between i and others
             is_its = sweeps[:, i] > 0
-            between = np.vdot(W[is_its][:, ~is_its], K[is_its][:, ~is_its])
+            between = np.vdot(W[is_its][:, ~is_its], K[is_its][:, ~is_its] - 1)
             density, slope = _log_normal(theta[d + 1 + i], *_DISTRUST_PRIOR)
             value += density
             gradient[d + 1 + i] = slope - 2 * kernel.distrust[i] * between
