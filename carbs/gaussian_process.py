@@ -294,9 +294,8 @@ class _Objective:
         gradient[:d] += slope
         value += theta[d] - 1.5 * kernel.outputscale + 2 * math.log(1.5)  # Gamma(2, 1.5)
         gradient[d] += 1 - 1.5 * kernel.outputscale
-        for i in range(
-            data.n_sweeps
-        ):  # d k / d log theta_i = -theta_i (k - 1), between i and others
+        for i in range(data.n_sweeps):
+            # d k / d log theta_i = -theta_i (k - 1) between i and the others, and else 0.
             is_its = sweeps[:, i] > 0
             between = np.vdot(W[is_its][:, ~is_its], K[is_its][:, ~is_its] - 1)
             density, slope = _log_normal(theta[d + 1 + i], *_DISTRUST_PRIOR)
