@@ -60,9 +60,10 @@ def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
     """
     if front.direction == "maximize":
         raise ValueError("a scaling law needs a loss, but the outputs are to be maximized")
-    costs = np.array([observation.cost for observation in front.observations])
-    losses = np.array([observation.output for observation in front.observations])
-    Z = front.space.encode_all([observation.params for observation in front.observations])
+    measured = [observation for observation in front.observations if not observation.is_forecast]
+    costs = np.array([observation.cost for observation in measured])
+    losses = np.array([observation.output for observation in measured])
+    Z = front.space.encode_all([observation.params for observation in measured])
     center_loss = losses[np.argmin(np.square(Z).sum(axis=1))]
     chosen = pareto_front(costs, losses)
     chosen = chosen[losses[chosen] <= center_loss]

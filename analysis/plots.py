@@ -409,7 +409,7 @@ def plot_convergence(
     output_unit: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """The best output so far over what the sweep had spent, failures included.
+    """The best output so far over what the sweep had spent, failed and stopped runs included.
 
     Args:
         trials: of the study.
@@ -419,7 +419,7 @@ def plot_convergence(
         ax: to draw on.
     """
     ax = _axes(ax, (7.2, 3.4))
-    ended = trials[trials["state"].isin(["complete", "failed"])].sort_values("number")
+    ended = trials[trials["state"].isin(["complete", "failed", "stopped"])].sort_values("number")
     spent = ended["cost"].fillna(0.0).cumsum()
     done = finished(ended)
     best = done["output"].cummin() if direction == "minimize" else done["output"].cummax()

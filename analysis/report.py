@@ -143,6 +143,7 @@ class _Page:
             f"newest trial {max(dates):%Y-%m-%d %H:%M}" if dates else "",
             f"{len(self.done)} trials finished",
             f"{len(self.failed)} failed",
+            f"{counts['stopped']} stopped early" if counts.get("stopped") else "",
             f"{counts['running']} running" if counts.get("running") else "",
             f"{counts['forgotten']} lost to a machine and not counted"
             if counts.get("forgotten")

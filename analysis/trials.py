@@ -11,7 +11,15 @@ from optuna.study import Study
 from pydantic import TypeAdapter
 
 from carbs.space import Param, SearchSpace
-from carbs.study import FAILURE, FORGOTTEN, PREDICTED, flat_names, flatten, unflatten
+from carbs.study import (
+    FAILURE,
+    FORGOTTEN,
+    PREDICTED,
+    STOPPED,
+    flat_names,
+    flatten,
+    unflatten,
+)
 
 
 def study_space(study: Study) -> SearchSpace:
@@ -33,11 +41,12 @@ def study_space(study: Study) -> SearchSpace:
 def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame:
     """Every trial with its parameters, what was predicted, and what was measured.
 
-    Columns: ``number``, ``state`` (complete, failed, running, forgotten), ``output``, ``cost``,
-    ``reason`` (of a failure), ``predicted_output``, ``predicted_cost`` and their ``_low`` and
-    ``_high``, one for each parameter (mixtures as ``mix.code``), and one for each metric
-    (``metrics.flops``, ``metrics.evaluations.values.accuracy``). A failure's cost is what it spent.
-    A parameter that is inactive in a trial has no value there.
+    Columns: ``number``, ``state`` (complete, failed, running, stopped, forgotten), ``output``,
+    ``cost``, ``reason`` (of a failure), ``predicted_output``, ``predicted_cost`` and their ``_low``
+    and ``_high``, one for each parameter (mixtures as ``mix.code``), and one for each metric
+    (``metrics.flops``, ``metrics.evaluations.values.accuracy``). The cost of a failure, and of a
+    run that was stopped early, is what it spent. A parameter that is inactive in a trial has no
+    value there.
 
     Args:
         study: of a sweep, or of a :class:`carbs.study.CarbsSampler`.
@@ -53,7 +62,8 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
         attributes = trial.user_attrs
         failure = attributes.get(FAILURE, {})
         predicted = attributes.get(PREDICTED, {})
-        output, cost = (trial.values or [None, failure.get("cost")])[:2]
+        spent = failure.get("cost", attributes.get(STOPPED, {}).get("spent"))
+        output, cost = (trial.values or [None, spent])[:2]
         row: dict[str, Any] = {
             "number": trial.number,
             "state": _state(trial.state.name, FORGOTTEN in attributes),
@@ -76,7 +86,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
 def _state(name: str, is_forgotten: bool) -> str:
     if is_forgotten:
         return "forgotten"
-    return {"FAIL": "failed"}.get(name, name.lower())
+    return {"FAIL": "failed", "PRUNED": "stopped"}.get(name, name.lower())
 
 
 def _flat_metrics(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:

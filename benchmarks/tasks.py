@@ -5,8 +5,8 @@ Notation
 N, D      parameters, tokens
 c         cost, in the task's unit; the cap is the most that one trial may cost
 hv        area in (log c, loss) that the tried configurations dominate inside
-          [cost of the centre, cap] x [.., loss of the centre], over the area under the best front,
-          which is integrated between its costs; a finite set cannot quite reach 1
+          [cheapest, cap] x [.., loss of the centre], over the area under the best front, which is
+          integrated between its costs; a finite set cannot quite reach 1
 regret    noiseless loss of the trial with the lowest observed loss, against the optimum at the cap,
           in percent of it
 
@@ -76,11 +76,10 @@ class Task:
         """hv of the configurations that neither failed nor went over the cap."""
         costs = np.array([self.cost(values) for values in tried])
         losses = np.array([self.loss(values) for values in tried])
-        low, reference = self.cost(self.center), self.loss(self.center)
-        best = float(np.trapezoid(reference - self.front[1], np.log(self.front[0])))
-        # What is cheaper than the centre counts from the centre on.
-        logs = np.log(np.maximum(costs, low))
-        return hypervolume(logs, losses, math.log(self.cap), reference) / best
+        reference = self.loss(self.center)
+        gains = np.maximum(reference - self.front[1], 0.0)
+        best = float(np.trapezoid(gains, np.log(self.front[0])))
+        return hypervolume(np.log(costs), losses, math.log(self.cap), reference) / best
 
     def regret(self, chosen: Values) -> float:
         """In percent."""
@@ -122,9 +121,8 @@ def synthetic() -> Task:
         Param("x", LinearSpace(min=0, max=1, scale=0.5), 0.5),
         Param("z", LogSpace(min=1e-8, max=1e-2), 1e-5),
     ]
-    center = {param.name: param.search_center for param in params}
     cap = 10_000.0
-    costs = np.geomspace(cost(center), cap, N_FRONT)
+    costs = np.geomspace(cost({"N": 1e7, "D": 2e8}), cap, N_FRONT)
     losses = []
     for c in costs:
         best = math.inf
@@ -173,8 +171,7 @@ def step_law() -> Task:
         Param("bs", LogSpace(min=16, max=2048), 704),
     ]
     cap = 360.0
-    center = {param.name: param.search_center for param in params}
-    costs = np.geomspace(cost(center), cap, N_FRONT)
+    costs = np.geomspace(cost({"N": 2.147e8, "D": 4e9}), cap, N_FRONT)
 
     def evaluate(points: FloatArray) -> FloatArray:
         z = np.log(points)
@@ -216,7 +213,7 @@ def mixture() -> Task:
         Param("mix", MixtureSpace(names), dict.fromkeys(names, 1 / len(names))),
     ]
     cap = 1000.0
-    costs = np.geomspace(100.0, cap, N_FRONT)
+    costs = np.geomspace(50.0, cap, N_FRONT)
     best = mean + float(predict(np.log(_best_mix(predict, weights)[None, :] + 0.005))[0])
     front = (costs, np.array([best + of_tokens(c * 1e6) for c in costs]))
     return Task("mixture", params, loss, cost, lambda _: False, 0.02, cap, 45 * cap, front, error)
@@ -327,8 +324,9 @@ def _best_at_product(
             points = np.concatenate(
                 [best, moved * np.exp(radius * rng.standard_normal(moved.shape))]
             )
+        points = np.clip(points, low, high)
+        points[:, 0] = np.clip(points[:, 0], product / high[1], product / low[1])
         points[:, 1] = product / points[:, 0]
-        points = points[np.all((points >= low) & (points <= high), axis=1)]
         values = evaluate(points)
     return float(values.min())
 

@@ -10,12 +10,12 @@ A run of cost ``c`` and loss ``y`` adds to the area dominated in (c, y)
 
     max(c_1 - c', 0) (y_0 - y)+  +  sum_j  |[max(c_j, c'), c_{j+1}]| (y_j - y)+
 
-with ``c_{m+1} = cap``, ``y_0`` the loss at the search centre and ``c' = max(c, floor)``: what does
-worse than the centre is worth nothing, and being cheaper than it is no merit of its own. Cost is
-nearly a function of the configuration, so the expectation needs only the loss to be random: each
-term is a segment's length times an ordinary expected improvement (the two-dimensional case of
-Emmerich et al. 2006). In the warped loss a scaling law is a straight line, so that each decade of
-cost counts alike.
+with ``c_{m+1}`` a little above the cap, ``y_0`` the loss at the search centre and ``c' = max(c,
+floor)``: what does worse than the centre is worth nothing, and being cheaper than it is no merit of
+its own. Cost is nearly a function of the configuration, so the expectation needs only the loss to
+be random: each term is a segment's length times an ordinary expected improvement (the
+two-dimensional case of Emmerich et al. 2006). In the warped loss a scaling law is a straight line,
+so that each decade of cost counts alike.
 
 The score is the logarithm of that expectation, per ``cost ** cost_exponent``, times the
 probabilities of success and of staying under the cap.
@@ -36,9 +36,14 @@ from carbs.pareto import pareto_front
 from carbs.space import AllowedPoints, FloatArray, SearchSpace
 from carbs.surrogate import Surrogate
 
+# How far beyond the cap the area goes on: what is found at the cap is what the search is for, and
+# a segment that ended there would be worth the less the nearer it began.
+_BEYOND_CAP = 0.3
+_XW = 0.0
+_RESAMPLES = True
+# How far the trust box goes beyond what has done well, in scales.
+_TRUST_MARGIN = 1.0
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
-_MARGIN = 0.3
-_BOX = 1.0
 _REACH = 0.5 * math.log(10)
 # The front is worth something over at least these two decades below the cap, even where the
 # search starts at a dear centre.
@@ -73,6 +78,12 @@ class FrontImprovement:
     has_cap: bool
     cost_exponent: float
 
+    @property
+    def log_weights(self) -> FloatArray:
+        levels = np.append(self.reference_output, self.front_outputs)
+        warp = self.surrogate.warps[self.surrogate.best_warp]
+        return np.asarray(_XW * warp.scale.invert(levels))
+
     @classmethod
     def of(
         cls,
@@ -105,14 +116,15 @@ class FrontImprovement:
         log_cost, cost_std = self.surrogate.log_cost(Z)
         mean, std = self.surrogate.warped_output(Z)
         starts = np.append(-np.inf, self.front_log_costs)
-        ends = np.append(self.front_log_costs, self.log_cap + _MARGIN)
+        ends = np.append(self.front_log_costs, self.log_cap + _BEYOND_CAP)
         levels = np.append(self.reference_output, self.front_outputs)
+        # XW
         counted = np.maximum(log_cost, self.log_floor)
         lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
         scaled = (levels - mean[:, None]) / std[:, None]
         log_ei = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(std)[:, None]
         with np.errstate(divide="ignore"):
-            area = logsumexp(np.log(lengths) + log_ei, axis=1)
+            area = logsumexp(np.log(lengths) + log_ei + self.log_weights, axis=1)
         score = area - self.cost_exponent * counted
         score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
         if self.has_cap:
@@ -136,8 +148,7 @@ class TrustBox:
     high: FloatArray
 
     @classmethod
-    def around(cls, good_Z: FloatArray, margin: float = 1.0) -> TrustBox:
-        margin = _BOX
+    def around(cls, good_Z: FloatArray, margin: float = _TRUST_MARGIN) -> TrustBox:
         return cls(good_Z.min(axis=0) - margin, good_Z.max(axis=0) + margin)
 
     def bring_in(self, Z: FloatArray, parents: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -172,8 +183,10 @@ def maximize(
     local = origins + radii * few * rng.standard_normal((_N_LOCAL, n_dims))
     wide = rng.uniform(box.low, box.high, size=(_N_GLOBAL, n_dims))
     candidates = space.snap(np.concatenate([box.bring_in(local, origins, rng), wide]))
+    if _RESAMPLES:
+        candidates = np.concatenate([candidates, parents])
     if space.constraints:  # a last resort: the centre is always allowed
-        candidates = np.concatenate([candidates, parents, space.center[None, :]])
+        candidates = np.concatenate([candidates, space.center[None, :]])
     scores = score(candidates)
     allowed = AllowedPoints(space)
     for step in range(_N_ROUNDS):

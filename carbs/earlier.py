@@ -48,6 +48,7 @@ class EarlierRuns:
     Attributes:
         Z: of runs that finished, shape ``(n, d)``; some lie outside the new bounds.
         outputs: to be minimised, shape ``(n,)``.
+        deviations: of outputs that are forecasts of runs stopped early; else zero, shape ``(n,)``.
         log_costs: shape ``(n,)``.
         failed_points: of runs that could not be trained, shape ``(m, d)``.
         left_out: how many runs the new space cannot express, by the reason.
@@ -55,6 +56,7 @@ class EarlierRuns:
 
     Z: FloatArray
     outputs: FloatArray
+    deviations: FloatArray
     log_costs: FloatArray
     failed_points: FloatArray
     left_out: Mapping[str, int]
@@ -127,6 +129,7 @@ class EarlierSweep(BaseModel):
         return EarlierRuns(
             np.array([z for z, _ in runs]).reshape(-1, space.n_dims),
             np.array([sign * run.output for _, run in runs]),
+            np.array([run.output_deviation for _, run in runs]),
             np.log([run.cost for _, run in runs]),
             np.array(failed).reshape(-1, space.n_dims),
             dict(left_out),

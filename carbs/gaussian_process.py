@@ -5,14 +5,14 @@ Notation
 Z        basic points, shape ``(n, d)``
 Y        standardised targets, shape ``(n, m)``: m functions with the same covariance
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
-k(z, z') = a Matern-5/2 (lengthscale a dimension) + z.z' + 1, after z is scaled to a unit box
+k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (z.z' + 1), after z is scaled to a unit box
 s        earlier sweeps; where there are any, a row of Z ends with s more coordinates, of which the
          one of the run's own sweep is 1 and the others are 0; all are 0 in the new sweep
 
-The linear part is a straight line on log parameters, with unknown level and slopes (each of unit
-variance) integrated out: cost laws are nearly log-linear, and so is the distance of a loss from its
-irreducible level. Beyond the data the process therefore continues the trend, with an uncertainty
-that grows, where a stationary one would fall back to its prior.
+The linear part is a straight line on log parameters, with unknown level and slopes (each of
+variance t = 1) integrated out: cost laws are nearly log-linear, and so is the distance of a loss
+from its irreducible level. Beyond the data the process therefore continues the trend, with an
+uncertainty that grows, where a stationary one would fall back to its prior.
 
 Between sweeps all of the covariance but the level's (earlier sweeps come with theirs adjusted) is
 multiplied by a correlation, ``exp(-theta_i)`` between the new one and the i-th earlier one,
@@ -36,7 +36,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.linalg.blas import dtrsm
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 from scipy.optimize import minimize
 
 from carbs.space import FloatArray
@@ -45,10 +45,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_FIT_STEPS = 75
 _LEAST_NOISE = 1e-6
-_LSM, _LSD = 0.0, 0.8
 # Prior of theta: mean and deviation of its logarithm.
 _DISTRUST_PRIOR = (-3.0, 1.5)
-_SQRT5 = math.sqrt(5)
+_TREND = 1.0
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -59,6 +58,7 @@ class Kernel:
     Attributes:
         lengthscales: of the Matern part, shape ``(d,)``.
         outputscale: variance of the Matern part.
+        trend: variance of the level and of each slope of the linear part.
         noise: variance of one measurement around the function.
         middle, width: a basic point is scaled to ``(z - middle) / width``, both ``(d,)``.
         distrust: theta, for each earlier sweep, shape ``(s,)``.
@@ -66,6 +66,7 @@ class Kernel:
 
     lengthscales: FloatArray
     outputscale: float
+    trend: float
     noise: float
     middle: FloatArray
     width: FloatArray
@@ -80,7 +81,7 @@ class Kernel:
         width = np.maximum(highest - lowest, 1.0)
         lengthscales = np.full(Z.shape[1], 0.5 * math.sqrt(Z.shape[1]))
         distrust = np.full(n_sweeps, math.exp(_DISTRUST_PRIOR[0]))
-        return cls(lengthscales, 0.7, 1e-2, (lowest + highest) / 2, width, distrust)
+        return cls(lengthscales, 0.7, _TREND, 1e-2, (lowest + highest) / 2, width, distrust)
 
     def refitted_to(self, Z: FloatArray) -> Kernel:
         """The same function of the distance, in the unit box of other points ``(n, d + s)``."""
@@ -103,32 +104,48 @@ class Kernel:
     def __call__(self, X: FloatArray, other: FloatArray) -> FloatArray:
         """Covariance ``(n, q)`` of unit points ``(n, d + s)`` and ``(q, d + s)``."""
         d = len(self.middle)
-        correlation = _correlation(X[:, d:], other[:, d:], self.distrust)
+        sweeps, others = X[:, d:], other[:, d:]
         X, other = X[:, :d], other[:, :d]
-        r = _SQRT5 * _distances(X / self.lengthscales, other / self.lengthscales)
-        return np.asarray((self.outputscale * _matern(r) + X @ other.T) * correlation + 1)
+        covariance = _matern(_distances(X / self.lengthscales, other / self.lengthscales))
+        covariance *= self.outputscale
+        slopes = X @ other.T
+        slopes *= self.trend
+        covariance += slopes
+        if len(self.distrust):
+            covariance *= _correlation(sweeps, others, self.distrust)
+        covariance += self.trend
+        return covariance
 
     def diagonal(self, X: FloatArray) -> FloatArray:
         """Variances ``(n,)`` at unit points ``(n, d + s)``."""
-        return np.asarray(self.outputscale + np.square(X[:, : len(self.middle)]).sum(axis=1) + 1)
+        squares = np.square(X[:, : len(self.middle)]).sum(axis=1)
+        return np.asarray(self.outputscale + self.trend * (squares + 1))
 
 
 def _distances(X: FloatArray, other: FloatArray) -> FloatArray:
-    squares = np.square(X).sum(axis=1)[:, None] + np.square(other).sum(axis=1) - 2 * X @ other.T
-    return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
+    """``sqrt(5)`` times the distances of scaled points, shape ``(n, q)``."""
+    r: FloatArray = X @ other.T
+    r *= -10
+    r += 5 * np.square(X).sum(axis=1)[:, None]
+    r += 5 * np.square(other).sum(axis=1)
+    np.maximum(r, 0.0, out=r)
+    return np.sqrt(r, out=r)
 
 
 def _correlation(sweeps: FloatArray, others: FloatArray, distrust: FloatArray) -> FloatArray:
-    """Between runs of these sweeps, ``(n, s)`` and ``(q, s)``: shape ``(n, q)``, or 1 for s = 0."""
-    if not len(distrust):
-        return np.ones((1, 1))
+    """Between runs of these sweeps, ``(n, s)`` and ``(q, s)``: shape ``(n, q)``."""
     apart = (sweeps @ distrust)[:, None] + others @ distrust - 2 * (sweeps * distrust) @ others.T
     return np.exp(-apart)
 
 
 def _matern(r: FloatArray) -> FloatArray:
     """Matern-5/2 correlation at ``r = sqrt(5) |distance|``."""
-    return np.asarray((1 + r * (1 + r / 3)) * np.exp(-r))
+    correlation = r / 3
+    correlation += 1
+    correlation *= r
+    correlation += 1
+    correlation *= np.exp(-r)
+    return correlation
 
 
 @dataclass(frozen=True)
@@ -208,7 +225,7 @@ def fit_kernel(
     kernel = likely if start is None else start.refitted_to(data.Z)
     if fixed_noise is not None:
         kernel = replace(kernel, noise=fixed_noise)
-    objective = _Objective(data, kernel, None if fixed_noise is not None else noise_prior)
+    objective = KernelPosterior(data, kernel, None if fixed_noise is not None else noise_prior)
     fit = minimize(
         objective,
         objective.pack(kernel),
@@ -224,8 +241,14 @@ def fit_kernel(
 
 
 @dataclass(frozen=True)
-class _Objective:
-    """Negative log posterior of the logarithms of (lengthscales, outputscale, theta, noise)."""
+class KernelPosterior:
+    """Log posterior of a kernel's parameters, as a function that a minimiser takes.
+
+    Attributes:
+        data: one target, ``m = 1``.
+        kernel: which has the unit of the inputs, and the noise where that is known.
+        noise_prior: mean and deviation of the log noise variance; None where it is known.
+    """
 
     data: Data
     kernel: Kernel
@@ -259,20 +282,29 @@ class _Objective:
         )
 
     def __call__(self, theta: FloatArray) -> tuple[float, FloatArray]:
+        """Negative log posterior density, and its gradient by ``theta``.
+
+        ``theta`` holds the logarithms of the lengthscales, the outputscale, the distrust and, where
+        it is not known, the noise. Where the covariance has no Cholesky factor, the value is
+        infinite.
+        """
         kernel, data = self.unpack(theta), self.data
         n, d = len(self.X), len(kernel.lengthscales)
         X, sweeps = self.X[:, :d], self.X[:, d:]
-        correlation = _correlation(sweeps, sweeps, kernel.distrust)
         scaled = X / kernel.lengthscales
-        r = _SQRT5 * _distances(scaled, scaled)
+        r = _distances(scaled, scaled)
         decay = np.exp(-r)
         matern = (1 + r * (1 + r / 3)) * decay
-        K = (kernel.outputscale * matern + X @ X.T) * correlation + 1
+        K = kernel.outputscale * matern + kernel.trend * (X @ X.T)
+        if data.n_sweeps:
+            correlation = _correlation(sweeps, sweeps, kernel.distrust)
+            K *= correlation
+        K += kernel.trend
         K[np.diag_indices(n)] += data.noise(kernel.noise)
         L, info = dpotrf(K.T, lower=1)
         if info:
             return math.inf, np.zeros_like(theta)
-        weights = _solve(L, _solve(L, data.Y), transposed=True)[:, 0]
+        weights = dpotrs(L, data.Y, lower=1)[0][:, 0]
         inverse, _ = dpotri(L, lower=1)
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
@@ -281,26 +313,28 @@ class _Objective:
         value = -0.5 * data.Y[:, 0] @ weights - np.log(L.diagonal()).sum() - 0.5 * n * _LOG_2PI
         value += data.log_scatter_density(kernel.noise)[0]
         gradient = np.empty_like(theta)
+        for i in range(data.n_sweeps):
+            # d k / d log theta_i = -theta_i (k - t) between i and the others, and else 0.
+            is_its = sweeps[:, i] > 0
+            between = np.vdot(W[is_its][:, ~is_its], K[is_its][:, ~is_its] - kernel.trend)
+            density, slope = _log_normal(theta[d + 1 + i], *_DISTRUST_PRIOR)
+            value += density
+            gradient[d + 1 + i] = slope - 2 * kernel.distrust[i] * between
+        if data.n_sweeps:
+            W *= correlation  # one on the diagonal
         # d k / d log l_k = a 5/3 (1 + r) exp(-r) (difference_k / l_k)^2
-        G = W * correlation * (kernel.outputscale * 5 / 3 * (1 + r) * decay)
+        G = W * (kernel.outputscale * 5 / 3 * (1 + r) * decay)
         gradient[:d] = 2 * (G.sum(axis=1) @ np.square(scaled) - (scaled * (G @ scaled)).sum(axis=0))
-        gradient[d] = kernel.outputscale * np.vdot(W * correlation, matern)
+        gradient[d] = kernel.outputscale * np.vdot(W, matern)
         log_l = theta[:d]
         # Lengthscales that grow with the dimension, after Hvarfner, Hellsten and Nardi 2024,
         # "Vanilla Bayesian Optimization Performs Great in High Dimensions", sec. 4, but around
         # sqrt(d).
-        density, slope = _log_normal(log_l, 0.5 * math.log(d) + _LSM, _LSD)
+        density, slope = _log_normal(log_l, 0.5 * math.log(d), 0.8)
         value += density.sum()
         gradient[:d] += slope
         value += theta[d] - 1.5 * kernel.outputscale + 2 * math.log(1.5)  # Gamma(2, 1.5)
         gradient[d] += 1 - 1.5 * kernel.outputscale
-        for i in range(data.n_sweeps):
-            # d k / d log theta_i = -theta_i (k - 1) between i and the others, and else 0.
-            is_its = sweeps[:, i] > 0
-            between = np.vdot(W[is_its][:, ~is_its], K[is_its][:, ~is_its] - 1)
-            density, slope = _log_normal(theta[d + 1 + i], *_DISTRUST_PRIOR)
-            value += density
-            gradient[d + 1 + i] = slope - 2 * kernel.distrust[i] * between
         if self.noise_prior is not None:
             n_more = float(data.counts.sum()) - n
             gradient[-1] = W.diagonal() @ (kernel.noise / data.counts)
@@ -347,7 +381,7 @@ class GaussianProcess:
         """Mean ``(q, m)`` and standard deviation ``(q,)`` of the function, noise excluded."""
         X = self._kernel.unit(Z)
         whitened = _solve(self._L, self._kernel(self._X, X))
-        variance = self._kernel.diagonal(X) - np.square(whitened).sum(axis=0)
+        variance = self._kernel.diagonal(X) - np.einsum("ij,ij->j", whitened, whitened)
         return whitened.T @ self._whitened_Y, np.sqrt(np.maximum(variance, 1e-12))
 
     def sample(self, Z: FloatArray, n_samples: int, rng: np.random.Generator) -> FloatArray:
@@ -384,9 +418,12 @@ class GaussianProcess:
         return np.asarray(evidence + self._data.log_scatter_density(self.noise))
 
 
-def _solve(L: FloatArray, B: FloatArray, transposed: bool = False) -> FloatArray:
-    """``L^-1 B``, or ``L^-T B``, for lower-triangular ``L``."""
-    return np.asarray(dtrsm(1.0, L, B, lower=1, trans_a=int(transposed)))
+def _solve(L: FloatArray, B: FloatArray) -> FloatArray:
+    """``L^-1 B`` for lower-triangular ``L``, ``B`` of shape ``(n, q)``.
+
+    Solved from the right, as BLAS sees the transpose of a C-ordered ``B`` without a copy.
+    """
+    return np.asarray(dtrsm(1.0, L, B.T, side=1, lower=1, trans_a=1).T)
 
 
 def _cholesky(K: FloatArray) -> FloatArray:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 Direction = Literal["minimize", "maximize"]
 
 COST_EXPONENT = 0.3
+# Over how many runs the exponent comes half the way down to it, from 1.
+_HALF_LIFE = 40.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
@@ -58,12 +60,14 @@ def propose(
         ids: of the suggestions to make. Together with ``seed`` they seed the random generator.
         direction: whether a low or a high output is good.
         max_cost: no run should cost more; None for no limit.
-        cost_exponent: how much cost counts, from 0 (only the number of trials matters) to 1 (only
-            their total cost does).
+        cost_exponent: how much cost counts in the end, from 0 (only the number of trials matters)
+            to 1 (only their total cost does). At the start it counts fully: cheap runs teach the
+            law, dear ones prove it.
         seed: any integer.
     """
     sign = 1.0 if direction == "minimize" else -1.0
-    observations = [o.model_copy(update={"output": sign * o.output}) for o in observations]
+    if direction == "maximize":
+        observations = [o.model_copy(update={"output": -o.output}) for o in observations]
     earlier_Z = np.concatenate([np.empty((0, space.n_dims)), *(runs.Z for runs in earlier)])
     surrogate = None
     if len(observations) + len(earlier_Z) > 1:
@@ -110,6 +114,7 @@ def _search(
     cost_exponent: float,
     rng: np.random.Generator,
 ) -> FloatArray:
+    cost_exponent = _cost_exponent(len(known_Z), cost_exponent)
     if not len(known_Z):  # all has failed so far
         known_Z = space.center[None, :]
     log_costs, _ = surrogate.log_cost(known_Z)
@@ -125,6 +130,10 @@ def _search(
     parents = known_Z[pareto_front(log_costs, outputs)]
     good_Z = np.concatenate([space.center[None, :], known_Z[outputs < score.reference_output]])
     return maximize(score, space, parents, TrustBox.around(good_Z), rng)
+
+
+def _cost_exponent(n_known: int, last: float) -> float:
+    return float(last + (1 - last) * 0.5 ** (n_known / _HALF_LIFE))
 
 
 def _suggestion(
@@ -291,6 +300,45 @@ class CARBS:
         else:
             self.observe_failure(suggestion, reason=f"output is {output}", cost=cost)
 
+    def observe_stopped(
+        self,
+        suggestion: Suggestion | Mapping[str, Any],
+        *,
+        output: float,
+        output_deviation: float,
+        cost: float,
+        spent: float | None = None,
+    ) -> None:
+        """Tell a forecast of a run that was stopped early (see :mod:`carbs.early_stopping`).
+
+        Args:
+            output: the median forecast of the run's end.
+            output_deviation: standard deviation of that forecast.
+            cost: that the full run would have had.
+            spent: what it really cost, where known.
+
+        Raises:
+            ValueError: the configuration is not in the space, the deviation or the cost not
+                positive, or a number not finite.
+        """
+        params, id = self._identify(suggestion)
+        if not output_deviation > 0:
+            raise ValueError(
+                f"output_deviation is {output_deviation}, expected a positive number: "
+                "what was measured is for observe()"
+            )
+        self._state.observations.append(
+            Observation(
+                params=params,
+                output=output,
+                cost=cost,
+                id=id,
+                output_deviation=output_deviation,
+                spent=spent,
+            )
+        )
+        self._settle(id)
+
     def observe_failure(
         self,
         suggestion: Suggestion | Mapping[str, Any],
@@ -320,8 +368,8 @@ class CARBS:
         self._settle(suggestion.id)
 
     def pareto_front(self) -> list[Observation]:
-        """Observations that no other beats in both output and cost, cheapest first."""
-        observations = self._state.observations
+        """Measurements that no other beats in both output and cost, cheapest first."""
+        observations = [o for o in self._state.observations if not o.is_forecast]
         sign = 1.0 if self._state.direction == "minimize" else -1.0
         indices = pareto_front(
             np.array([observation.cost for observation in observations]),

@@ -39,15 +39,26 @@ class Suggestion(_Record):
 
 
 class Observation(_Record):
-    """A configuration with its measured output and cost.
+    """A configuration with its measured output and cost, or with what they would have been.
 
     Attributes:
+        output: as measured; of a run that was stopped early, the forecast of its end.
+        cost: of the full run.
         id: of the suggestion that it answers; None for data that nobody asked for.
+        output_deviation: standard deviation of the output where it is a forecast of a run stopped
+            early; zero for a measurement.
+        spent: what the run really cost; None where that is ``cost``.
     """
 
     output: float = Field(allow_inf_nan=False)
     cost: float = Field(gt=0, allow_inf_nan=False)
     id: str | None = None
+    output_deviation: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    spent: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+    @property
+    def is_forecast(self) -> bool:
+        return self.output_deviation > 0
 
 
 class Failure(_Record):

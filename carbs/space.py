@@ -58,8 +58,12 @@ class _Space(BaseModel):
         """Return ``value`` in its plain type, or raise ``ValueError`` saying what was expected."""
 
     @abstractmethod
+    def encode_all(self, values: Sequence[Any], center: Any) -> FloatArray:
+        """Basic coordinates of values, shape ``(n, n_dims)``."""
+
     def encode(self, value: Any, center: Any) -> FloatArray:
         """Basic coordinates of a value, shape ``(n_dims,)``."""
+        return np.asarray(self.encode_all([value], center)[0])
 
     @abstractmethod
     def decode(self, z: FloatArray, center: Any) -> Value:
@@ -133,10 +137,9 @@ class _NumericSpace(_Space):
             return round(number)
         return number
 
-    def encode(self, value: Any, center: Any) -> FloatArray:
-        points = np.array([float(value), float(center)])
-        u, u_center = self._warp(points)
-        return np.array([(u - u_center) / self.scale])
+    def encode_all(self, values: Sequence[Any], center: Any) -> FloatArray:
+        u = self._warp(np.array([*values, center], dtype=float))
+        return np.asarray((u[:-1, None] - u[-1]) / self.scale)
 
     def decode(self, z: FloatArray, center: Any) -> Value:
         x = float(self._value(np.asarray(z, dtype=float).reshape(1), center)[0])
@@ -259,10 +262,8 @@ class ChoiceSpace(_Space):
                 return i
         raise ValueError(f"{value!r} is none of {list(self.choices)}")
 
-    def encode(self, value: Any, center: Any) -> FloatArray:
-        z = np.zeros(self.n_dims)
-        z[self.index(value)] = 1.0
-        return z
+    def encode_all(self, values: Sequence[Any], center: Any) -> FloatArray:
+        return np.asarray(np.eye(self.n_dims)[[self.index(value) for value in values]])
 
     def decode(self, z: FloatArray, center: Any) -> Value:
         return self.choices[int(np.argmax(z))]
@@ -363,8 +364,8 @@ class MixtureSpace(_Space):
         low, high = self._bounds()
         return _onto_bounded_simplex(weights, low, high)
 
-    def encode(self, value: Any, center: Any) -> FloatArray:
-        weights = np.array([value[name] for name in self.components])
+    def encode_all(self, values: Sequence[Any], center: Any) -> FloatArray:
+        weights = np.array([[value[name] for name in self.components] for value in values])
         log_weights = np.log10(weights + self.offset)
         return np.asarray((log_weights - self._log_center(center)) / self.scale)
 
@@ -580,19 +581,21 @@ class SearchSpace:
 
     def encode(self, values: Mapping[str, Any]) -> FloatArray:
         """Basic coordinates of a configuration, shape ``(n_dims,)``."""
-        active = self.active_names(values)
-        return np.concatenate(
-            [
-                param.space.encode(values[param.name], param.search_center)
-                if param.name in active
-                else self.center[self.slices[param.name]]
-                for param in self.params
-            ]
-        )
+        return np.asarray(self.encode_all([values])[0])
 
     def encode_all(self, configurations: Sequence[Mapping[str, Any]]) -> FloatArray:
         """Basic coordinates of many configurations, shape ``(n, n_dims)``."""
-        return np.array([self.encode(values) for values in configurations]).reshape(-1, self.n_dims)
+        Z = np.tile(self.center, (len(configurations), 1))
+        is_conditional = any(self._conditions.values())
+        active = [self.active_names(values) for values in configurations] if is_conditional else []
+        for param in self.params:
+            rows = [i for i in range(len(Z)) if not is_conditional or param.name in active[i]]
+            if rows:
+                values = [configurations[i][param.name] for i in rows]
+                Z[rows, self.slices[param.name]] = param.space.encode_all(
+                    values, param.search_center
+                )
+        return Z
 
     def decode(self, z: FloatArray) -> Params:
         """The configuration at basic coordinates ``z``, shape ``(n_dims,)``."""

@@ -2,17 +2,20 @@
 
 A study of ours has two objectives, (output, cost). Each parameter is an Optuna parameter of the
 same name; a mixture is one for each component, ``mix.code``. A parameter that is inactive in a
-trial is not stored with it. What Optuna has no place for lies in
-trial attributes: what was predicted when a trial was suggested (``predicted``), and why it failed
-(``failure``). A failed trial marked ``forgotten`` was the machine's fault and teaches nothing.
+trial is not stored with it. What Optuna has no place for lies in trial attributes: what was
+predicted when a trial was suggested (``predicted``), why it failed (``failure``), its learning
+curve (``curve``, rows of progress, output and cost), and where it was stopped early, the forecast
+of its end and what it spent (``stopped``). A failed trial marked ``forgotten`` was the machine's
+fault and teaches nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import (
     BaseDistribution,
@@ -20,16 +23,25 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
+from carbs.early_stopping import (
+    MIN_PROGRESS,
+    MISS_SHARE,
+    FinishedRun,
+    forecast,
+    is_off_front,
+)
 from carbs.optimizer import COST_EXPONENT, Direction, propose, seen_from
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import (
     ChoiceSpace,
+    FloatArray,
     LogSpace,
     MixtureSpace,
     Param,
@@ -41,6 +53,8 @@ from carbs.space import (
 PREDICTED = "predicted"
 FAILURE = "failure"
 FORGOTTEN = "forgotten"
+CURVE = "curve"
+STOPPED = "stopped"
 
 # Optuna wants bounds; these stand for "none".
 _LARGEST_FLOAT = 1e300
@@ -125,8 +139,8 @@ class Records:
 def records(trials: Sequence[FrozenTrial], space: SearchSpace) -> Records:
     """Read a study's trials, in the order of their numbers.
 
-    Trials without some active parameter of the space, pruned or forgotten ones are left out. A
-    trial with one objective costs 1.
+    Trials without some active parameter of the space and forgotten ones are left out, and so are
+    pruned ones without a forecast of their end. A trial with one objective costs 1.
 
     Raises:
         ValueError: a completed trial has a cost that is not positive.
@@ -136,6 +150,8 @@ def records(trials: Sequence[FrozenTrial], space: SearchSpace) -> Records:
 
 def earlier_sweep(study: Study, defaults: Mapping[str, Any] | None = None) -> EarlierSweep:
     """A study's ended trials, over whatever parameters they have, as data for a new search.
+
+    Trials that were stopped early count as their forecasts, pruned ones without a forecast do not.
 
     Args:
         study: with the objectives (output, cost), or with one: then every trial cost 1.
@@ -188,6 +204,9 @@ def _records(
                 found.observations.append(
                     Observation(params=params, output=output, cost=cost, id=id)
                 )
+        elif trial.state == TrialState.PRUNED and STOPPED in trial.user_attrs:
+            stopped = trial.user_attrs[STOPPED]
+            found.observations.append(Observation(params=params, id=id, **stopped))
         elif trial.state == TrialState.FAIL:
             failure = trial.user_attrs.get(FAILURE, {})
             found.failures.append(
@@ -221,6 +240,13 @@ def tell_forgotten(study: Study, number: int, reason: str) -> None:
     """End a trial that was the machine's fault: the search learns nothing from it."""
     set_attribute(study, number, FORGOTTEN, reason)
     study.tell(number, state=TrialState.FAIL)
+
+
+def tell_stopped(study: Study, number: int, spent: float) -> None:
+    """End a trial that a :class:`FrontPruner` has decided to stop, with what it spent."""
+    stopped = study.get_trials(deepcopy=False)[number].user_attrs[STOPPED]
+    set_attribute(study, number, STOPPED, {**stopped, "spent": spent})
+    study.tell(number, state=TrialState.PRUNED)
 
 
 def set_attribute(study: Study, number: int, key: str, value: Any) -> None:
@@ -356,6 +382,77 @@ def _direction(study: Study) -> Direction:
             "carbs expects (output, cost), the cost to be minimized"
         )
     return "maximize" if directions[0] == StudyDirection.MAXIMIZE else "minimize"
+
+
+class FrontPruner(BasePruner):
+    """Stops a trial that will end off the front of cost against output, and forecasts its end.
+
+    See :mod:`carbs.early_stopping`. In a study with one objective it is a pruner like any other:
+    the trial calls ``trial.report(value, step)`` and asks ``trial.should_prune()``. All trials cost
+    the same there.
+
+    Optuna refuses both calls in a study with two objectives. There, keep a trial's reports as its
+    attribute ``curve``, rows of (progress, output, cost so far), ask ``pruner.prune(study, trial)``
+    and end the trial with :func:`tell_stopped`; ``carbs sweep`` does so.
+
+    Args:
+        miss_share: no more than this share of the trials that would be on the front is stopped.
+        min_progress: no trial is stopped before this share of it is done.
+        n_steps: the last step that a trial reports; only for studies with one objective.
+    """
+
+    def __init__(
+        self,
+        *,
+        miss_share: float = MISS_SHARE,
+        min_progress: float = MIN_PROGRESS,
+        n_steps: int | None = None,
+    ) -> None:
+        self.miss_share = miss_share
+        self.min_progress = min_progress
+        self.n_steps = n_steps
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether to stop the trial; if so, its attribute ``stopped`` says how it would end.
+
+        Raises:
+            ValueError: a trial has reported steps, but ``n_steps`` is not known.
+        """
+        completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        finished = [
+            FinishedRun(self._curve(other), *(*other.values, 1.0)[:2])
+            for other in completed
+            if np.isfinite(other.values[0])
+        ]
+        is_maximized = study.directions[0] == StudyDirection.MAXIMIZE
+        direction: Direction = "maximize" if is_maximized else "minimize"
+        curve = self._curve(trial)
+        end = forecast(
+            curve,
+            finished,
+            miss_share=self.miss_share,
+            min_progress=self.min_progress,
+            direction=direction,
+        )
+        if end is None or not is_off_front(end, finished, direction=direction):
+            return False
+        stopped = {**asdict(end), "spent": curve[-1, 2]}
+        del stopped["best_output"]
+        study._storage.set_trial_user_attr(trial._trial_id, STOPPED, stopped)
+        return True
+
+    def _curve(self, trial: FrozenTrial) -> FloatArray:
+        """Shape ``(t, 3)``: progress, output, cost."""
+        rows = trial.user_attrs.get(CURVE, [])
+        if trial.intermediate_values and not rows:
+            if self.n_steps is None:
+                raise ValueError(
+                    f"trial {trial.number} has reported steps: tell FrontPruner n_steps, the last "
+                    "step of a run"
+                )
+            shares = {step / self.n_steps: y for step, y in trial.intermediate_values.items()}
+            rows = [(f, y, f) for f, y in sorted(shares.items()) if 0 < f <= 1 and np.isfinite(y)]
+        return np.reshape(np.array(rows, dtype=float), (-1, 3))
 
 
 def create_study(

@@ -206,17 +206,23 @@ class _Measured:
     """Runs: points ``(n, d)``, or ``(n, d + s)`` with their sweeps, losses and log costs ``(n,)``.
 
     Attributes:
+        deviations: of losses that are forecasts; zero where measured, shape ``(n,)``.
         n_sweeps: s.
     """
 
     Z: FloatArray
     losses: FloatArray
+    deviations: FloatArray
     log_costs: FloatArray
     n_sweeps: int = 0
 
     def only(self, indices: NDArray[np.intp] | slice) -> _Measured:
         return replace(
-            self, Z=self.Z[indices], losses=self.losses[indices], log_costs=self.log_costs[indices]
+            self,
+            Z=self.Z[indices],
+            losses=self.losses[indices],
+            deviations=self.deviations[indices],
+            log_costs=self.log_costs[indices],
         )
 
 
@@ -237,9 +243,11 @@ def fit_surrogate(
     new = _Measured(
         space.encode_all([observation.params for observation in observations]),
         np.array([observation.output for observation in observations]),
+        np.array([observation.output_deviation for observation in observations]),
         np.log([observation.cost for observation in observations]),
     )
-    first = new.only(slice(n_fitted(len(new.Z))))
+    n_first = n_fitted(len(new.Z))
+    first = new.only(_most_telling(new.losses[:n_first], new.log_costs[:n_first], _N_TELLING))
     told = new.only(_most_telling(new.losses, new.log_costs, _N_TELLING))
     failed_Z = [space.encode_all([failure.params for failure in failures])]
     if earlier:
@@ -254,13 +262,14 @@ def fit_surrogate(
 def _fit(first: _Measured, told: _Measured, failed_Z: FloatArray) -> Surrogate:
     """Kernels fitted to the first runs, processes conditioned on those told."""
     n_sweeps = told.n_sweeps
-    output_kernel = _output_kernel(_Runs(first.Z, first.losses, n_sweeps))
-    cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, n_sweeps))
+    output_kernel = _output_kernel(_Runs(first.Z, first.losses, first.deviations, n_sweeps))
+    cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, n_sweeps=n_sweeps))
     Z, losses, log_costs = told.Z, told.losses, told.log_costs
 
     losses = _draw_in(losses, Z)
     warps = _warps(losses)
-    output_process = GaussianProcess(output_kernel, _warped(Z, losses, warps, n_sweeps))
+    output_data = _warped(Z, losses, warps, told.deviations, n_sweeps)
+    output_process = GaussianProcess(output_kernel, output_data)
     log_evidence = _log_evidence(output_process, warps, losses)
     weights = np.exp(log_evidence - log_evidence.max())
 
@@ -279,7 +288,7 @@ def _fit(first: _Measured, told: _Measured, failed_Z: FloatArray) -> Surrogate:
 
 def _past(runs: EarlierRuns, n_most: int) -> tuple[_Measured, Surrogate]:
     """An earlier sweep's most telling runs, and what is believed from them alone."""
-    measured = _Measured(runs.Z, runs.outputs, runs.log_costs)
+    measured = _Measured(runs.Z, runs.outputs, runs.deviations, runs.log_costs)
     measured = measured.only(_most_telling(runs.outputs, runs.log_costs, n_most))
     return measured, _fit(measured, measured, runs.failed_points[:0])
 
@@ -291,6 +300,7 @@ def _together(new: _Measured, pasts: Sequence[tuple[_Measured, Surrogate]]) -> _
     return _Measured(
         _of_sweeps([part.Z for part in parts]),
         np.concatenate([part.losses for part in parts]),
+        np.concatenate([part.deviations for part in parts]),
         np.concatenate([part.log_costs for part in parts]),
         n_sweeps=len(pasts),
     )
@@ -321,7 +331,12 @@ def _in_units_of(new: _Measured, old: _Measured, past: Surrogate) -> _Measured:
         scale = math.exp(log_ratio * weight / (weight + 2))
     shift = losses.mean() - scale * expected.mean()
     log_factor = (new.log_costs - past.log_cost(new.Z)[0]).mean()
-    return replace(old, losses=shift + scale * old.losses, log_costs=old.log_costs + log_factor)
+    return replace(
+        old,
+        losses=shift + scale * old.losses,
+        deviations=scale * old.deviations,
+        log_costs=old.log_costs + log_factor,
+    )
 
 
 def n_fitted(n: int) -> int:
@@ -341,9 +356,16 @@ def n_fitted(n: int) -> int:
 class _Runs:
     """Points and what was measured there, hashable, so that no fit is made twice."""
 
-    def __init__(self, Z: FloatArray, y: FloatArray, n_sweeps: int) -> None:
+    def __init__(
+        self,
+        Z: FloatArray,
+        y: FloatArray,
+        deviations: FloatArray | None = None,
+        n_sweeps: int = 0,
+    ) -> None:
         self.Z, self.y, self.n_sweeps = Z, y, n_sweeps
-        self._key = (Z.shape, n_sweeps, Z.tobytes(), y.tobytes())
+        self.deviations = np.zeros(len(y)) if deviations is None else deviations
+        self._key = (Z.shape, n_sweeps, Z.tobytes(), y.tobytes(), self.deviations.tobytes())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Runs) and self._key == other._key
@@ -357,7 +379,9 @@ class _Runs:
     def earlier(self) -> _Runs | None:
         """The first half, whose fit is a good start; None where there is too little."""
         n = n_fitted(len(self) // 2)
-        return _Runs(self.Z[:n], self.y[:n], self.n_sweeps) if n >= 8 else None
+        if n < 8:
+            return None
+        return _Runs(self.Z[:n], self.y[:n], self.deviations[:n], self.n_sweeps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -366,7 +390,7 @@ def _output_kernel(runs: _Runs) -> Kernel:
     earlier = runs.earlier()
     losses = _draw_in(runs.y, runs.Z)
     warps = _warps(losses)
-    data = _warped(runs.Z, losses, warps, runs.n_sweeps)
+    data = _warped(runs.Z, losses, warps, runs.deviations, runs.n_sweeps)
     if earlier is not None:
         start = _output_kernel(earlier)
     else:
@@ -395,9 +419,18 @@ def _cost_scale(log_costs: FloatArray) -> Standardisation:
     return Standardisation.of(log_costs, least_spread=1.0)
 
 
-def _warped(Z: FloatArray, losses: FloatArray, warps: Sequence[Warp], n_sweeps: int) -> Data:
+def _warped(
+    Z: FloatArray,
+    losses: FloatArray,
+    warps: Sequence[Warp],
+    deviations: FloatArray,
+    n_sweeps: int,
+) -> Data:
+    """The losses under each warp; what a forecast may be off, under the one in the middle."""
+    middle = warps[len(warps) // 2]
+    extra = np.square(deviations * np.exp(middle.log_derivative(losses)))
     Y = np.stack([warp.apply(losses) for warp in warps], axis=1)
-    return Data.pooled(Z, Y, n_sweeps=n_sweeps)
+    return Data.pooled(Z, Y, extra, n_sweeps)
 
 
 def _log_evidence(
@@ -456,7 +489,7 @@ def _fit_success(Z: FloatArray, failed_Z: FloatArray, n_sweeps: int) -> SuccessM
     labels = np.concatenate([np.ones(len(Z)), -np.ones(len(failed_Z))])
     noise = (var_seen + var_unseen) / score**2
     first = np.concatenate([_first(Z, n_sweeps), len(Z) + _first(failed_Z, n_sweeps)])
-    kernel = _success_kernel(_Runs(points[first], labels[first], n_sweeps), noise)
+    kernel = _success_kernel(_Runs(points[first], labels[first], n_sweeps=n_sweeps), noise)
     data = Data.pooled(points, (labels - mean)[:, None], n_sweeps=n_sweeps)
     return SuccessModel(GaussianProcess(kernel, data), mean, score)
 

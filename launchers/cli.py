@@ -19,7 +19,7 @@ from analysis.report import write_report
 from launchers.check import Check, predict_check, run_check
 from launchers.config import CheckConfig, SweepConfig, load_sweep
 from launchers.errors import LauncherError, SweepFileError, SweepStoppedError
-from launchers.progress import Progress, format_params
+from launchers.progress import Progress, format_params, measured
 from launchers.sweep import Interrupted, Sweep
 
 app = typer.Typer(
@@ -99,10 +99,13 @@ def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> Non
             with Progress(console, config.cost_unit) as progress:
                 progress.changed(sweep.status())
                 status = sweep.run(progress.changed, progress.ended)
+            n_done = len(measured(status))
+            n_stopped = len(status.records.observations) - n_done
+            stopped = f"{n_stopped} stopped early, " if n_stopped else ""
             console.print(
-                f"{len(status.records.observations)} trials done, "
+                f"{n_done} trials done, "
                 f"{len(status.records.failures)} failed, "
-                f"cost spent {status.spent:.1f} {config.cost_unit}"
+                f"{stopped}cost spent {status.spent:.1f} {config.cost_unit}"
             )
             _conclude(sweep)
     except Interrupted:

@@ -32,6 +32,7 @@ from pydantic import (
 )
 
 from carbs.earlier import EarlierSweep
+from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
 from carbs.space import Param, SearchSpace
 from launchers.errors import SweepFileError
 
@@ -76,6 +77,20 @@ class WarmStartConfig(BaseModel):
         return self
 
 
+class EarlyStoppingConfig(BaseModel):
+    """Which runs are stopped early (see :mod:`carbs.early_stopping`).
+
+    Attributes:
+        miss_share: of the runs that would be on the Pareto front, so many may be stopped.
+        min_progress: no run is stopped before this share of it is done.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    miss_share: float = Field(default=MISS_SHARE, gt=0, lt=1)
+    min_progress: float = Field(default=MIN_PROGRESS, gt=0, lt=1)
+
+
 class SweepConfig(BaseModel):
     """What a sweep file says.
 
@@ -98,6 +113,7 @@ class SweepConfig(BaseModel):
         seed: of the search and of every job.
         storage: a database URL; None for an SQLite file in the sweep's folder.
         check: the run that checks the prediction at the end; None for none.
+        early_stopping: of runs that report their progress; None for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -120,6 +136,7 @@ class SweepConfig(BaseModel):
     seed: int = 0
     storage: str | None = None
     check: CheckConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
 
     @field_validator("parameters", mode="before")
     @classmethod

@@ -4,8 +4,12 @@ A training function is any importable ``train(params, job)``. It returns a :clas
 mapping with ``output``, ``cost`` and maybe ``metrics``. An exception is a failure of the
 configuration; :class:`BadConfigurationError` gives it a reason in plain words and what it cost.
 
-Between the controller and a job there are two files in the job's folder, and nothing else:
-``job.json`` tells the job what to do, ``report.json`` says how it ended.
+Between the controller and a job there are these files in the job's folder, and nothing else:
+
+    job.json       what the job has to do
+    curve.jsonl    a line for each :meth:`Job.report`, if the function reports
+    stop.json      from the controller: the run shall stop at its next report
+    report.json    how the job ended
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+_CURVE = "curve.jsonl"
+_STOP = "stop.json"
 
 
 class BadConfigurationError(Exception):
@@ -40,6 +47,18 @@ class BadConfigurationError(Exception):
         return self.reason
 
 
+class StoppedEarly(Exception):  # noqa: N818  # the controller's wish, not an error
+    """Raised by :meth:`Job.report` where the run shall stop: let it pass.
+
+    Args:
+        cost: what the run has spent, in the sweep's unit of cost.
+    """
+
+    def __init__(self, cost: float) -> None:
+        super().__init__(cost)
+        self.cost = cost
+
+
 @dataclass(frozen=True)
 class Job:
     """What a training function is given besides its parameters.
@@ -56,6 +75,41 @@ class Job:
     shared_folder: Path
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def report(self, progress: float, output: float, cost: float) -> None:
+        """Tell how the run goes, some ten times along it, so that a hopeless one can be stopped.
+
+        Args:
+            progress: share of the run that is done, in (0, 1], rising from report to report.
+            output: the objective now, or what goes along with it, such as a mean training loss.
+            cost: what the run has spent so far, in the sweep's unit of cost.
+
+        Raises:
+            StoppedEarly: the controller has decided to stop the run.
+            BadConfigurationError: the output is not finite.
+            ValueError: the progress or the cost is out of its range.
+        """
+        if not 0 < progress <= 1:
+            raise ValueError(f"progress is {progress}, expected a share of the run in (0, 1]")
+        if not 0 < cost < math.inf:
+            raise ValueError(f"cost is {cost}, expected a positive, finite number")
+        if not math.isfinite(output):
+            raise BadConfigurationError(f"output is {output} at progress {progress:g}", cost)
+        point = CurvePoint(progress=progress, output=output, cost=cost)
+        with (self.folder / _CURVE).open("a") as file:
+            file.write(point.model_dump_json() + "\n")
+        if (self.folder / _STOP).exists():
+            raise StoppedEarly(cost)
+
+
+class CurvePoint(BaseModel):
+    """A line of ``curve.jsonl``: what one call of :meth:`Job.report` said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    progress: float = Field(gt=0, le=1)
+    output: float
+    cost: float = Field(gt=0)
 
 
 class Result(BaseModel):
@@ -94,7 +148,20 @@ class Failed(BaseModel):
     traceback: str
 
 
-JobReport = Finished | Failed
+class Stopped(BaseModel):
+    """The report of a job that was stopped at one of its own reports.
+
+    Attributes:
+        cost: spent until then.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["stopped"] = "stopped"
+    cost: float = Field(gt=0, allow_inf_nan=False)
+
+
+JobReport = Finished | Failed | Stopped
 
 
 class JobFile(BaseModel):
@@ -130,9 +197,23 @@ def read_report(folder: Path) -> JobReport | None:
     return _REPORT.validate_json(text)
 
 
-_REPORT: TypeAdapter[JobReport] = TypeAdapter(
-    Annotated[Finished | Failed, Field(discriminator="kind")]
-)
+_REPORT: TypeAdapter[JobReport] = TypeAdapter(Annotated[JobReport, Field(discriminator="kind")])
+
+
+def read_curve(folder: Path) -> list[CurvePoint]:
+    """What the job in this folder has said of its progress so far."""
+    try:
+        text = (folder / _CURVE).read_text()
+    except FileNotFoundError:
+        return []
+    # What follows the last line's end is still being written.
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [CurvePoint.model_validate_json(line) for line in lines]
+
+
+def stop(folder: Path) -> None:
+    """Ask the job in this folder to stop at its next report."""
+    _write(folder / _STOP, "{}")
 
 
 def run(folder: str) -> None:
@@ -145,6 +226,8 @@ def run(folder: str) -> None:
         job = Job(path, job_file.shared_folder, job_file.seed, job_file.settings)
         report = Finished(result=_result(function(job_file.params, job)))
         text = report.model_dump_json(indent=1, fallback=_plain)
+    except StoppedEarly as stopped:
+        text = Stopped(cost=stopped.cost).model_dump_json(indent=1)
     except Exception as error:
         report = _failed(error)
         text = report.model_dump_json(indent=1)

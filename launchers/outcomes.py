@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launchers.job import Failed, Finished, JobReport, Result
+from launchers.job import Failed, Finished, JobReport, Result, Stopped
 
 MAX_ATTEMPTS = 2
 
@@ -35,13 +35,20 @@ class BadConfiguration:
 
 
 @dataclass(frozen=True)
+class StoppedRun:
+    """Stopped on the controller's wish; its learning curve says how it would have ended."""
+
+    spent: float
+
+
+@dataclass(frozen=True)
 class BadMachine:
     """To be tried again; the search learns nothing."""
 
     reason: str
 
 
-Outcome = Running | Completed | BadConfiguration | BadMachine
+Outcome = Running | Completed | BadConfiguration | StoppedRun | BadMachine
 
 
 def classify(report: JobReport | None, is_alive: bool, attempt: int) -> Outcome:
@@ -58,6 +65,8 @@ def classify(report: JobReport | None, is_alive: bool, attempt: int) -> Outcome:
             return Completed(result)
         case Failed(reason=reason, cost=cost):
             return BadConfiguration(reason, cost)
+        case Stopped(cost=cost):
+            return StoppedRun(cost)
     if is_alive:
         return Running()
     if attempt < MAX_ATTEMPTS:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from carbs.records import Suggestion
+from carbs.records import Observation, Suggestion
 from launchers.sweep import Ended, Status
 
 
@@ -60,7 +60,8 @@ def line(ended: Ended, cost_unit: str = "s") -> str:
     """One finished trial in one line."""
     params = format_params(ended.params)
     if ended.result is None:
-        return f"trial {ended.number:4d}  failed: {ended.reason}  {params}"
+        how = "stopped" if ended.is_stopped else "failed"
+        return f"trial {ended.number:4d}  {how}: {ended.reason}  {params}"
     output, cost = ended.result.output, ended.result.cost
     return f"trial {ended.number:4d}  loss {output:.4f}  cost {cost:8.3f} {cost_unit}  {params}"
 
@@ -76,11 +77,16 @@ def _format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def measured(status: Status) -> list[Observation]:
+    """Runs that were trained to their end."""
+    return [o for o in status.records.observations if not o.is_forecast]
+
+
 def best_by_decade(status: Status) -> list[tuple[str, float, float]]:
     """For each decade of cost: its name, the best output in it, and that run's cost."""
     better = min if status.config.direction == "minimize" else max
     decades: dict[int, list[tuple[float, float]]] = {}
-    for observation in status.records.observations:
+    for observation in measured(status):
         decade = math.floor(math.log10(observation.cost))
         decades.setdefault(decade, []).append((observation.output, observation.cost))
     return [
@@ -91,13 +97,15 @@ def best_by_decade(status: Status) -> list[tuple[str, float, float]]:
 
 def _screen(status: Status) -> Group:
     known, config = status.records, status.config
-    n_done = len(known.observations)
+    n_done = len(measured(status))
+    n_stopped = len(known.observations) - n_done
     counts = Table.grid(padding=(0, 2))
     counts.add_row(
         Text(config.name, style="bold"),
         f"{n_done} done",
         f"{len(known.pending)} running",
         f"{len(known.failures)} failed",
+        *([f"{n_stopped} stopped"] if n_stopped else []),
         f"of {config.max_trials} trials",
     )
     parts: list[Any] = [counts]

@@ -9,8 +9,10 @@ A trial goes through these steps, each written down before the next is taken:
     asked                 RUNNING, with its parameters
     attribute ``job``     the attempt and its folder
     ``job.json``          what the job has to do; then it is submitted
+    ``curve.jsonl``       where the function reports its progress
+    attribute ``stopped`` if it is to be stopped early, the forecast of its end; then ``stop.json``
     ``report.json``       written by the job, in one step
-    told                  COMPLETE or FAIL, after its metrics
+    told                  COMPLETE, PRUNED or FAIL, after its curve and metrics
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ from carbs.optimizer import COST_EXPONENT
 from carbs.records import Suggestion
 from carbs.space import Param, Params, SearchSpace
 from carbs.study import (
+    CURVE,
+    STOPPED,
     CarbsSampler,
+    FrontPruner,
     Records,
     create_study,
     earlier_sweep,
@@ -50,13 +55,21 @@ from carbs.study import (
     set_attribute,
     tell_failure,
     tell_forgotten,
+    tell_stopped,
     unflatten,
 )
 from launchers.config import SweepConfig, WarmStartConfig
 from launchers.errors import FolderError, SweepStoppedError
 from launchers.executors import Executor, make_executor
-from launchers.job import JobFile, Result, read_report, write_job
-from launchers.outcomes import BadConfiguration, BadMachine, Completed, Running, classify
+from launchers.job import JobFile, Result, read_curve, read_report, stop, write_job
+from launchers.outcomes import (
+    BadConfiguration,
+    BadMachine,
+    Completed,
+    Running,
+    StoppedRun,
+    classify,
+)
 
 JOB = "job"
 METRICS = "metrics"
@@ -78,7 +91,7 @@ class Status:
     """A sweep at one moment.
 
     Attributes:
-        spent: cost of everything that ended, failures included.
+        spent: cost of everything that ended, failures and stopped runs included.
         reserved: predicted cost of what is running.
         last: the newest suggestion.
     """
@@ -92,12 +105,13 @@ class Status:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial that just ended: ``result``, or ``reason`` where it failed."""
+    """A trial that just ended: ``result``, or ``reason`` where it failed or was stopped early."""
 
     number: int
     params: Params
     result: Result | None
     reason: str | None
+    is_stopped: bool = False
 
 
 class Interrupted(Exception):  # noqa: N818  # a request by the user, not an error
@@ -245,7 +259,7 @@ class Sweep:
     def status(self) -> Status:
         """Read the study."""
         known = records(self.study.get_trials(deepcopy=False), self.space)
-        spent = sum(observation.cost for observation in known.observations)
+        spent = sum(o.cost if o.spent is None else o.spent for o in known.observations)
         spent += sum(failure.cost or 0.0 for failure in known.failures)
         # Without a prediction (the first few), a run is taken to cost what the dearest one did.
         dearest = max((observation.cost for observation in known.observations), default=0.0)
@@ -315,6 +329,8 @@ class Sweep:
                     return result
                 case BadConfiguration() as failure:
                     return failure
+                case StoppedRun(spent=spent):
+                    return BadConfiguration("the run stopped itself, unasked", spent)
                 case BadMachine():
                     attempt += 1
                     folder = self.folder / "jobs" / f"{name}-{attempt}"
@@ -417,11 +433,20 @@ class Sweep:
             return self._submit(trial, attempt)
         params = unflatten(self.space, trial.params)
         assert params is not None
+        trial = self._follow(trial, folder)
         match classify(report, is_alive, attempt):
             case Running():
                 return trial
             case BadMachine():
                 return self._submit(trial, attempt + 1)
+            case StoppedRun(spent=spent) if STOPPED in trial.user_attrs:
+                tell_stopped(self.study, trial.number, spent)
+                reason = f"forecast {trial.user_attrs[STOPPED]['output']:.4f}, spent {spent:.3f}"
+                on_end(Ended(trial.number, params, None, reason, is_stopped=True))
+            case StoppedRun(spent=spent):
+                reason = "the run stopped itself, unasked"
+                tell_failure(self.study, trial.number, reason, spent)
+                on_end(Ended(trial.number, params, None, reason))
             case BadConfiguration(reason=reason, cost=cost):
                 tell_failure(self.study, trial.number, reason, cost)
                 on_end(Ended(trial.number, params, None, reason))
@@ -430,6 +455,20 @@ class Sweep:
                 self.study.tell(trial.number, [result.output, result.cost])
                 on_end(Ended(trial.number, params, result, None))
         return None
+
+    def _follow(self, trial: FrozenTrial, folder: Path) -> FrozenTrial:
+        """Write down what is new in the job's learning curve; stop the job if that is hopeless."""
+        curve = [[point.progress, point.output, point.cost] for point in read_curve(folder)]
+        if curve == trial.user_attrs.get(CURVE, []):
+            return trial
+        set_attribute(self.study, trial.number, CURVE, curve)
+        trial = self.study.get_trials(deepcopy=False)[trial.number]
+        early = self.config.early_stopping
+        if early is not None:
+            pruner = FrontPruner(miss_share=early.miss_share, min_progress=early.min_progress)
+            if pruner.prune(self.study, trial):
+                stop(folder)
+        return self.study.get_trials(deepcopy=False)[trial.number]
 
     def _raise_if_hopeless(self, status: Status) -> None:
         failures = status.records.failures

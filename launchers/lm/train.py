@@ -3,6 +3,10 @@
 ``output`` is the log of answer perplexity, the mean over the question sets of their nats per byte
 (lower is better). ``cost`` is the device's seconds in the training loop alone. With the same
 parameters and seed, the output is the same to the last bit on the same machine's CPU.
+
+Along the run, a few of the questions are asked, and their mean nll is reported as its learning
+curve. The looks are so few that they take some percent of the time, and like the questions at the
+end they are no part of the cost.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,26 +86,42 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
 
     steps = max(1, round(p.tokens / (p.batch_size * settings.seq_len)))
     tokens = steps * p.batch_size * settings.seq_len
-    started = _now(device)
+    n_parts = min(N_LOOKS + 1, tokens // LOOK_TOKENS)
+    looks = {round(steps * part / n_parts) for part in range(1, n_parts)}
+    started, looking = _now(device), 0.0
     try:
         model = Transformer(config, torch.Generator().manual_seed(job.seed)).to(device)
         # A process is slow at first, which would blur the cost of the smallest runs.
         one = p.model_copy(update={"batch_size": 1})
         _fit(copy.deepcopy(model), mix, one, 1, steps, stop_after=1)
         started = _now(device)
-        losses = _fit(model, mix, p, settings.micro_batch_size, steps, stop_after=steps)
-        cost = _now(device) - started
+
+        def look(step: int) -> None:
+            nonlocal looking
+            if step in looks:
+                paused = _now(device)
+                nlls = [
+                    evaluate(model, q[:LOOK_QUESTIONS]).nll_per_byte for q in questions.values()
+                ]
+                job.report(step / steps, sum(nlls) / len(nlls), paused - started - looking)
+                looking += _now(device) - paused
+
+        size = settings.micro_batch_size
+        losses = _fit(model, mix, p, size, steps, stop_after=steps, after_step=look)
+        cost = _now(device) - started - looking
         evaluations = {name: evaluate(model, asked) for name, asked in questions.items()}
         output = sum(e.nll_per_byte for e in evaluations.values()) / len(evaluations)
         if not math.isfinite(output):  # the last step can spoil the model as well
             raise _DivergedError(f"the answers' nll is {output}")
     except _DivergedError as error:
-        raise BadConfigurationError(f"diverged: {error}", cost=_now(device) - started) from None
+        spent = _now(device) - started - looking
+        raise BadConfigurationError(f"diverged: {error}", cost=spent) from None
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         reason = f"out of memory: width {p.width}, depth {p.depth}, batch size {p.batch_size}"
-        raise BadConfigurationError(reason, cost=_now(device) - started) from error
+        spent = _now(device) - started - looking
+        raise BadConfigurationError(reason, cost=spent) from error
 
     last = losses[-math.ceil(len(losses) / 10) :]
     return Result(
@@ -136,6 +156,7 @@ def _fit(
     steps: int,
     *,
     stop_after: int,
+    after_step: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
     """Trains in place for the first ``stop_after`` of ``steps``; their losses, in nats per byte."""
     device = model.embedding.device
@@ -163,9 +184,13 @@ def _fit(
         rising = step >= steps / 10 and smoothed > losses[0] + DIVERGED_NATS
         if rising or not math.isfinite(losses[-1]):
             raise _DivergedError(f"loss is {losses[-1]:.3g} at step {step + 1} of {steps}")
+        after_step(step + 1)
     return losses
 
 
+N_LOOKS = 9  # along a run, at the most
+LOOK_TOKENS = 8_192  # at least so many are trained on between two looks
+LOOK_QUESTIONS = 4  # of each set, the same at every look of every run
 SMOOTHING = 0.9  # share of the past in the running mean of the loss
 DIVERGED_NATS = 0.5  # above the loss of the first step
 

@@ -15,6 +15,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from analysis.hyperparameters import FrontModel, fit_front
+from analysis.plan import fit_front_law
 from analysis.plots import front_trials
 from analysis.power_laws import ComputeLaw, fit_compute_law
 from analysis.report import category_shares, write_report
@@ -24,6 +25,7 @@ from carbs.study import (
     FAILURE,
     FORGOTTEN,
     PREDICTED,
+    STOPPED,
     create_study,
     distributions,
     flatten,
@@ -344,6 +346,32 @@ def test_a_sweep_with_conditional_parameters(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         sum(shares["schedule"].values()), shares["optimizer"]["sgd"], atol=1e-12
     )
+
+
+def test_a_stopped_run_is_counted_and_is_no_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = [WIDTH]
+    study = make_study(params, fails=False)
+    before = fit_front_law(fitted(study, params), n_resamples=20)
+    other = study.trials[3]
+    # It would dominate everything.
+    stopped = {"output": 0.125, "output_deviation": 0.1, "cost": 1e-3, "spent": 1e-4}
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.PRUNED,
+            params=other.params,
+            distributions=other.distributions,
+            user_attrs={STOPPED: stopped},
+        )
+    )
+    front = fitted(study, params)
+    law = fit_front_law(front, n_resamples=20)
+    assert (law.E, law.k, law.g) == (before.E, before.k, before.g)
+    page, _ = quick_report(tmp_path, monkeypatch, study, front, law)
+    assert "12 trials finished" in page.text
+    assert "1 stopped early" in page.text
+    assert "0.125" not in page.text
 
 
 def test_a_sweep_that_maximizes(

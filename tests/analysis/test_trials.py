@@ -9,7 +9,15 @@ import pytest
 
 from analysis.trials import study_space, trials_frame
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
-from carbs.study import CarbsSampler, create_study, tell_failure, tell_forgotten
+from carbs.study import (
+    STOPPED,
+    CarbsSampler,
+    create_study,
+    set_attribute,
+    tell_failure,
+    tell_forgotten,
+    tell_stopped,
+)
 
 PARAMS = [
     Param("width", LogSpace(min=16, is_integer=True, rounding_factor=16), 64),
@@ -20,18 +28,23 @@ PARAMS = [
 def test_every_state_has_its_row() -> None:
     study = create_study("frame", None)
     study.sampler = CarbsSampler(PARAMS)
-    trials = [study.ask() for _ in range(4)]
+    trials = [study.ask() for _ in range(5)]
     trials[0].set_user_attr("metrics", {"flops": 1e9, "evaluations": {"values": {"accuracy": 0.5}}})
     study.tell(trials[0], [2.5, 3.0])
     tell_failure(study, 1, "out of memory", 1.5)
     tell_forgotten(study, 2, "the node went away")
+    forecast = {"output": 2.6, "output_deviation": 0.1, "cost": 8.0, "spent": None}
+    set_attribute(study, 3, STOPPED, forecast)
+    tell_stopped(study, 3, spent=2.0)
     frame = trials_frame(study, SearchSpace(PARAMS)).set_index("number")
-    assert frame["state"].tolist() == ["complete", "failed", "forgotten", "running"]
+    assert frame["state"].tolist() == ["complete", "failed", "forgotten", "stopped", "running"]
     assert frame.loc[0, ["output", "cost", "width", "mix.a"]].tolist() == [2.5, 3.0, 64, 0.5]
     assert frame.loc[0, "metrics.evaluations.values.accuracy"] == 0.5
     assert frame.loc[1, ["reason", "cost"]].tolist() == ["out of memory", 1.5]
     assert math.isnan(frame.loc[1, "output"])
     assert frame.loc[2, "reason"] == "the node went away"
+    assert math.isnan(frame.loc[3, "output"])  # a forecast is no measurement
+    assert frame.loc[3, "cost"] == 2.0
 
 
 def test_an_inactive_parameter_has_a_column_without_a_value() -> None:

@@ -613,3 +613,40 @@ def test_constraints_are_saved_and_functions_given_again(tmp_path: Path) -> None
     for wrong in (None, ["x < 0.5"], [is_near], ["x < 0.6", is_near]):
         with pytest.raises(ValueError, match=r"a\.json was saved .*is_near.* functions included"):
             CARBS.load(tmp_path / "a.json", constraints=wrong)
+
+
+def test_a_stopped_run_is_a_forecast_and_no_point_of_the_front(tmp_path: Path) -> None:
+    optimizer = search(5)
+    front = optimizer.pareto_front()
+    suggestion = optimizer.suggest()
+    # It would dominate everything.
+    optimizer.observe_stopped(suggestion, output=0.1, output_deviation=0.05, cost=0.01, spent=0.004)
+    assert optimizer.pending == ()
+    assert optimizer.pareto_front() == front
+    optimizer.save(tmp_path / "optimizer.json")
+    loaded = CARBS.load(tmp_path / "optimizer.json")
+    stopped = loaded.observations[-1]
+    assert (stopped.output, stopped.output_deviation) == (0.1, 0.05)
+    assert (stopped.cost, stopped.spent, stopped.id) == (0.01, 0.004, suggestion.id)
+    assert stopped.is_forecast
+    assert loaded.suggest().params
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"output_deviation": 0.0}, "output_deviation is 0"),
+        ({"output_deviation": math.nan}, "output_deviation is nan"),
+        ({"output_deviation": math.inf}, "output_deviation"),
+        ({"output": math.nan}, "output"),
+        ({"cost": 0.0}, "cost"),
+        ({"spent": -1.0}, "spent"),
+    ],
+)
+def test_an_impossible_forecast_is_refused(changed: dict[str, float], named: str) -> None:
+    optimizer = CARBS(PARAMS)
+    suggestion = optimizer.suggest()
+    forecast = {"output": 1.0, "output_deviation": 0.1, "cost": 1.0, **changed}
+    with pytest.raises(ValueError, match=named):
+        optimizer.observe_stopped(suggestion, **forecast)
+    assert optimizer.pending == (suggestion,)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from carbs import LogitSpace, LogSpace, MixtureSpace, Param
-from launchers.config import CheckConfig, SweepConfig, load_sweep
+from launchers.config import CheckConfig, EarlyStoppingConfig, SweepConfig, load_sweep
 from launchers.errors import SweepFileError
 
 WriteSweep = Callable[..., Path]
@@ -37,6 +37,7 @@ def test_a_sweep_file_is_read(write_sweep: WriteSweep) -> None:
         budget=100,
         direction="maximize",
         check={"cost_factor": 4},
+        early_stopping={"miss_share": 0.1},
     )
     config = load_sweep(path)
     assert config.parameters == [
@@ -46,6 +47,7 @@ def test_a_sweep_file_is_read(write_sweep: WriteSweep) -> None:
     assert config.settings == {"anything": [1, 2]}
     assert (config.max_cost, config.budget, config.direction) == (10, 100, "maximize")
     assert config.check == CheckConfig(cost_factor=4)
+    assert config.early_stopping == EarlyStoppingConfig(miss_share=0.1, min_progress=0.2)
     assert (config.executor, config.seed, config.storage) == ("local", 0, None)
 
 

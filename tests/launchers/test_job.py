@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 
 from launchers.job import (
+    CurvePoint,
     Failed,
     Finished,
     JobFile,
     JobReport,
+    Stopped,
     load_function,
+    read_curve,
     read_report,
     run,
+    stop,
     write_job,
 )
 
@@ -228,3 +232,48 @@ def test_a_reader_sees_a_whole_report_or_none(
     monkeypatch.setattr(Path, "replace", look_and_replace)
     run_job("return {'output': 1, 'cost': 1}")
     assert [json.loads(text)["kind"] for text in seen] == ["finished"]
+
+
+def test_progress_is_a_line_a_report(run_job: RunJob, tmp_path: Path) -> None:
+    assert read_curve(tmp_path / "job") == []
+    report = run_job(
+        "job.report(0.5, np.float32(3), 1); job.report(1, 2, 2.5)\n"
+        "    return {'output': 2, 'cost': 2.5}"
+    )
+    assert isinstance(report, Finished)
+    first = CurvePoint(progress=0.5, output=3, cost=1)
+    assert read_curve(tmp_path / "job") == [first, CurvePoint(progress=1, output=2, cost=2.5)]
+    # A line that is still being written is none yet.
+    with (tmp_path / "job" / "curve.jsonl").open("a") as file:
+        file.write('{"progress": 1')
+    assert len(read_curve(tmp_path / "job")) == 2
+
+
+def test_a_job_stops_at_its_next_report_and_says_what_it_spent(
+    run_job: RunJob, tmp_path: Path
+) -> None:
+    (tmp_path / "job").mkdir()
+    stop(tmp_path / "job")
+    report = run_job("job.report(0.25, 3, 1.5); raise RuntimeError('went on')")
+    assert report == Stopped(cost=1.5)
+    # What it had to say is kept.
+    assert read_curve(tmp_path / "job") == [CurvePoint(progress=0.25, output=3, cost=1.5)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("0, 1, 1", "progress is 0, expected a share"),
+        ("1.01, 1, 1", "progress is 1.01"),
+        ("math.nan, 1, 1", "progress is nan"),
+        ("0.5, 1, 0", "cost is 0, expected a positive"),
+        ("0.5, 1, math.inf", "cost is inf"),
+        ("0.5, math.nan, 1", "output is nan at progress 0.5"),
+    ],
+)
+def test_an_impossible_report_is_a_failure_that_says_why(
+    run_job: RunJob, arguments: str, said: str
+) -> None:
+    report = run_job(f"job.report({arguments})")
+    assert isinstance(report, Failed)
+    assert said in report.reason

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from launchers.job import Failed, Finished, Result
+from launchers.job import Failed, Finished, Result, Stopped
 from launchers.outcomes import (
     MAX_ATTEMPTS,
     BadConfiguration,
     BadMachine,
     Completed,
     Running,
+    StoppedRun,
     classify,
 )
 
@@ -24,6 +25,7 @@ FAILED = Failed(reason="diverged", cost=0.5, traceback="...")
 def test_a_report_is_believed_whatever_the_process_does(is_alive: bool, attempt: int) -> None:
     assert classify(FINISHED, is_alive, attempt) == Completed(RESULT)
     assert classify(FAILED, is_alive, attempt) == BadConfiguration("diverged", 0.5)
+    assert classify(Stopped(cost=0.3), is_alive, attempt) == StoppedRun(0.3)
 
 
 @pytest.mark.parametrize("attempt", [1, 2])

@@ -18,6 +18,8 @@ from launchers.config import load_sweep
 from launchers.errors import FolderError, SweepFileError, SweepStoppedError
 from launchers.job import Result
 from launchers.outcomes import BadConfiguration
+from launchers.progress import best_by_decade, measured
+from launchers.progress import line as progress_line
 from launchers.sweep import Ended, Interrupted, Status, Sweep
 
 WriteModule = Callable[[str], str]
@@ -29,7 +31,7 @@ TRAINING = '''
 import math, os, threading
 from pathlib import Path
 import numpy as np
-from launchers.job import BadConfigurationError
+from launchers.job import BadConfigurationError, StoppedEarly
 
 def note(job, what):
     """One line in one write: jobs append at the same time."""
@@ -585,3 +587,74 @@ def test_warm_start_cannot_be_added_later(make_sweep: Callable[..., Path], tmp_p
     open_sweep(make_sweep(executor="debug"))
     with pytest.raises(FolderError, match=r"'small' in .* was begun without warm_start"):
         open_sweep(make_sweep(executor="debug", warm_start=[{"folder": str(tmp_path)}]))
+
+
+# Nine reports that fall to the law's output. Trial 5 is dear and bad, and once it has said so it
+# waits to be stopped.
+REPORTING = """
+    result, is_bad = law(params), job.folder.name == "00005-1"
+    is_bad and wait_until(Path(job.settings["go"]).exists)
+    for step in range(1, 10):
+        cost = (10 if is_bad else 1) * result["cost"] * step / 10
+        job.report(step / 10, result["output"] + 1 - step / 10 + 50 * is_bad, cost)
+        if is_bad and step == 4 and job.settings["waits"]:
+            wait_until((job.folder / "stop.json").exists)
+"""
+
+
+def test_a_hopeless_run_is_stopped_also_by_a_new_controller(
+    make_sweep: Callable[..., Path],
+    tmp_path: Path,
+    carbs: Carbs,
+    wait_until: WaitUntil,
+    log: Path,
+) -> None:
+    folder, go = tmp_path / "sweep", tmp_path / "go"
+    settings = {"go": str(go), "waits": True}
+    file = make_sweep(REPORTING, settings, early_stopping={"miss_share": 0.2})
+    controller = carbs("sweep", file, "--folder", folder)
+    wait_until(lambda: "start 00005-1" in log.read_text(), "trial 5")
+    controller.process.kill()
+    controller.process.wait()
+    go.touch()
+    ended: list[Ended] = []
+    status = run(open_sweep(file), ended.append)
+    assert [end.number for end in ended if end.is_stopped] == [5]
+    assert progress_line(ended[-1]).startswith("trial    5  stopped: forecast")
+    trials = stored_trials(folder)
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
+    assert all(len(trial.user_attrs["curve"]) == 9 for trial in trials[:5])
+    full_cost = 10 * (1 + trials[5].params["x"])
+    stopped = trials[5].user_attrs["stopped"]
+    assert len(trials[5].user_attrs["curve"]) == 5
+    assert stopped["spent"] == pytest.approx(0.5 * full_cost)
+    assert stopped["cost"] == pytest.approx(full_cost)
+    best = min(trial.values[0] for trial in trials[:5])
+    assert best < stopped["output"] < trials[5].user_attrs["curve"][-1][1]
+    finished_cost = sum(trial.values[1] for trial in trials[:5])
+    assert status.spent == pytest.approx(finished_cost + 0.5 * full_cost)
+    (forecast,) = [o for o in status.records.observations if o.is_forecast]
+    assert forecast not in measured(status)
+    assert len(measured(status)) == 5
+    assert all(best != forecast.output for _, best, _ in best_by_decade(status))
+    starts, _ = counts(log)
+    assert set(starts.values()) == {1}
+
+
+def test_nothing_is_stopped_unless_the_sweep_file_says_so(
+    make_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "go").touch()
+    file = make_sweep(REPORTING, {"go": str(tmp_path / "go"), "waits": False})
+    sweep = open_sweep(file, executor="debug")
+    assert len(run(sweep).records.observations) == 6
+    assert not list(sweep.folder.glob("jobs/*/stop.json"))
+
+
+def test_a_run_that_stops_itself_is_a_failure(make_sweep: Callable[..., Path]) -> None:
+    file = make_sweep('if job.folder.name != "00000-1": raise StoppedEarly(0.5)')
+    sweep = open_sweep(file, executor="debug", max_trials=2)
+    (failure,) = run(sweep).records.failures
+    assert (failure.reason, failure.cost) == ("the run stopped itself, unasked", 0.5)
+    failed = sweep.run_one({"x": 1.0}, "check")
+    assert failed == BadConfiguration("the run stopped itself, unasked", 0.5)

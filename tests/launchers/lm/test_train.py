@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from launchers.job import BadConfigurationError, Job, Result
+from launchers.job import BadConfigurationError, Job, Result, StoppedEarly, read_curve, stop
 from launchers.lm import train as module
 from launchers.lm.train import schedule, train
 
@@ -86,6 +87,41 @@ def test_cost_is_the_time_of_training_and_grows_with_tokens(run: Run) -> None:
     run()
     short, long = run().cost, run(tokens=131_072).cost
     assert 2 < long / short < 32  # of 8: other work on the machine takes its share
+
+
+def test_a_run_reports_its_progress_without_being_changed_by_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run(tokens=32_768)
+    curve = read_curve(tmp_path)
+    assert [point.progress for point in curve] == [0.25, 0.5, 0.75]
+    assert curve[0].output > curve[-1].output > result.output - 0.5
+    costs = [point.cost for point in curve]
+    assert 0 < costs[0] < costs[1] < costs[2] < result.cost
+    monkeypatch.setattr(module, "LOOK_TOKENS", 10**9)
+    assert run(tokens=32_768).output == result.output
+    assert len(read_curve(tmp_path)) == 3
+
+
+def test_looking_is_no_part_of_the_cost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    evaluate = module.evaluate
+
+    def slow(*arguments: Any) -> Any:
+        clock[0] += 1000.0
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(module, "evaluate", slow)
+    monkeypatch.setattr(module, "_now", lambda device: clock[0] + time.process_time())
+    assert run(tokens=32_768).cost < 1000
+
+
+def test_a_run_that_shall_stop_stops(run: Run, tmp_path: Path) -> None:
+    stop(tmp_path)
+    with pytest.raises(StoppedEarly) as stopped:
+        run(tokens=32_768)
+    (point,) = read_curve(tmp_path)
+    assert stopped.value.cost == point.cost
 
 
 def test_tokens_are_spent_in_whole_batches(run: Run) -> None:
