@@ -39,16 +39,13 @@ from carbs.surrogate import Surrogate
 # How far beyond the cap the area goes on: what is found at the cap is what the search is for, and
 # a segment that ended there would be worth the less the nearer it began.
 _BEYOND_CAP = 0.3
-_XW = 0.0
 _RESAMPLES = True
-# How far the trust box goes beyond what has done well, in scales.
-_TRUST_MARGIN = 1.0
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
 _REACH = 0.5 * math.log(10)
 # The front is worth something over at least these two decades below the cap, even where the
 # search starts at a dear centre.
 _DEPTH = 2 * math.log(10)
-_N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 1536, 256, 24, 20, 5
+_N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 768, 128, 16, 16, 5
 
 
 class Score(Protocol):
@@ -77,12 +74,6 @@ class FrontImprovement:
     log_cap: float
     has_cap: bool
     cost_exponent: float
-
-    @property
-    def log_weights(self) -> FloatArray:
-        levels = np.append(self.reference_output, self.front_outputs)
-        warp = self.surrogate.warps[self.surrogate.best_warp]
-        return np.asarray(_XW * warp.scale.invert(levels))
 
     @classmethod
     def of(
@@ -118,13 +109,12 @@ class FrontImprovement:
         starts = np.append(-np.inf, self.front_log_costs)
         ends = np.append(self.front_log_costs, self.log_cap + _BEYOND_CAP)
         levels = np.append(self.reference_output, self.front_outputs)
-        # XW
         counted = np.maximum(log_cost, self.log_floor)
         lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
         scaled = (levels - mean[:, None]) / std[:, None]
         log_ei = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(std)[:, None]
         with np.errstate(divide="ignore"):
-            area = logsumexp(np.log(lengths) + log_ei + self.log_weights, axis=1)
+            area = logsumexp(np.log(lengths) + log_ei, axis=1)
         score = area - self.cost_exponent * counted
         score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
         if self.has_cap:
@@ -148,7 +138,7 @@ class TrustBox:
     high: FloatArray
 
     @classmethod
-    def around(cls, good_Z: FloatArray, margin: float = _TRUST_MARGIN) -> TrustBox:
+    def around(cls, good_Z: FloatArray, margin: float) -> TrustBox:
         return cls(good_Z.min(axis=0) - margin, good_Z.max(axis=0) + margin)
 
     def bring_in(self, Z: FloatArray, parents: FloatArray, rng: np.random.Generator) -> FloatArray:

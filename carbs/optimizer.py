@@ -30,11 +30,13 @@ Direction = Literal["minimize", "maximize"]
 
 COST_EXPONENT = 0.3
 # Over how many runs the exponent comes half the way down to it, from 1.
-_HALF_LIFE = 40.0
+_HALF_LIFE = 100.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
 _N_INITIAL_TRIES = 64
+# How far the trust box goes beyond what has done well, in scales.
+_TRUST_MARGIN = 1.0
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -129,7 +131,7 @@ def _search(
         outputs, _ = surrogate.warped_output(known_Z)
     parents = known_Z[pareto_front(log_costs, outputs)]
     good_Z = np.concatenate([space.center[None, :], known_Z[outputs < score.reference_output]])
-    return maximize(score, space, parents, TrustBox.around(good_Z), rng)
+    return maximize(score, space, parents, TrustBox.around(good_Z, _TRUST_MARGIN), rng)
 
 
 def _cost_exponent(n_known: int, last: float) -> float:
