@@ -1,6 +1,7 @@
 """carbs: a cost-aware hyperparameter and scaling-law optimizer for training language models."""
 
 from carbs.constraints import Constraint
+from carbs.earlier import EarlierSweep
 from carbs.optimizer import CARBS
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import (
@@ -17,6 +18,7 @@ __all__ = [
     "CARBS",
     "ChoiceSpace",
     "Constraint",
+    "EarlierSweep",
     "Failure",
     "LinearSpace",
     "LogSpace",

@@ -6,11 +6,19 @@ Z        basic points, shape ``(n, d)``
 Y        standardised targets, shape ``(n, m)``: m functions with the same covariance
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
 k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (z.z' + 1), after z is scaled to a unit box
+s        earlier sweeps; where there are any, a row of Z ends with s more coordinates, of which the
+         one of the run's own sweep is 1 and the others are 0; all are 0 in the new sweep
 
 The linear part is a straight line on log parameters, with unknown level and slopes (each of
 variance t = 1) integrated out: cost laws are nearly log-linear, and so is the distance of a loss
 from its irreducible level. Beyond the data the process therefore continues the trend, with an
 uncertainty that grows, where a stationary one would fall back to its prior.
+
+Between sweeps all of the covariance but the level's (earlier sweeps come with theirs adjusted) is
+multiplied by a correlation, ``exp(-theta_i)`` between the new one and the i-th earlier one,
+``exp(-theta_i - theta_j)`` between two earlier ones. With
+``theta_i`` near zero the earlier sweep is as good as more runs of the new one; with a large one it
+says nothing.
 
 The kernel's parameters are at their posterior mode: marginal likelihood (Rasmussen and Williams
 2006, "Gaussian Processes for Machine Learning", eqs. 2.30 and 5.9) times priors, climbed by L-BFGS.
@@ -37,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_FIT_STEPS = 75
 _LEAST_NOISE = 1e-6
+# Prior of theta: mean and deviation of its logarithm.
+_DISTRUST_PRIOR = (-3.0, 1.5)
 _TREND = 1.0
 # In the unit box. Far shorter ones would leave nothing of distances but their rounding.
 _LENGTHSCALES = (1e-2, 1e3)
@@ -53,6 +63,7 @@ class Kernel:
         trend: variance of the level and of each slope of the linear part.
         noise: variance of one measurement around the function.
         middle, width: a basic point is scaled to ``(z - middle) / width``, both ``(d,)``.
+        distrust: theta, for each earlier sweep, shape ``(s,)``.
     """
 
     lengthscales: FloatArray
@@ -61,39 +72,56 @@ class Kernel:
     noise: float
     middle: FloatArray
     width: FloatArray
+    distrust: FloatArray
 
     @classmethod
-    def likely(cls, Z: FloatArray) -> Kernel:
-        """What the priors expect, scaled to the points ``(n, d)``."""
+    def likely(cls, Z: FloatArray, n_sweeps: int = 0) -> Kernel:
+        """What the priors expect, scaled to the points ``(n, d + s)``."""
+        Z = Z[:, : Z.shape[1] - n_sweeps]
         lowest, highest = Z.min(axis=0), Z.max(axis=0)
         # At least one unit: a dimension that has hardly varied must not look wild.
         width = np.maximum(highest - lowest, 1.0)
         lengthscales = np.full(Z.shape[1], 0.5 * math.sqrt(Z.shape[1]))
-        return cls(lengthscales, 0.7, _TREND, 1e-2, (lowest + highest) / 2, width)
+        distrust = np.full(n_sweeps, math.exp(_DISTRUST_PRIOR[0]))
+        return cls(lengthscales, 0.7, _TREND, 1e-2, (lowest + highest) / 2, width, distrust)
 
     def refitted_to(self, Z: FloatArray) -> Kernel:
-        """The same function of the distance, in the unit box of other points ``(n, d)``."""
-        box = Kernel.likely(Z)
+        """The same function of the distance, in the unit box of other points ``(n, d + s)``."""
+        box = Kernel.likely(Z, len(self.distrust))
         lengthscales = np.clip(self.lengthscales * self.width / box.width, *_LENGTHSCALES)
         return replace(self, lengthscales=lengthscales, middle=box.middle, width=box.width)
 
     def unit(self, Z: FloatArray) -> FloatArray:
-        """Basic points in the unit box of those that the kernel was fitted to."""
-        return np.asarray((Z - self.middle) / self.width)
+        """Basic points in the unit box of those that the kernel was fitted to, ``(n, d + s)``.
+
+        Points ``(n, d)``, which name no sweep, belong to the new one.
+        """
+        d = len(self.middle)
+        X = np.zeros((len(Z), d + len(self.distrust)))
+        X[:, :d] = (Z[:, :d] - self.middle) / self.width
+        if Z.shape[1] > d:
+            X[:, d:] = Z[:, d:]
+        return X
 
     def __call__(self, X: FloatArray, other: FloatArray) -> FloatArray:
-        """Covariance ``(n, q)`` of unit points ``(n, d)`` and ``(q, d)``."""
+        """Covariance ``(n, q)`` of unit points ``(n, d + s)`` and ``(q, d + s)``."""
+        d = len(self.middle)
+        sweeps, others = X[:, d:], other[:, d:]
+        X, other = X[:, :d], other[:, :d]
         covariance = _matern(_distances(X / self.lengthscales, other / self.lengthscales))
         covariance *= self.outputscale
-        trend = X @ other.T
-        trend += 1
-        trend *= self.trend
-        covariance += trend
+        slopes = X @ other.T
+        slopes *= self.trend
+        covariance += slopes
+        if len(self.distrust):
+            covariance *= _correlation(sweeps, others, self.distrust)
+        covariance += self.trend
         return covariance
 
     def diagonal(self, X: FloatArray) -> FloatArray:
-        """Variances ``(n,)`` at unit points ``(n, d)``."""
-        return np.asarray(self.outputscale + self.trend * (np.square(X).sum(axis=1) + 1))
+        """Variances ``(n,)`` at unit points ``(n, d + s)``."""
+        squares = np.square(X[:, : len(self.middle)]).sum(axis=1)
+        return np.asarray(self.outputscale + self.trend * (squares + 1))
 
 
 def _distances(X: FloatArray, other: FloatArray) -> FloatArray:
@@ -104,6 +132,12 @@ def _distances(X: FloatArray, other: FloatArray) -> FloatArray:
     r += 5 * np.square(other).sum(axis=1)
     np.maximum(r, 0.0, out=r)
     return np.sqrt(r, out=r)
+
+
+def _correlation(sweeps: FloatArray, others: FloatArray, distrust: FloatArray) -> FloatArray:
+    """Between runs of these sweeps, ``(n, s)`` and ``(q, s)``: shape ``(n, q)``."""
+    apart = (sweeps @ distrust)[:, None] + others @ distrust - 2 * (sweeps * distrust) @ others.T
+    return np.exp(-apart)
 
 
 def _matern(r: FloatArray) -> FloatArray:
@@ -121,11 +155,12 @@ class Data:
     """Distinct points with the mean of what was measured there.
 
     Attributes:
-        Z: shape ``(n, d)``.
+        Z: shape ``(n, d + s)``.
         Y: means of the targets, shape ``(n, m)``.
         counts: how many measurements each mean is of, shape ``(n,)``.
         scatter: sum of squares of the measurements around their means, shape ``(m,)``.
         extra: variance of each mean besides the noise, shape ``(n,)``.
+        n_sweeps: s.
     """
 
     Z: FloatArray
@@ -133,14 +168,17 @@ class Data:
     counts: FloatArray
     scatter: FloatArray
     extra: FloatArray
+    n_sweeps: int = 0
 
     @classmethod
-    def pooled(cls, Z: FloatArray, Y: FloatArray, extra: FloatArray | None = None) -> Data:
+    def pooled(
+        cls, Z: FloatArray, Y: FloatArray, extra: FloatArray | None = None, n_sweeps: int = 0
+    ) -> Data:
         """Measurements ``Y`` ``(n, m)`` at points that may repeat, in order of appearance."""
         extra = np.zeros(len(Z)) if extra is None else extra
         _, first, group = np.unique(Z, axis=0, return_index=True, return_inverse=True)
         if len(first) == len(Z):
-            return cls(Z, Y, np.ones(len(Z)), np.zeros(Y.shape[1]), extra)
+            return cls(Z, Y, np.ones(len(Z)), np.zeros(Y.shape[1]), extra, n_sweeps)
         order = np.argsort(first)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
@@ -152,7 +190,7 @@ class Data:
 
         means = np.stack([mean(y) for y in Y.T], axis=1)
         scatter = np.square(Y - means[group]).sum(axis=0)
-        return cls(Z[first[order]], means, counts, scatter, mean(extra) / counts)
+        return cls(Z[first[order]], means, counts, scatter, mean(extra) / counts, n_sweeps)
 
     def only(self, target: int) -> Data:
         """The data of one function."""
@@ -185,7 +223,8 @@ def fit_kernel(
         fixed_noise: the noise variance where it is known; otherwise it is fitted.
         start: where the climb begins, best a fit to part of the data.
     """
-    kernel = Kernel.likely(data.Z) if start is None else start.refitted_to(data.Z)
+    likely = Kernel.likely(data.Z, data.n_sweeps)
+    kernel = likely if start is None else start.refitted_to(data.Z)
     if fixed_noise is not None:
         kernel = replace(kernel, noise=fixed_noise)
     objective = KernelPosterior(data, kernel, None if fixed_noise is not None else noise_prior)
@@ -199,7 +238,6 @@ def fit_kernel(
     )
     if not (math.isfinite(fit.fun) and np.isfinite(fit.x).all()):
         logger.warning("no fit to %d runs: taking what the priors expect", len(data.Z))
-        likely = Kernel.likely(data.Z)
         return likely if fixed_noise is None else replace(likely, noise=fixed_noise)
     return objective.unpack(fit.x)
 
@@ -224,36 +262,47 @@ class KernelPosterior:
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        lengthscales = [(math.log(_LENGTHSCALES[0]), math.log(_LENGTHSCALES[1]))] * self.X.shape[1]
+        bounds = (math.log(_LENGTHSCALES[0]), math.log(_LENGTHSCALES[1]))
+        lengthscales = [bounds] * len(self.kernel.lengthscales)
+        distrust = [(math.log(1e-4), math.log(10))] * self.data.n_sweeps
         noise = [] if self.noise_prior is None else [(math.log(_LEAST_NOISE), math.log(10))]
-        return [*lengthscales, (math.log(1e-4), math.log(1e3)), *noise]
+        return [*lengthscales, (math.log(1e-4), math.log(1e3)), *distrust, *noise]
 
     def pack(self, kernel: Kernel) -> FloatArray:
         noise = [kernel.noise] if self.noise_prior is not None else []
-        logs = np.log([*kernel.lengthscales, kernel.outputscale, *noise])
+        logs = np.log([*kernel.lengthscales, kernel.outputscale, *kernel.distrust, *noise])
         return np.asarray(np.clip(logs, *np.transpose(self.bounds)))
 
     def unpack(self, theta: FloatArray) -> Kernel:
-        d = self.X.shape[1]
+        d, end = len(self.kernel.lengthscales), -1 if self.noise_prior is not None else None
         values = np.exp(theta)
-        noise = float(values[d + 1]) if self.noise_prior is not None else self.kernel.noise
         return replace(
-            self.kernel, lengthscales=values[:d], outputscale=float(values[d]), noise=noise
+            self.kernel,
+            lengthscales=values[:d],
+            outputscale=float(values[d]),
+            distrust=values[d + 1 : end],
+            noise=self.kernel.noise if end is None else float(values[end]),
         )
 
     def __call__(self, theta: FloatArray) -> tuple[float, FloatArray]:
         """Negative log posterior density, and its gradient by ``theta``.
 
-        ``theta`` holds the logarithms of the lengthscales, the outputscale and, where it is not
-        known, the noise. Where the covariance has no Cholesky factor, the value is infinite.
+        ``theta`` holds the logarithms of the lengthscales, the outputscale, the distrust and, where
+        it is not known, the noise. Where the covariance has no Cholesky factor, the value is
+        infinite.
         """
-        kernel, X, data = self.unpack(theta), self.X, self.data
-        n, d = X.shape
+        kernel, data = self.unpack(theta), self.data
+        n, d = len(self.X), len(kernel.lengthscales)
+        X, sweeps = self.X[:, :d], self.X[:, d:]
         scaled = X / kernel.lengthscales
         r = _distances(scaled, scaled)
         decay = np.exp(-r)
         matern = (1 + r * (1 + r / 3)) * decay
-        K = kernel.outputscale * matern + kernel.trend * (X @ X.T + 1)
+        K = kernel.outputscale * matern + kernel.trend * (X @ X.T)
+        if data.n_sweeps:
+            correlation = _correlation(sweeps, sweeps, kernel.distrust)
+            K *= correlation
+        K += kernel.trend
         K[np.diag_indices(n)] += data.noise(kernel.noise)
         L, info = dpotrf(K.T, lower=1)
         if info:
@@ -267,6 +316,15 @@ class KernelPosterior:
         value = -0.5 * data.Y[:, 0] @ weights - np.log(L.diagonal()).sum() - 0.5 * n * _LOG_2PI
         value += data.log_scatter_density(kernel.noise)[0]
         gradient = np.empty_like(theta)
+        for i in range(data.n_sweeps):
+            # d k / d log theta_i = -theta_i (k - t) between i and the others, and else 0.
+            is_its = sweeps[:, i] > 0
+            between = np.vdot(W[is_its][:, ~is_its], K[is_its][:, ~is_its] - kernel.trend)
+            density, slope = _log_normal(theta[d + 1 + i], *_DISTRUST_PRIOR)
+            value += density
+            gradient[d + 1 + i] = slope - 2 * kernel.distrust[i] * between
+        if data.n_sweeps:
+            W *= correlation  # one on the diagonal
         # d k / d log l_k = a 5/3 (1 + r) exp(-r) (difference_k / l_k)^2
         G = W * (kernel.outputscale * 5 / 3 * (1 + r) * decay)
         gradient[:d] = 2 * (G.sum(axis=1) @ np.square(scaled) - (scaled * (G @ scaled)).sum(axis=0))
@@ -282,11 +340,11 @@ class KernelPosterior:
         gradient[d] += 1 - 1.5 * kernel.outputscale
         if self.noise_prior is not None:
             n_more = float(data.counts.sum()) - n
-            gradient[d + 1] = W.diagonal() @ (kernel.noise / data.counts)
-            gradient[d + 1] += 0.5 * (data.scatter[0] / kernel.noise - n_more)
-            density, slope = _log_normal(theta[d + 1], *self.noise_prior)
+            gradient[-1] = W.diagonal() @ (kernel.noise / data.counts)
+            gradient[-1] += 0.5 * (data.scatter[0] / kernel.noise - n_more)
+            density, slope = _log_normal(theta[-1], *self.noise_prior)
             value += density
-            gradient[d + 1] += slope
+            gradient[-1] += slope
         return -float(value), -gradient
 
 

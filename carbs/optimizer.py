@@ -7,6 +7,7 @@ loaded goes on as the unsaved one would.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.acquisition import FrontImprovement, TrustBox, maximize
 from carbs.constraints import Constraint
+from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import FloatArray, Param, Params, SearchSpace
 from carbs.surrogate import Surrogate, fit_surrogate
+
+logger = logging.getLogger(__name__)
 
 Direction = Literal["minimize", "maximize"]
 
@@ -43,6 +47,7 @@ def propose(
     pending: Sequence[Params],
     ids: Sequence[str],
     *,
+    earlier: Sequence[EarlierRuns] = (),
     direction: Direction = "minimize",
     max_cost: float | None = None,
     cost_exponent: float | None = None,
@@ -53,6 +58,7 @@ def propose(
     Args:
         space: of the configurations.
         observations, failures, pending: all that is known.
+        earlier: other sweeps, which teach the surrogate and may say where to begin.
         ids: of the suggestions to make. Together with ``seed`` they seed the random generator.
         direction: whether a low or a high output is good.
         max_cost: no run should cost more; None for no limit.
@@ -64,7 +70,10 @@ def propose(
     sign = 1.0 if direction == "minimize" else -1.0
     if direction == "maximize":
         observations = [o.model_copy(update={"output": -o.output}) for o in observations]
-    surrogate = fit_surrogate(space, observations, failures) if len(observations) > 1 else None
+    earlier_Z = np.concatenate([np.empty((0, space.n_dims)), *(runs.Z for runs in earlier)])
+    surrogate = None
+    if len(observations) + len(earlier_Z) > 1:
+        surrogate = fit_surrogate(space, observations, failures, earlier)
     seen_Z = space.encode_all([observation.params for observation in observations])
     known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
     conditioned = surrogate and surrogate.condition(known_Z[len(seen_Z) :])
@@ -74,11 +83,11 @@ def propose(
         n_known = len(known_Z) + len(failures)
         if n_known == 0:
             z = space.center
-        elif conditioned is None or n_known < _N_INITIAL:
+        elif conditioned is None or n_known + len(earlier_Z) < _N_INITIAL:
             # Around the centre, the closer the more has failed there.
             z = _step(space, _INITIAL_RADIUS / (1 + len(failures)), rng)
         else:
-            z = _search(space, conditioned, known_Z, max_cost, cost_exponent, rng)
+            z = _search(space, conditioned, known_Z, earlier_Z, max_cost, cost_exponent, rng)
         known_Z = np.concatenate([known_Z, z[None, :]])
         conditioned = conditioned and conditioned.condition(z[None, :])
     return _suggestions(space, ids, known_Z[n_before:], surrogate, sign)
@@ -101,17 +110,25 @@ def _search(
     space: SearchSpace,
     surrogate: Surrogate,
     known_Z: FloatArray,
+    earlier_Z: FloatArray,
     max_cost: float | None,
     cost_exponent: float | None,
     rng: np.random.Generator,
 ) -> FloatArray:
-    log_costs, _ = surrogate.log_cost(known_Z)
-    outputs, _ = surrogate.warped_output(known_Z)
     if cost_exponent is None:
         cost_exponent = _cost_exponent(len(known_Z))
+    if not len(known_Z):  # all has failed so far
+        known_Z = space.center[None, :]
+    log_costs, _ = surrogate.log_cost(known_Z)
+    outputs, _ = surrogate.warped_output(known_Z)
     score = FrontImprovement.of(
         surrogate, log_costs, outputs, space.center, max_cost, cost_exponent
     )
+    if len(earlier_Z) and len(known_Z) < _N_INITIAL:
+        # Instead of random steps around the centre: around what was good in earlier sweeps.
+        known_Z = np.concatenate([known_Z, space.snap(earlier_Z)])
+        log_costs, _ = surrogate.log_cost(known_Z)
+        outputs, _ = surrogate.warped_output(known_Z)
     parents = known_Z[pareto_front(log_costs, outputs)]
     good_Z = np.concatenate([space.center[None, :], known_Z[outputs < score.reference_output]])
     return maximize(score, space, parents, TrustBox.around(good_Z, _TRUST_MARGIN), rng)
@@ -164,6 +181,22 @@ class _State(BaseModel):
     observations: list[Observation] = []
     failures: list[Failure] = []
     pending: list[Suggestion] = []
+    earlier: list[EarlierSweep] = []
+
+
+def seen_from(
+    space: SearchSpace, earlier: Sequence[EarlierSweep], direction: Direction
+) -> list[EarlierRuns]:
+    """Earlier sweeps in a new space; what the space cannot express is left out, with a warning.
+
+    Raises:
+        ValueError: a sweep sought the other direction, or its defaults do not fit the space.
+    """
+    seen = [sweep.seen_from(space, direction) for sweep in earlier]
+    for number, runs in enumerate(seen):
+        for reason, count in runs.left_out.items():
+            logger.warning("earlier sweep %d: %d runs left out: %s", number, count, reason)
+    return [runs for runs in seen if len(runs.Z)]
 
 
 class CARBS:
@@ -175,11 +208,12 @@ class CARBS:
             a configuration (see :mod:`carbs.constraints`).
         direction: whether a low or a high output is good.
         max_cost: of one run; a suggestion above it is avoided. None for no limit.
+        earlier: other sweeps to learn from, over this space or another (see :mod:`carbs.earlier`).
         seed: same records and seed, same suggestion.
 
     Raises:
         ValueError: no parameters, names that occur twice, constraints that are none or that the
-            centre violates, or a limit that is not positive.
+            centre violates, a limit that is not positive, or an earlier sweep that does not fit.
     """
 
     def __init__(
@@ -189,6 +223,7 @@ class CARBS:
         constraints: Iterable[Constraint] = (),
         direction: Direction = "minimize",
         max_cost: float | None = None,
+        earlier: Sequence[EarlierSweep] = (),
         seed: int = 0,
     ) -> None:
         if direction not in ("minimize", "maximize"):
@@ -201,8 +236,15 @@ class CARBS:
             constraints=[constraint.saved for constraint in self.space.constraints],
             direction=direction,
             max_cost=max_cost,
+            earlier=list(earlier),
             seed=seed,
         )
+        self._earlier = seen_from(self.space, earlier, direction)
+
+    @property
+    def direction(self) -> Direction:
+        """Whether a low or a high output is good."""
+        return self._state.direction
 
     @property
     def observations(self) -> tuple[Observation, ...]:
@@ -237,6 +279,7 @@ class CARBS:
             state.failures,
             [suggestion.params for suggestion in state.pending],
             [str(first + i) for i in range(count)],
+            earlier=self._earlier,
             direction=state.direction,
             max_cost=state.max_cost,
             seed=state.seed,
@@ -378,6 +421,7 @@ class CARBS:
                 constraints=constraints,
                 direction=state.direction,
                 max_cost=state.max_cost,
+                earlier=state.earlier,
                 seed=state.seed,
             )
         except ValueError as error:  # pydantic's ValidationError is one

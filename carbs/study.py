@@ -11,7 +11,7 @@ fault and teaches nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.constraints import Constraint
+from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.early_stopping import (
     MIN_PROGRESS,
     MISS_SHARE,
@@ -36,7 +37,7 @@ from carbs.early_stopping import (
     forecast,
     is_off_front,
 )
-from carbs.optimizer import Direction, propose
+from carbs.optimizer import Direction, propose, seen_from
 from carbs.records import Failure, Observation, Suggestion
 from carbs.space import (
     ChoiceSpace,
@@ -144,9 +145,49 @@ def records(trials: Sequence[FrozenTrial], space: SearchSpace) -> Records:
     Raises:
         ValueError: a completed trial has a cost that is not positive.
     """
+    return _records(trials, lambda flat: unflatten(space, flat))
+
+
+def earlier_sweep(study: Study, defaults: Mapping[str, Any] | None = None) -> EarlierSweep:
+    """A study's ended trials, over whatever parameters they have, as data for a new search.
+
+    Trials that were stopped early count as their forecasts, pruned ones without a forecast do not.
+
+    Args:
+        study: with the objectives (output, cost), or with one: then every trial cost 1.
+        defaults: what it used of parameters that it did not search.
+
+    Raises:
+        ValueError: the study's objectives are others, or a completed trial has a cost that is not
+            positive.
+    """
+    found = _records(study.get_trials(deepcopy=False), _nested)
+    return EarlierSweep(
+        direction=_direction(study),
+        observations=tuple(found.observations),
+        failures=tuple(found.failures),
+        defaults=dict(defaults or {}),
+    )
+
+
+def _nested(flat: Mapping[str, Any]) -> Params | None:
+    """A trial's parameters with mixtures as mappings; None where the trial has none at all."""
+    params: Params = {}
+    for key, value in flat.items():
+        name, dot, component = key.partition(".")
+        if dot:
+            params[name] = {**params.get(name, {}), component: value}  # type: ignore[dict-item]
+        else:
+            params[name] = value
+    return params or None
+
+
+def _records(
+    trials: Sequence[FrozenTrial], read: Callable[[Mapping[str, Any]], Params | None]
+) -> Records:
     found = Records([], [], [])
     for trial in trials:
-        params = unflatten(space, trial.params)
+        params = read(trial.params)
         if params is None or trial.user_attrs.get(FORGOTTEN):
             continue
         id = str(trial.number)
@@ -228,6 +269,7 @@ class CarbsSampler(BaseSampler):
         max_cost: of one run; None for no limit.
         cost_exponent: from 0 (only the number of trials matters) to 1 (only their total cost); by
             default first 1, then ever less.
+        earlier: other sweeps to learn from (see :mod:`carbs.earlier`).
         seed: same trials and seed, same suggestion.
     """
 
@@ -238,12 +280,15 @@ class CarbsSampler(BaseSampler):
         constraints: Iterable[Constraint] = (),
         max_cost: float | None = None,
         cost_exponent: float | None = None,
+        earlier: Sequence[EarlierSweep] = (),
         seed: int = 0,
     ) -> None:
         self.space = SearchSpace(params, constraints)
         self.max_cost = max_cost
         self.cost_exponent = cost_exponent
+        self.earlier = tuple(earlier)
         self.seed = seed
+        self._seen: dict[Direction, list[EarlierRuns]] = {}
         self._distributions = distributions(self.space)
         self._independent = RandomSampler(seed=seed)
 
@@ -311,17 +356,9 @@ class CarbsSampler(BaseSampler):
         self._independent.reseed_rng()
 
     def _suggest(self, study: Study, number: int) -> Suggestion:
-        directions = study.directions
-        if len(directions) > 2 or (
-            len(directions) == 2 and directions[1] != StudyDirection.MINIMIZE
-        ):
-            raise ValueError(
-                f"study {study.study_name!r} has directions {[d.name for d in directions]}; "
-                "CarbsSampler expects (output, cost), the cost to be minimized"
-            )
-        direction: Direction = (
-            "maximize" if directions[0] == StudyDirection.MAXIMIZE else "minimize"
-        )
+        direction = _direction(study)
+        if direction not in self._seen:
+            self._seen[direction] = seen_from(self.space, self.earlier, direction)
         others = [t for t in study.get_trials(deepcopy=False) if t.number != number]
         known = records(others, self.space)
         return propose(
@@ -330,11 +367,22 @@ class CarbsSampler(BaseSampler):
             known.failures,
             [suggestion.params for suggestion in known.pending],
             [str(number)],
+            earlier=self._seen[direction],
             direction=direction,
             max_cost=self.max_cost,
             cost_exponent=self.cost_exponent,
             seed=self.seed,
         )[0]
+
+
+def _direction(study: Study) -> Direction:
+    directions = study.directions
+    if len(directions) > 2 or (len(directions) == 2 and directions[1] != StudyDirection.MINIMIZE):
+        raise ValueError(
+            f"study {study.study_name!r} has directions {[d.name for d in directions]}; "
+            "carbs expects (output, cost), the cost to be minimized"
+        )
+    return "maximize" if directions[0] == StudyDirection.MAXIMIZE else "minimize"
 
 
 class FrontPruner(BasePruner):

@@ -16,6 +16,11 @@ on a logarithmic scale first: how bad they are says little about the front.
 Success is a classification. With the Dirichlet transform of Milios et al. 2018 ("Dirichlet-based
 Gaussian processes for large-scale calibrated classification", eqs. 4-5) its two latent processes
 differ by one Gaussian process with known noise, so it stays exact.
+
+Earlier sweeps may have been measured in other units, of loss and (on other hardware) of cost. Each
+is brought to the new one's: its losses by a scale and a shift, its costs by a factor, such that at
+the new runs it agrees with them on average. How far it agrees beyond that, and so how far it is
+trusted, is the kernel's business (:mod:`carbs.gaussian_process`).
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from carbs.earlier import EarlierRuns
 from carbs.gaussian_process import Data, GaussianProcess, Kernel, fit_kernel
 from carbs.records import Failure, Observation
 from carbs.space import FloatArray, SearchSpace
@@ -37,6 +43,8 @@ from carbs.space import FloatArray, SearchSpace
 _SHIFTS = (0.05, 0.15, 0.4, 1.0, 3.0, 30.0)
 # How many runs the processes see at most.
 _N_TELLING = 512
+# And how many of them may be of earlier sweeps.
+_N_EARLIER = 128
 # Costs may be measured without noise, or with much.
 _COST_NOISE_PRIOR = (-8.0, 3.0)
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
@@ -194,43 +202,150 @@ class Surrogate:
         )
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Runs: points ``(n, d)``, or ``(n, d + s)`` with their sweeps, losses and log costs ``(n,)``.
+
+    Attributes:
+        deviations: of losses that are forecasts; zero where measured, shape ``(n,)``.
+        n_sweeps: s.
+    """
+
+    Z: FloatArray
+    losses: FloatArray
+    deviations: FloatArray
+    log_costs: FloatArray
+    n_sweeps: int = 0
+
+    def only(self, indices: NDArray[np.intp] | slice) -> _Measured:
+        return replace(
+            self,
+            Z=self.Z[indices],
+            losses=self.losses[indices],
+            deviations=self.deviations[indices],
+            log_costs=self.log_costs[indices],
+        )
+
+
 def fit_surrogate(
-    space: SearchSpace, observations: Sequence[Observation], failures: Sequence[Failure] = ()
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    failures: Sequence[Failure] = (),
+    earlier: Sequence[EarlierRuns] = (),
 ) -> Surrogate:
     """Fit all three processes.
 
     Args:
         space: of the configurations.
-        observations: at least one; outputs are to be minimised.
+        observations: at least one, here or in an earlier sweep; outputs are to be minimised.
         failures: configurations that could not be trained.
+        earlier: sweeps, trusted as far as they agree with this one.
     """
-    Z = space.encode_all([observation.params for observation in observations])
-    losses = np.array([observation.output for observation in observations])
-    deviations = np.array([observation.output_deviation for observation in observations])
-    log_costs = np.log([observation.cost for observation in observations])
-    n_first = n_fitted(len(losses))
-    first = _most_telling(losses[:n_first], log_costs[:n_first])
-    output_kernel = _output_kernel(_Runs(Z[first], losses[first], deviations[first]))
-    cost_kernel = _cost_kernel(_Runs(Z[first], log_costs[first]))
-    telling = _most_telling(losses, log_costs)
-    success = None
-    if failures:
-        failed_Z = space.encode_all([failure.params for failure in failures])
-        success = _fit_success(Z, failed_Z, telling)
-    Z, losses, log_costs = Z[telling], losses[telling], log_costs[telling]
+    new = _Measured(
+        space.encode_all([observation.params for observation in observations]),
+        np.array([observation.output for observation in observations]),
+        np.array([observation.output_deviation for observation in observations]),
+        np.log([observation.cost for observation in observations]),
+    )
+    first = new.only(slice(n_fitted(len(new.Z))))
+    told = new.only(_most_telling(new.losses, new.log_costs, _N_TELLING))
+    failed_Z = space.encode_all([failure.params for failure in failures])
+    failed = [failed_Z[: n_fitted(len(failed_Z))]], [failed_Z[_evenly(len(failed_Z), _N_TELLING)]]
+    n_succeeded, n_failed = len(new.Z), len(failed_Z)
+    if earlier:
+        pasts = [_past(runs, _N_EARLIER // len(earlier)) for runs in earlier]
+        first, told = _together(first, pasts), _together(told, pasts)
+        for runs in earlier:
+            some = runs.failed_points[_evenly(len(runs.failed_points), _N_EARLIER)]
+            for parts in failed:
+                parts.append(some)
+            n_succeeded, n_failed = n_succeeded + len(runs.Z), n_failed + len(some)
+    surrogate = _fit(first, told)
+    if not n_failed:
+        return surrogate
+    # The rate of success, as if one more had succeeded and one more had failed.
+    rate = (n_succeeded + 1) / (n_succeeded + n_failed + 2)
+    failed_first, failed_told = (_of_sweeps(parts) for parts in failed)
+    success = _fit_success((first.Z, failed_first), (told.Z, failed_told), rate, told.n_sweeps)
+    return replace(surrogate, success=success)
+
+
+def _fit(first: _Measured, told: _Measured) -> Surrogate:
+    """Kernels fitted to the first runs, processes conditioned on those told."""
+    n_sweeps = told.n_sweeps
+    output_kernel = _output_kernel(_Runs(first.Z, first.losses, first.deviations, n_sweeps))
+    cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, n_sweeps=n_sweeps))
+    Z, losses, log_costs = told.Z, told.losses, told.log_costs
 
     losses = _draw_in(losses, Z)
     warps = _warps(losses)
-    output_process = GaussianProcess(output_kernel, _warped(Z, losses, warps, deviations[telling]))
+    output_data = _warped(Z, losses, warps, told.deviations, n_sweeps)
+    output_process = GaussianProcess(output_kernel, output_data)
     log_evidence = _log_evidence(output_process, warps, losses)
     weights = np.exp(log_evidence - log_evidence.max())
 
     cost_scale = _cost_scale(log_costs)
-    cost_process = GaussianProcess(
-        cost_kernel, Data.pooled(Z, cost_scale.apply(log_costs)[:, None])
-    )
+    cost_data = Data.pooled(Z, cost_scale.apply(log_costs)[:, None], n_sweeps=n_sweeps)
     return Surrogate(
-        output_process, warps, weights / weights.sum(), cost_process, cost_scale, success
+        output_process,
+        warps,
+        weights / weights.sum(),
+        GaussianProcess(cost_kernel, cost_data),
+        cost_scale,
+        success=None,
+    )
+
+
+def _past(runs: EarlierRuns, n_most: int) -> tuple[_Measured, Surrogate]:
+    """An earlier sweep's most telling runs, and what is believed from them alone."""
+    measured = _Measured(runs.Z, runs.outputs, runs.deviations, runs.log_costs)
+    measured = measured.only(_most_telling(runs.outputs, runs.log_costs, n_most))
+    return measured, _fit(measured, measured)
+
+
+def _together(new: _Measured, pasts: Sequence[tuple[_Measured, Surrogate]]) -> _Measured:
+    """New runs, and as many earlier ones as there is room for, in the new one's units."""
+    room = (_N_TELLING - len(new.Z)) // len(pasts)
+    parts = [new, *(_in_units_of(new, old, past).only(slice(room)) for old, past in pasts)]
+    return _Measured(
+        _of_sweeps([part.Z for part in parts]),
+        np.concatenate([part.losses for part in parts]),
+        np.concatenate([part.deviations for part in parts]),
+        np.concatenate([part.log_costs for part in parts]),
+        n_sweeps=len(pasts),
+    )
+
+
+def _of_sweeps(parts: Sequence[FloatArray]) -> FloatArray:
+    """Points of the new and of earlier sweeps, ``(n_i, d)`` each, as one ``(n, d + s)``."""
+    sweep = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return np.concatenate([np.concatenate(parts), np.eye(len(parts))[sweep][:, 1:]], axis=1)
+
+
+def _in_units_of(new: _Measured, old: _Measured, past: Surrogate) -> _Measured:
+    """An earlier sweep as if measured with the new one's units and on its hardware.
+
+    Its predictions for the new runs get their mean and, as far as that can be told, their spread.
+    Before the first run its units are taken to be the same.
+    """
+    if not len(new.Z):
+        return old
+    losses = _draw_in(new.losses, new.Z)
+    expected = past.warps[past.best_warp].invert(past.warped_output(new.Z)[0])
+    scale = 1.0
+    if min(np.ptp(expected), np.ptp(old.losses)) > 1e-9 * float(np.abs(expected).max()):
+        log_ratio = math.log(max(float(losses.std() / expected.std()), 1e-6))
+        # Many runs that were expected to differ tell the ratio; a large one is not by chance.
+        n_telling = (len(new.Z) - 1) * min(1.0, float(expected.std() / old.losses.std())) ** 2
+        weight = n_telling * (1 + log_ratio**2)
+        scale = math.exp(log_ratio * weight / (weight + 2))
+    shift = losses.mean() - scale * expected.mean()
+    log_factor = (new.log_costs - past.log_cost(new.Z)[0]).mean()
+    return replace(
+        old,
+        losses=shift + scale * old.losses,
+        deviations=scale * old.deviations,
+        log_costs=old.log_costs + log_factor,
     )
 
 
@@ -252,10 +367,16 @@ def n_fitted(n: int) -> int:
 class _Runs:
     """Points and what was measured there, hashable, so that no fit is made twice."""
 
-    def __init__(self, Z: FloatArray, y: FloatArray, deviations: FloatArray | None = None) -> None:
-        self.Z, self.y = Z, y
+    def __init__(
+        self,
+        Z: FloatArray,
+        y: FloatArray,
+        deviations: FloatArray | None = None,
+        n_sweeps: int = 0,
+    ) -> None:
+        self.Z, self.y, self.n_sweeps = Z, y, n_sweeps
         self.deviations = np.zeros(len(y)) if deviations is None else deviations
-        self._key = (Z.shape, Z.tobytes(), y.tobytes(), self.deviations.tobytes())
+        self._key = (Z.shape, n_sweeps, Z.tobytes(), y.tobytes(), self.deviations.tobytes())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Runs) and self._key == other._key
@@ -269,7 +390,9 @@ class _Runs:
     def earlier(self) -> _Runs | None:
         """The first half, whose fit is a good start; None where there is too little."""
         n = n_fitted(len(self) // 2)
-        return _Runs(self.Z[:n], self.y[:n], self.deviations[:n]) if n >= 8 else None
+        if n < 8:
+            return None
+        return _Runs(self.Z[:n], self.y[:n], self.deviations[:n], self.n_sweeps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -278,7 +401,7 @@ def _output_kernel(runs: _Runs) -> Kernel:
     earlier = runs.earlier()
     losses = _draw_in(runs.y, runs.Z)
     warps = _warps(losses)
-    data = _warped(runs.Z, losses, warps, runs.deviations)
+    data = _warped(runs.Z, losses, warps, runs.deviations, runs.n_sweeps)
     if earlier is not None:
         start = _output_kernel(earlier)
     else:
@@ -292,13 +415,14 @@ def _cost_kernel(runs: _Runs) -> Kernel:
     earlier = runs.earlier()
     start = None if earlier is None else _cost_kernel(earlier)
     scaled = _cost_scale(runs.y).apply(runs.y)
-    data = Data.pooled(runs.Z, scaled[:, None])
+    data = Data.pooled(runs.Z, scaled[:, None], n_sweeps=runs.n_sweeps)
     return fit_kernel(data, noise_prior=_COST_NOISE_PRIOR, start=start)
 
 
 @functools.lru_cache(maxsize=256)
 def _success_kernel(runs: _Runs, noise: float) -> Kernel:
-    return fit_kernel(Data.pooled(runs.Z, runs.y[:, None]), fixed_noise=noise)
+    data = Data.pooled(runs.Z, runs.y[:, None], n_sweeps=runs.n_sweeps)
+    return fit_kernel(data, fixed_noise=noise)
 
 
 def _cost_scale(log_costs: FloatArray) -> Standardisation:
@@ -307,12 +431,17 @@ def _cost_scale(log_costs: FloatArray) -> Standardisation:
 
 
 def _warped(
-    Z: FloatArray, losses: FloatArray, warps: Sequence[Warp], deviations: FloatArray
+    Z: FloatArray,
+    losses: FloatArray,
+    warps: Sequence[Warp],
+    deviations: FloatArray,
+    n_sweeps: int,
 ) -> Data:
     """The losses under each warp; what a forecast may be off, under the one in the middle."""
     middle = warps[len(warps) // 2]
     extra = np.square(deviations * np.exp(middle.log_derivative(losses)))
-    return Data.pooled(Z, np.stack([warp.apply(losses) for warp in warps], axis=1), extra)
+    Y = np.stack([warp.apply(losses) for warp in warps], axis=1)
+    return Data.pooled(Z, Y, extra, n_sweeps)
 
 
 def _log_evidence(
@@ -323,21 +452,21 @@ def _log_evidence(
     return np.asarray(process.log_marginal_likelihood() + np.array(jacobian))
 
 
-def _most_telling(losses: FloatArray, log_costs: FloatArray) -> NDArray[np.intp]:
+def _most_telling(losses: FloatArray, log_costs: FloatArray, n_most: int) -> NDArray[np.intp]:
     """Indices of the runs that the processes are conditioned on, in their order.
 
-    All, up to ``_N_TELLING``. Of more, half of that many that lie nearest the front, and the other
+    All, up to ``n_most``. Of more, half of that many that lie nearest the front, and the other
     half evenly spread over the rest: thinking must not grow with the length of a search.
     """
     n = len(losses)
-    if n <= _N_TELLING:
+    if n <= n_most:
         return np.arange(n)
     order = np.argsort(log_costs, kind="stable")
     above = np.empty(n)
     above[order] = losses[order] - np.minimum.accumulate(losses[order])
     ranked = np.argsort(above, kind="stable")
-    near, rest = ranked[: _N_TELLING // 2], np.sort(ranked[_N_TELLING // 2 :])
-    spread = np.linspace(0, len(rest) - 1, _N_TELLING - len(near)).round().astype(int)
+    near, rest = ranked[: n_most // 2], np.sort(ranked[n_most // 2 :])
+    spread = np.linspace(0, len(rest) - 1, n_most - len(near)).round().astype(int)
     return np.sort(np.concatenate([near, rest[spread]]))
 
 
@@ -360,18 +489,29 @@ def _warps(losses: FloatArray) -> tuple[Warp, ...]:
     return tuple(Warp.of(losses, float(losses.min()) - shift * spread) for shift in _SHIFTS)
 
 
-def _fit_success(Z: FloatArray, failed_Z: FloatArray, telling: NDArray[np.intp]) -> SuccessModel:
+def _fit_success(
+    first: tuple[FloatArray, FloatArray],
+    told: tuple[FloatArray, FloatArray],
+    rate: float,
+    n_sweeps: int,
+) -> SuccessModel:
+    """The points, in each pair, are those that succeeded and those that failed.
+
+    Args:
+        first: what the kernel is fitted to.
+        told: what the process is conditioned on.
+        rate: of success.
+        n_sweeps: earlier sweeps.
+    """
     var_seen, var_unseen = math.log(1 / (1 + _ALPHA) + 1), math.log(1 / _ALPHA + 1)
     score = math.log(1 + _ALPHA) - var_seen / 2 - math.log(_ALPHA) + var_unseen / 2
-    # The rate of success, as if one more had succeeded and one more had failed.
-    rate = (len(Z) + 1) / (len(Z) + len(failed_Z) + 2)
     mean = math.log(rate / (1 - rate)) / score
     noise = (var_seen + var_unseen) / score**2
-    first = _labelled(Z[: n_fitted(len(Z))], failed_Z[: n_fitted(len(failed_Z))])
-    kernel = _success_kernel(_Runs(*first), noise)
-    points, labels = _labelled(Z[telling], failed_Z[_evenly(len(failed_Z))])
-    process = GaussianProcess(kernel, Data.pooled(points, (labels - mean)[:, None]))
-    return SuccessModel(process, mean, score)
+    points, labels = _labelled(*first)
+    kernel = _success_kernel(_Runs(points, labels, n_sweeps=n_sweeps), noise)
+    points, labels = _labelled(*told)
+    data = Data.pooled(points, (labels - mean)[:, None], n_sweeps=n_sweeps)
+    return SuccessModel(GaussianProcess(kernel, data), mean, score)
 
 
 def _labelled(Z: FloatArray, failed_Z: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -380,6 +520,6 @@ def _labelled(Z: FloatArray, failed_Z: FloatArray) -> tuple[FloatArray, FloatArr
     return np.concatenate([Z, failed_Z]), labels
 
 
-def _evenly(n: int) -> NDArray[np.intp]:
-    """Indices of at most ``_N_TELLING`` of n, evenly spread."""
-    return np.linspace(0, n - 1, min(n, _N_TELLING)).round().astype(np.intp)
+def _evenly(n: int, n_most: int) -> NDArray[np.intp]:
+    """Indices of at most ``n_most`` of n, evenly spread."""
+    return np.linspace(0, n - 1, min(n, n_most)).round().astype(np.intp)

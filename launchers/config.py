@@ -8,6 +8,7 @@ parameters:
   optimizer: {space: choice, choices: [adamw, sgd], search_center: adamw}
   momentum: {space: logit, search_center: 0.9, when: {optimizer: sgd}}
 constraints: ["width <= 256 or mix['code'] > 0.1"]
+warm_start: [{folder: earlier-sweep, defaults: {optimizer: sgd}}]
 max_trials: 60
 max_cost: 15
 budget: 300
@@ -30,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from carbs.earlier import EarlierSweep
 from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
 from carbs.space import Param, SearchSpace
 from launchers.errors import SweepFileError
@@ -47,6 +49,32 @@ class CheckConfig(BaseModel):
 
     cost_factor: float = Field(default=8.0, ge=1, allow_inf_nan=False)
     level: float = Field(default=0.9, gt=0, lt=1)
+
+
+class WarmStartConfig(BaseModel):
+    """Another sweep to learn from, by its folder, or by its study and the database that holds it.
+
+    It is read once, when the new sweep begins.
+
+    Attributes:
+        folder: of a sweep, where its study lies in it; relative to the working directory.
+        storage, study: a database URL, and the study's name.
+        defaults: what it used of parameters that it did not search.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str | None = None
+    storage: str | None = None
+    study: str | None = None
+    defaults: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_place(self) -> WarmStartConfig:
+        has = (self.folder is not None, self.storage is not None, self.study is not None)
+        if has not in ((True, False, False), (False, True, True)):
+            raise ValueError("give either the folder of a sweep, or both storage and study")
+        return self
 
 
 class EarlyStoppingConfig(BaseModel):
@@ -72,6 +100,7 @@ class SweepConfig(BaseModel):
         parameters: what is searched, by name; each with its space and its ``search_center``, and
             ``when`` it exists.
         constraints: expressions over the parameters that every trial meets.
+        warm_start: other sweeps to learn from, over these parameters or others.
         settings: handed to the function as they are.
         direction: whether a low or a high output is good.
         executor: where jobs run: ``local`` processes, ``slurm``, or ``debug`` (in the controller).
@@ -93,6 +122,7 @@ class SweepConfig(BaseModel):
     function: str
     parameters: list[Param] = Field(min_length=1)
     constraints: list[str] = []
+    warm_start: list[WarmStartConfig] = []
     settings: dict[str, Any] = {}
     direction: Literal["minimize", "maximize"] = "minimize"
     executor: Literal["local", "slurm", "debug"] = "local"
@@ -126,7 +156,12 @@ class SweepConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_space(self) -> SweepConfig:
-        SearchSpace(self.parameters, self.constraints)
+        space = SearchSpace(self.parameters, self.constraints)
+        for number, source in enumerate(self.warm_start):
+            try:
+                EarlierSweep(defaults=source.defaults).seen_from(space, "minimize")
+            except ValueError as error:
+                raise ValueError(f"warm_start.{number}: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -39,6 +39,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from carbs.earlier import EarlierSweep
 from carbs.records import Suggestion
 from carbs.space import Param, Params, SearchSpace
 from carbs.study import (
@@ -48,6 +49,7 @@ from carbs.study import (
     FrontPruner,
     Records,
     create_study,
+    earlier_sweep,
     records,
     set_attribute,
     tell_failure,
@@ -55,7 +57,7 @@ from carbs.study import (
     tell_stopped,
     unflatten,
 )
-from launchers.config import SweepConfig
+from launchers.config import SweepConfig, WarmStartConfig
 from launchers.errors import FolderError, SweepStoppedError
 from launchers.executors import Executor, make_executor
 from launchers.job import JobFile, Result, read_curve, read_report, stop, write_job
@@ -74,6 +76,8 @@ SPACE = "space"
 CONSTRAINTS = "constraints"
 
 _CONFIG = "sweep.json"
+_EARLIER = "earlier.json"
+_SWEEPS = TypeAdapter(list[EarlierSweep])
 _PARAMS = TypeAdapter(list[Param])
 _POLL_S = 0.05
 _LOCK_TIMEOUT_S = 60
@@ -143,9 +147,16 @@ class Sweep:
         if not os.access(self.folder, os.W_OK):
             raise FolderError(f"cannot write into {self.folder}: name another with --folder")
         self.study = self._open_study()
-        # Without the storage: its URL may hold a password.
-        text = config.model_dump_json(indent=1, exclude={"storage"})
+        # Without the storages: their URLs may hold passwords.
+        text = config.model_dump_json(indent=1, exclude={"storage", "warm_start"})
         (self.folder / _CONFIG).write_text(text + "\n")
+        self._sampler = CarbsSampler(
+            config.parameters,
+            constraints=config.constraints,
+            earlier=self._earlier(),
+            seed=config.seed,
+        )
+        self.study.sampler = self._sampler
         self._executor: Executor = make_executor(config)
         self._wake = threading.Event()
         self._interrupted = False
@@ -186,11 +197,37 @@ class Sweep:
                 "sweep file: name another --folder, or take back the change to the parameters"
             )
         if before is None:
+            self._keep_earlier()
             space = json.dumps([param.model_dump(mode="json") for param in params])
             study.set_user_attr(SPACE, space)
         # These may change from run to run: what violates them is still data.
         study.set_user_attr(CONSTRAINTS, self.config.constraints)
         return study
+
+    def _keep_earlier(self) -> None:
+        """Copy what earlier sweeps recorded, so that later controllers need only this folder."""
+        earlier = [_read_earlier(source) for source in self.config.warm_start]
+        try:
+            for sweep in earlier:
+                sweep.seen_from(self.space, self.config.direction)
+        except ValueError as error:
+            raise FolderError(f"warm_start of {self.config.name!r}: {error}") from None
+        if earlier:
+            file = self.folder / _EARLIER
+            temporary = file.with_suffix(".tmp")
+            temporary.write_bytes(_SWEEPS.dump_json(earlier))
+            temporary.replace(file)
+
+    def _earlier(self) -> list[EarlierSweep]:
+        file = self.folder / _EARLIER
+        if file.exists():
+            return _SWEEPS.validate_json(file.read_bytes())
+        if self.config.warm_start:
+            raise FolderError(
+                f"study {self.config.name!r} in {self.folder} was begun without warm_start: name "
+                "another --folder, or take warm_start back"
+            )
+        return []
 
     @contextmanager
     def controlling(self) -> Iterator[None]:
@@ -334,13 +371,8 @@ class Sweep:
         if self.config.budget is not None:
             limits.append(self._unreserved(status))
         limit = min((limit for limit in limits if limit is not None), default=None)
-        self.study.sampler = CarbsSampler(
-            self.config.parameters,
-            constraints=self.config.constraints,
-            max_cost=limit,
-            cost_exponent=self._cost_exponent(status),
-            seed=self.config.seed,
-        )
+        self._sampler.max_cost = limit
+        self._sampler.cost_exponent = self._cost_exponent(status)
         number = self.study.ask().number
         return self.study.get_trials(deepcopy=False)[number]
 
@@ -461,6 +493,36 @@ def _sqlite_storage(file: Path) -> RDBStorage:
             with suppress(FileExistsError):
                 os.link(new, file)
     return RDBStorage(f"sqlite:///{file}", {"connect_args": {"timeout": _LOCK_TIMEOUT_S}})
+
+
+def _read_earlier(source: WarmStartConfig) -> EarlierSweep:
+    """The records that an entry of ``warm_start`` names.
+
+    Raises:
+        FolderError: there are none, or they cannot be read.
+    """
+    name, url = source.study, source.storage
+    if source.folder is not None:
+        folder = Path(source.folder).expanduser().resolve()
+        try:
+            config = SweepConfig.model_validate_json((folder / _CONFIG).read_text())
+        except (OSError, ValueError) as error:
+            raise FolderError(f"warm_start: {folder} holds no sweep: {error}") from None
+        name, url = config.name, f"sqlite:///{folder / 'study.db'}"
+    assert url is not None
+    where = f"warm_start: study {name!r} in {_without_password(url)}"
+    try:
+        database = make_url(url)
+        if database.get_backend_name() == "sqlite" and not Path(database.database or "").is_file():
+            raise FolderError(f"{where}: there is no such file")  # Optuna would make it
+        study = optuna.load_study(study_name=name, storage=url)
+        return earlier_sweep(study, source.defaults)
+    except KeyError:
+        raise FolderError(f"{where}: there is no study of that name") from None
+    except (SQLAlchemyError, StorageInternalError, ValueError, ImportError) as error:
+        cause = error.__cause__ or error
+        reason = getattr(cause, "orig", None) or (cause if isinstance(cause, ValueError) else None)
+        raise FolderError(f"{where} cannot be read ({type(cause).__name__}: {reason})") from None
 
 
 def _without_password(url: str) -> str:

@@ -19,6 +19,7 @@ from carbs.study import (
     CarbsSampler,
     FrontPruner,
     create_study,
+    earlier_sweep,
     records,
     set_attribute,
     tell_stopped,
@@ -223,6 +224,11 @@ def test_a_study_of_two_objectives_is_pruned_by_its_curves(direction: Any, sign:
     assert (stopped.id, stopped.cost, stopped.spent) == ("4", 2.0, 1.25)
     assert 1.0 < sign * stopped.output < 9.0
     assert stopped.is_forecast
+    old = earlier_sweep(study)
+    assert old.observations[-1] == stopped
+    seen = old.seen_from(SearchSpace(PARAMS), direction)
+    assert seen.outputs[-1] == sign * stopped.output
+    assert seen.deviations.tolist() == [0.0] * 4 + [stopped.output_deviation]
     # The search goes on with it.
     assert study.ask().number == 5
 
@@ -265,3 +271,5 @@ def test_a_pruned_trial_without_a_forecast_is_left_out() -> None:
     study.tell(study.ask(), state=TrialState.PRUNED)
     found = records(study.trials, SearchSpace(PARAMS))
     assert found.observations == found.failures == found.pending == []
+    old = earlier_sweep(study)
+    assert old.observations == old.failures == ()

@@ -11,6 +11,7 @@ def test_exactly_the_promised_names_are_public() -> None:
     promised = {
         "CARBS",
         "ChoiceSpace",
+        "EarlierSweep",
         "Failure",
         "LinearSpace",
         "LogSpace",

@@ -72,14 +72,18 @@ def test_the_fit_climbs_what_gpytorch_would(n: int, d: int) -> None:
     np.testing.assert_allclose(-gradient, slopes * raw, rtol=1e-5, atol=1e-8)
 
 
-@given(st.integers(0, 10**6))
-def test_the_gradient_is_that_of_the_value_also_with_repeats_and_forecasts(seed: int) -> None:
+@pytest.mark.parametrize("n_sweeps", [0, 2])
+@given(seed=st.integers(0, 10**6))
+def test_the_gradient_is_that_of_the_value_also_with_repeats_forecasts_and_earlier_sweeps(
+    seed: int, n_sweeps: int
+) -> None:
     rng = np.random.default_rng(seed)
     Z, y = sample(10, 2, seed)
+    Z = np.hstack([Z, np.eye(n_sweeps + 1)[np.arange(10) % (n_sweeps + 1), 1:]])
     Z = Z[rng.integers(10, size=18)]
     y = rng.normal(size=18)
-    data = Data.pooled(Z, y[:, None], extra=0.1 * rng.random(18))
-    posterior = KernelPosterior(data, Kernel.likely(Z), NOISE_PRIOR)
+    data = Data.pooled(Z, y[:, None], 0.1 * rng.random(18), n_sweeps)
+    posterior = KernelPosterior(data, Kernel.likely(Z, n_sweeps), NOISE_PRIOR)
     theta = random_theta(posterior, seed)
     _, gradient = posterior(theta)
     steps = 1e-5 * np.eye(len(theta))

@@ -23,6 +23,7 @@ from carbs.study import (
     CarbsSampler,
     create_study,
     distributions,
+    earlier_sweep,
     flatten,
     records,
     tell_failure,
@@ -301,6 +302,40 @@ def test_creating_a_study_again_opens_it(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     run_trials(new_study(storage), 1)
     assert len(create_study("test", storage).trials) == 1
+
+
+def test_an_ended_study_is_an_earlier_sweep_for_another() -> None:
+    study = new_study()
+    run_trials(study, 3)
+    tell_failure(study, study.ask().number, "out of memory")
+    tell_forgotten(study, study.ask().number, "node lost")
+    study.ask()
+    old = earlier_sweep(study, defaults={"rate": 0.5})
+    known = records(study.trials, SPACE)
+    assert list(old.observations) == known.observations
+    assert list(old.failures) == known.failures
+    assert (len(old.failures), old.defaults, old.direction) == (1, {"rate": 0.5}, "minimize")
+
+    def following(**options: Any) -> dict[str, Any]:
+        study = new_study(**options)
+        run_trials(study, 1)
+        return study.ask().params
+
+    assert following(earlier=[old]) == following(earlier=[old]) != following()
+    with pytest.raises(ValueError, match="to minimize its output, but this search is to maximize"):
+        new_study(direction="maximize", earlier=[old]).ask()
+
+
+def test_an_earlier_study_may_have_one_objective_and_other_parameters() -> None:
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.create_trial(params={}, state=TrialState.FAIL))
+    study.optimize(lambda trial: trial.suggest_float("heat", 0, 1), n_trials=1)
+    old = earlier_sweep(study)
+    heat = study.trials[1].params["heat"]
+    assert [(run.params, run.output, run.cost) for run in old.observations] == [
+        ({"heat": heat}, heat, 1.0)
+    ]
+    assert (old.direction, old.failures) == ("maximize", ())
 
 
 def sampler() -> BaseSampler:

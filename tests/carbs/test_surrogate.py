@@ -106,6 +106,19 @@ def test_conditioning_equals_starting_with_all_the_data(n_new: int) -> None:
     )
 
 
+def test_an_earlier_sweep_is_distrusted_as_it_disagrees() -> None:
+    Z, outputs, _ = measure(40, seed=3)
+    y = (outputs - outputs.mean()) / outputs.std()
+    sweep = np.repeat([[0.0], [1.0]], 20, axis=0)
+
+    def distrust(sign: float) -> float:
+        Y = np.where(sweep == 0, 1, sign) * y[:, None]
+        return float(fit_kernel(Data.pooled(np.hstack([Z, sweep]), Y, n_sweeps=1)).distrust[0])
+
+    assert distrust(1) < 0.05
+    assert distrust(-1) > 1
+
+
 def test_conditioning_leaves_the_original_as_it_was(surrogate: Surrogate) -> None:
     Z = np.array([[0.3, 0.1], [4.0, 0.0]])
     before, spread_before = surrogate.warped_output(Z)

@@ -130,6 +130,17 @@ X = {"space": "log", "search_center": 1.0}
         ({"constraints": ["x <"]}, ["'x <'", "is no expression"]),
         ({"constraints": ["x > 1"]}, ["the search centre", "violates the constraint 'x > 1'"]),
         ({"constraints": "x < 3"}, ["constraints", "list"]),
+        ({"warm_start": [{"study": "a"}]}, ["warm_start.0", "both storage and study"]),
+        ({"warm_start": [{"folder": "a", "study": "a"}]}, ["warm_start.0", "either the folder"]),
+        ({"warm_start": [{"foldr": "a"}]}, ["unknown key 'warm_start.0.foldr'"]),
+        (
+            {"warm_start": [{"folder": "a"}, {"folder": "b", "defaults": {"y": 3}}]},
+            ["warm_start.1", "defaults name ['y']", "['x']"],
+        ),
+        (
+            {"warm_start": [{"folder": "a", "defaults": {"x": -3}}]},
+            ["warm_start.0", "parameter 'x'", "-3"],
+        ),
         ({"budget": 5, "max_cost": 10}, ["budget 5", "max_cost 10", "raise budget or lower"]),
         ({"budget": -5}, ["budget", "greater than 0"]),
         ({"max_trials": "many"}, ["max_trials", "integer"]),

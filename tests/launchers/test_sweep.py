@@ -517,6 +517,78 @@ def test_a_controller_killed_at_any_moment_loses_and_repeats_nothing(
     assert starts == finishes == {f"{trial.number:05d}": 1 for trial in trials}
 
 
+SPEED = {"space": "linear", "search_center": 0.0}
+X = {"space": "log", "scale": 0.5, "search_center": 1.0}
+
+
+@pytest.mark.parametrize("by_folder", [True, False])
+def test_a_sweep_learns_from_an_earlier_one(
+    make_sweep: Callable[..., Path], tmp_path: Path, by_folder: bool
+) -> None:
+    run(open_sweep(make_sweep(executor="debug")))
+    old = tmp_path / "old"
+    (tmp_path / "sweep").rename(old)
+    source: dict[str, Any] = {"defaults": {"speed": 1.0}}
+    if by_folder:
+        source["folder"] = str(old)
+    else:
+        source |= {"storage": f"sqlite:///{old / 'study.db'}", "study": "small"}
+    keys: dict[str, Any] = {
+        "executor": "debug",
+        "max_trials": 2,
+        "max_in_flight": 1,
+        "parameters": {"x": X, "speed": SPEED},
+    }
+
+    def trials(**more: Any) -> list[Any]:
+        sweep = open_sweep(make_sweep(**keys, **more))
+        run(sweep)
+        return [trial.params for trial in stored_trials(sweep.folder)]
+
+    cold = trials()
+    (tmp_path / "sweep").rename(tmp_path / "cold")
+    file = make_sweep(**keys, warm_start=[source])
+    sweep = open_sweep(file)
+    # From here on the earlier sweep is needed no more, nor is the entry that named it.
+    old.rename(tmp_path / "gone")
+    run(sweep)
+    warm = [trial.params for trial in stored_trials(sweep.folder)]
+    assert warm[0] == cold[0]
+    assert warm[1] != cold[1]
+    again = Sweep.open(sweep.folder)
+    assert len(again._sampler.earlier[0].observations) == 6
+    assert again._sampler.earlier[0].defaults == {"speed": 1.0}
+    assert "study.db" not in (sweep.folder / "sweep.json").read_text()
+
+
+def test_an_earlier_sweep_that_cannot_be_used_is_named(
+    make_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    def refusal(**source: str) -> str:
+        with pytest.raises(FolderError) as refusal:
+            open_sweep(make_sweep(executor="debug", warm_start=[source]))
+        return str(refusal.value)
+
+    absent = tmp_path / "absent.db"
+    assert f"{tmp_path / 'nowhere'} holds no sweep" in refusal(folder=str(tmp_path / "nowhere"))
+    assert "study 's' in sqlite" in refusal(storage=f"sqlite:///{absent}", study="s")
+    assert not absent.exists()
+    assert "cannot be read" in refusal(storage="nonsense", study="s")
+    optuna.create_study(study_name="other", storage=f"sqlite:///{tmp_path / 'other.db'}")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    assert "no study of that name" in refusal(storage=other, study="s")
+    optuna.create_study(study_name="up", storage=other, direction="maximize")
+    assert "to maximize its output" in refusal(storage=other, study="up")
+    # A sweep that was refused has not begun: the next one starts afresh.
+    open_sweep(make_sweep(executor="debug", warm_start=[{"storage": other, "study": "other"}]))
+
+
+def test_warm_start_cannot_be_added_later(make_sweep: Callable[..., Path], tmp_path: Path) -> None:
+    open_sweep(make_sweep(executor="debug"))
+    with pytest.raises(FolderError, match=r"'small' in .* was begun without warm_start"):
+        open_sweep(make_sweep(executor="debug", warm_start=[{"folder": str(tmp_path)}]))
+
+
 # Nine reports that fall to the law's output. Trial 5 is dear and bad, and once it has said so it
 # waits to be stopped.
 REPORTING = """
