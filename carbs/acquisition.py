@@ -125,7 +125,7 @@ class FrontImprovement:
 
 @dataclass(frozen=True)
 class TrustBox:
-    """Where the next candidate may lie: at most one scale beyond what has done well so far.
+    """Where the next candidate may lie: at most a margin beyond what has done well so far.
 
     The surrogate continues its trends for ever, and a space needs no bounds; this keeps the search
     from following a trend to where nothing good has been seen near. It grows with each success.

@@ -36,7 +36,7 @@ _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
 _N_INITIAL_TRIES = 64
 # How far the trust box goes beyond what has done well, in scales.
-_TRUST_MARGIN = 1.0
+_TRUST_MARGIN = 0.7
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -87,7 +87,9 @@ def propose(
             # Around the centre, the closer the more has failed there.
             z = _step(space, _INITIAL_RADIUS / (1 + len(failures)), rng)
         else:
-            z = _search(space, conditioned, known_Z, earlier_Z, max_cost, cost_exponent, rng)
+            z = _search(
+                space, conditioned, known_Z, len(seen_Z), earlier_Z, max_cost, cost_exponent, rng
+            )
         known_Z = np.concatenate([known_Z, z[None, :]])
         conditioned = conditioned and conditioned.condition(z[None, :])
     return _suggestions(space, ids, known_Z[n_before:], surrogate, sign)
@@ -110,6 +112,7 @@ def _search(
     space: SearchSpace,
     surrogate: Surrogate,
     known_Z: FloatArray,
+    n_seen: int,
     earlier_Z: FloatArray,
     max_cost: float | None,
     cost_exponent: float | None,
@@ -117,6 +120,7 @@ def _search(
 ) -> FloatArray:
     if cost_exponent is None:
         cost_exponent = _cost_exponent(len(known_Z))
+    n_pending = len(known_Z) - n_seen
     if not len(known_Z):  # all has failed so far
         known_Z = space.center[None, :]
     log_costs, _ = surrogate.log_cost(known_Z)
@@ -130,7 +134,10 @@ def _search(
         log_costs, _ = surrogate.log_cost(known_Z)
         outputs, _ = surrogate.warped_output(known_Z)
     parents = known_Z[pareto_front(log_costs, outputs)]
-    good_Z = np.concatenate([space.center[None, :], known_Z[outputs < score.reference_output]])
+    # Pending points, though hoped to be good, do not widen it: the trend would run away with them.
+    is_good = outputs < score.reference_output
+    is_good[n_seen : n_seen + n_pending] = False
+    good_Z = np.concatenate([space.center[None, :], known_Z[is_good]])
     return maximize(score, space, parents, TrustBox.around(good_Z, _TRUST_MARGIN), rng)
 
 
