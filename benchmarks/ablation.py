@@ -59,7 +59,6 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "per cost: exponent 0.3 throughout": partial(constant_exponent, 0.3),
     "trust box": lambda: patch.object(optimizer, "_TRUST_MARGIN", 100.0),
     "area beyond the cap": lambda: patch.object(acquisition, "_BEYOND_CAP", 0.0),
-    "front's own points as candidates": lambda: patch.object(acquisition, "_RESAMPLES", False),
 }
 
 

@@ -43,6 +43,7 @@ from search import OPTIMIZERS, THREADS, Ours, start_worker
 from tasks import Task
 
 from carbs import LogSpace, Param, SearchSpace
+from carbs.gaussian_process import Data, Kernel, KernelPosterior
 
 N_FOLLOWING = 9
 N_BATCH, N_BATCH_OBSERVED = 64, 100
@@ -139,7 +140,7 @@ def suggestions(cell: Cell) -> Iterator[float]:
 
 
 def fits(n: int) -> Iterator[float]:
-    """CPU milliseconds of one marginal likelihood and its gradient, by gpytorch."""
+    """CPU milliseconds of one marginal likelihood and its gradient, by gpytorch and by carbs."""
     task, rng = analytic(FIT_DIMS), np.random.default_rng(0)
     tried = list(trials(task, n, rng))
     X = torch.from_numpy(SearchSpace(task.params).encode_all(tried))
@@ -163,8 +164,11 @@ def fits(n: int) -> Iterator[float]:
         model.zero_grad()
         likelihood(model(X), y).backward()
 
-    # carbs's own evaluation goes here, timed in the same way, as a second column.
     yield median_ms(by_gpytorch)
+    data = Data.pooled(X.numpy(), y.numpy()[:, None])
+    posterior = KernelPosterior(data, Kernel.likely(data.Z), (-4.0, 1.0))
+    theta = posterior.pack(posterior.kernel)
+    yield median_ms(lambda: posterior(theta))
 
 
 def median_ms(function: Callable[[], None]) -> float:
@@ -270,7 +274,7 @@ def sweep_table(labels: list[str], dims: list[int], limit_s: int) -> Table:
 
 def fit_table(limit_s: int) -> Table:
     title = f"CPU ms of a marginal likelihood and its gradient, {FIT_DIMS} dims"
-    table = Table("observations", "gpytorch", title=title)
+    table = Table("observations", "gpytorch", "carbs", title=title)
     for n in FIT_OBSERVATIONS:
         table.add_row(str(n), *(f"{ms:.2f}" for ms in in_child(fits, n, limit_s)))
     return table

@@ -39,7 +39,6 @@ from carbs.surrogate import Surrogate
 # How far beyond the cap the area goes on: what is found at the cap is what the search is for, and
 # a segment that ended there would be worth the less the nearer it began.
 _BEYOND_CAP = 0.3
-_RESAMPLES = True
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
 _REACH = 0.5 * math.log(10)
 # The front is worth something over at least these two decades below the cap, even where the
@@ -173,10 +172,8 @@ def maximize(
     local = origins + radii * few * rng.standard_normal((_N_LOCAL, n_dims))
     wide = rng.uniform(box.low, box.high, size=(_N_GLOBAL, n_dims))
     candidates = space.snap(np.concatenate([box.bring_in(local, origins, rng), wide]))
-    if _RESAMPLES:
-        candidates = np.concatenate([candidates, parents])
     if space.constraints:  # a last resort: the centre is always allowed
-        candidates = np.concatenate([candidates, space.center[None, :]])
+        candidates = np.concatenate([candidates, parents, space.center[None, :]])
     scores = score(candidates)
     allowed = AllowedPoints(space)
     for step in range(_N_ROUNDS):

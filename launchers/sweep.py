@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -158,7 +158,6 @@ class Sweep:
         )
         self.study.sampler = self._sampler
         self._executor: Executor = make_executor(config)
-        self._wake = threading.Event()
         self._interrupted = False
 
     @classmethod
@@ -245,8 +244,8 @@ class Sweep:
             ) from None
 
         def interrupt(*_: Any) -> None:
+            # No more than a flag: a handler that took a lock could wait for the loop it interrupts.
             self._interrupted = True
-            self._wake.set()
 
         before = signal.signal(signal.SIGINT, interrupt)
         try:
@@ -303,7 +302,7 @@ class Sweep:
             elif not in_flight:
                 return status
             else:
-                self._wake.wait(_POLL_S)
+                time.sleep(_POLL_S)
 
     def run_one(self, params: Params, name: str) -> Result | BadConfiguration:
         """Run one configuration outside the search, such as a check run; resumes as trials do.
@@ -336,7 +335,7 @@ class Sweep:
                     self._start(folder, params, self.config.seed)
             if self._interrupted:
                 raise Interrupted
-            self._wake.wait(_POLL_S)
+            time.sleep(_POLL_S)
 
     def _resume(self) -> dict[int, FrozenTrial]:
         """Running trials of an earlier controller, each with a job."""
@@ -373,6 +372,7 @@ class Sweep:
         limit = min((limit for limit in limits if limit is not None), default=None)
         self._sampler.max_cost = limit
         self._sampler.cost_exponent = self._cost_exponent(status)
+        self.study.sampler = self._sampler
         number = self.study.ask().number
         return self.study.get_trials(deepcopy=False)[number]
 
