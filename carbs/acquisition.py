@@ -30,7 +30,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from botorch.acquisition.analytic import _log_ei_helper
-from scipy.special import log_ndtr, logsumexp
+from scipy.special import log_ndtr
 
 from carbs.pareto import pareto_front
 from carbs.space import AllowedPoints, FloatArray, SearchSpace
@@ -44,7 +44,7 @@ _REACH = 0.5 * math.log(10)
 # The front is worth something over at least these two decades below the cap, even where the
 # search starts at a dear centre.
 _DEPTH = 2 * math.log(10)
-_N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 768, 128, 16, 16, 5
+_N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 640, 128, 16, 16, 5
 
 
 class Score(Protocol):
@@ -110,10 +110,17 @@ class FrontImprovement:
         levels = np.append(self.reference_output, self.front_outputs)
         counted = np.maximum(log_cost, self.log_floor)
         lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
-        scaled = (levels - mean[:, None]) / std[:, None]
-        log_ei = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(std)[:, None]
+        counts = lengths > 0
+        scaled = (levels - mean[:, None])[counts] / np.broadcast_to(std[:, None], counts.shape)[
+            counts
+        ]
+        terms = np.full(counts.shape, -np.inf)
+        terms[counts] = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(lengths[counts])
+        # A candidate beyond all segments has no terms.
+        largest = np.maximum(terms.max(axis=1), -1e300)
         with np.errstate(divide="ignore"):
-            area = logsumexp(np.log(lengths) + log_ei, axis=1)
+            sums = np.log(np.exp(terms - largest[:, None]).sum(axis=1))
+        area = largest + sums + np.log(std)
         score = area - self.cost_exponent * counted
         score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
         if self.has_cap:
