@@ -44,7 +44,7 @@ _REACH = 0.5 * math.log(10)
 # The front is worth something over at least these two decades below the cap, even where the
 # search starts at a dear centre.
 _DEPTH = 2 * math.log(10)
-_N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 640, 128, 16, 16, 5
+_N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 768, 128, 16, 16, 5
 
 
 class Score(Protocol):

@@ -24,7 +24,7 @@ The kernel's parameters are at their posterior mode: marginal likelihood (Rasmus
 2006, "Gaussian Processes for Machine Learning", eqs. 2.30 and 5.9) times priors, climbed by L-BFGS.
 It is the objective of gpytorch's ``ExactMarginalLogLikelihood`` (a test compares them), evaluated
 here because it is nearly all of what a suggestion costs: at 100 points in 7 dimensions an
-evaluation with its gradient takes 4.6 ms through gpytorch's modules and autograd, and 0.6 ms here
+evaluation with its gradient takes 3.6 ms through gpytorch's modules and autograd, and 0.3 ms here
 (``benchmarks/latency.py --fit``).
 """
 

@@ -36,7 +36,7 @@ _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
 _N_INITIAL_TRIES = 64
 # How far the trust box goes beyond what has done well, in scales.
-_TRUST_MARGIN = 0.7
+_TRUST_MARGIN = 1.0
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
