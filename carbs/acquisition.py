@@ -60,7 +60,7 @@ class FrontImprovement:
         front_outputs: warped losses, shape ``(m,)``, falling.
         reference_output: a loss that is worth nothing.
         log_floor: below it, being cheaper counts no more.
-        log_cap: where the area ends.
+        log_cap: of the dearest run wanted; the area ends a little beyond.
         has_cap: whether crossing ``log_cap`` is forbidden, or just not rewarded.
         cost_exponent: between 0 (area for each trial) and 1 (area for each unit of cost).
     """
@@ -110,12 +110,10 @@ class FrontImprovement:
         levels = np.append(self.reference_output, self.front_outputs)
         counted = np.maximum(log_cost, self.log_floor)
         lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
-        counts = lengths > 0
-        scaled = (levels - mean[:, None])[counts] / np.broadcast_to(std[:, None], counts.shape)[
-            counts
-        ]
-        terms = np.full(counts.shape, -np.inf)
-        terms[counts] = _log_ei_helper(torch.as_tensor(scaled)).numpy() + np.log(lengths[counts])
+        inside = lengths > 0
+        gains = ((levels - mean[:, None]) / std[:, None])[inside]
+        terms = np.full(inside.shape, -np.inf)
+        terms[inside] = _log_ei_helper(torch.as_tensor(gains)).numpy() + np.log(lengths[inside])
         # A candidate beyond all segments has no terms.
         largest = np.maximum(terms.max(axis=1), -1e300)
         with np.errstate(divide="ignore"):

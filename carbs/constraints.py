@@ -52,6 +52,9 @@ class Expression:
 
     Raises:
         ValueError: quotes the text and says what is wrong with it.
+
+    Attributes:
+        names: of the parameters in it.
     """
 
     def __init__(self, text: str, examples: Mapping[str, Any]) -> None:
@@ -60,7 +63,7 @@ class Expression:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"{self} is no expression: {error}") from None
-        self._names = self._parameter_names(set(examples))
+        self.names = self._parameter_names(set(examples))
         self.holds(examples)
 
     def __str__(self) -> str:
@@ -84,7 +87,7 @@ class Expression:
         return names
 
     def holds(self, params: Mapping[str, Any]) -> bool:
-        if not self._names <= set(params):
+        if not self.names <= set(params):
             return True
         try:
             with _ONE_AT_A_TIME:

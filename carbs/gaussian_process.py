@@ -16,9 +16,8 @@ uncertainty that grows, where a stationary one would fall back to its prior.
 
 Between sweeps all of the covariance but the level's (earlier sweeps come with theirs adjusted) is
 multiplied by a correlation, ``exp(-theta_i)`` between the new one and the i-th earlier one,
-``exp(-theta_i - theta_j)`` between two earlier ones. With
-``theta_i`` near zero the earlier sweep is as good as more runs of the new one; with a large one it
-says nothing.
+``exp(-theta_i - theta_j)`` between two earlier ones. With ``theta_i`` near zero the earlier sweep
+is as good as more runs of the new one; with a large one it says nothing.
 
 The kernel's parameters are at their posterior mode: marginal likelihood (Rasmussen and Williams
 2006, "Gaussian Processes for Machine Learning", eqs. 2.30 and 5.9) times priors, climbed by L-BFGS.
@@ -374,6 +373,11 @@ class GaussianProcess:
         self._X = X
         self._L = L
         self._whitened_Y = whitened_Y
+
+    @property
+    def kernel(self) -> Kernel:
+        """With which it was made."""
+        return self._kernel
 
     @property
     def noise(self) -> float:

@@ -29,12 +29,14 @@ logger = logging.getLogger(__name__)
 Direction = Literal["minimize", "maximize"]
 
 # How much cost counts in the end, and over how many runs it comes half the way there from 1.
-COST_EXPONENT = 0.3
+_COST_EXPONENT = 0.3
 _HALF_LIFE = 100.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
 _N_INITIAL_TRIES = 64
+# A batch asked before anything is known reaches further, after so many twice as far.
+_N_WIDENING = 32
 # How far the trust box goes beyond what has done well, in scales.
 _TRUST_MARGIN = 1.0
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -85,7 +87,8 @@ def propose(
             z = space.center
         elif conditioned is None or n_known + len(earlier_Z) < _N_INITIAL:
             # Around the centre, the closer the more has failed there.
-            z = _step(space, _INITIAL_RADIUS / (1 + len(failures)), rng)
+            widening = 1 + min(max(n_known - _N_INITIAL, 0) / _N_WIDENING, 1.0)
+            z = _step(space, widening * _INITIAL_RADIUS / (1 + len(failures)), rng)
         else:
             z = _search(
                 space, conditioned, known_Z, len(seen_Z), earlier_Z, max_cost, cost_exponent, rng
@@ -120,7 +123,7 @@ def _search(
 ) -> FloatArray:
     if cost_exponent is None:
         cost_exponent = _cost_exponent(len(known_Z))
-    n_pending = len(known_Z) - n_seen
+    pending = slice(n_seen, len(known_Z))
     if not len(known_Z):  # all has failed so far
         known_Z = space.center[None, :]
     log_costs, _ = surrogate.log_cost(known_Z)
@@ -134,15 +137,15 @@ def _search(
         log_costs, _ = surrogate.log_cost(known_Z)
         outputs, _ = surrogate.warped_output(known_Z)
     parents = known_Z[pareto_front(log_costs, outputs)]
-    # Pending points, though hoped to be good, do not widen it: the trend would run away with them.
     is_good = outputs < score.reference_output
-    is_good[n_seen : n_seen + n_pending] = False
+    # Pending points, though hoped to be good, do not widen it: the trend would run away with them.
+    is_good[pending] = False
     good_Z = np.concatenate([space.center[None, :], known_Z[is_good]])
     return maximize(score, space, parents, TrustBox.around(good_Z, _TRUST_MARGIN), rng)
 
 
 def _cost_exponent(n_known: int) -> float:
-    return float(COST_EXPONENT + (1 - COST_EXPONENT) * 0.5 ** (n_known / _HALF_LIFE))
+    return float(_COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_known / _HALF_LIFE))
 
 
 def _suggestions(

@@ -5,14 +5,16 @@ same name; a mixture is one for each component, ``mix.code``. A parameter that i
 trial is not stored with it. What Optuna has no place for lies in trial attributes: what was
 predicted when a trial was suggested (``predicted``), why it failed (``failure``), its learning
 curve (``curve``, rows of progress, output and cost), and where it was stopped early, the forecast
-of its end and what it spent (``stopped``). A failed trial marked ``forgotten`` was the machine's
-fault and teaches nothing.
+of its end and what it spent (``stopped``). Where the cost of a trial was corrected for the speed of
+its machine, ``spent`` is what was measured. A failed trial marked ``forgotten`` was the machine's
+fault and teaches nothing; nor do those whose numbers the study's attribute ``dropped`` lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -55,6 +57,8 @@ FAILURE = "failure"
 FORGOTTEN = "forgotten"
 CURVE = "curve"
 STOPPED = "stopped"
+SPENT = "spent"
+DROPPED = "dropped"
 
 # Optuna wants bounds; these stand for "none".
 _LARGEST_FLOAT = 1e300
@@ -161,13 +165,19 @@ def earlier_sweep(study: Study, defaults: Mapping[str, Any] | None = None) -> Ea
         ValueError: the study's objectives are others, or a completed trial has a cost that is not
             positive.
     """
-    found = _records(study.get_trials(deepcopy=False), _nested)
+    found = _records(kept_trials(study), _nested)
     return EarlierSweep(
         direction=_direction(study),
         observations=tuple(found.observations),
         failures=tuple(found.failures),
         defaults=dict(defaults or {}),
     )
+
+
+def kept_trials(study: Study) -> list[FrozenTrial]:
+    """A study's trials, in the order of their numbers, without those that the user has dropped."""
+    dropped = set(study.user_attrs.get(DROPPED, ()))
+    return [t for t in study.get_trials(deepcopy=False) if t.number not in dropped]
 
 
 def _nested(flat: Mapping[str, Any]) -> Params | None:
@@ -201,8 +211,9 @@ def _records(
                 reason = f"output is {output}"
                 found.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
             else:
+                spent = trial.user_attrs.get(SPENT)
                 found.observations.append(
-                    Observation(params=params, output=output, cost=cost, id=id)
+                    Observation(params=params, output=output, cost=cost, id=id, spent=spent)
                 )
         elif trial.state == TrialState.PRUNED and STOPPED in trial.user_attrs:
             stopped = trial.user_attrs[STOPPED]
@@ -244,7 +255,8 @@ def tell_forgotten(study: Study, number: int, reason: str) -> None:
 
 def tell_stopped(study: Study, number: int, spent: float) -> None:
     """End a trial that a :class:`FrontPruner` has decided to stop, with what it spent."""
-    stopped = study.get_trials(deepcopy=False)[number].user_attrs[STOPPED]
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    stopped = study._storage.get_trial(trial_id).user_attrs[STOPPED]
     set_attribute(study, number, STOPPED, {**stopped, "spent": spent})
     study.tell(number, state=TrialState.PRUNED)
 
@@ -356,11 +368,13 @@ class CarbsSampler(BaseSampler):
         self._independent.reseed_rng()
 
     def _suggest(self, study: Study, number: int) -> Suggestion:
-        direction = _direction(study)
+        others = [trial for trial in kept_trials(study) if trial.number != number]
+        return self.suggest(records(others, self.space), number, _direction(study))
+
+    def suggest(self, known: Records, number: int, direction: Direction) -> Suggestion:
+        """What the trial of this number is to try, by these records."""
         if direction not in self._seen:
             self._seen[direction] = seen_from(self.space, self.earlier, direction)
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != number]
-        known = records(others, self.space)
         return propose(
             self.space,
             known.observations,
@@ -373,6 +387,25 @@ class CarbsSampler(BaseSampler):
             cost_exponent=self.cost_exponent,
             seed=self.seed,
         )[0]
+
+    def template(self, suggestion: Suggestion, **attributes: Any) -> FrozenTrial:
+        """A running trial of a suggestion, to be added to a study in one step."""
+        flat = flatten(suggestion.params)
+        predicted = suggestion.model_dump(mode="json", exclude={"id", "params"})
+        return FrozenTrial(
+            number=-1,
+            trial_id=-1,
+            state=TrialState.RUNNING,
+            value=None,
+            values=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
+            params=flat,
+            distributions={name: self._distributions[name] for name in flat},
+            user_attrs={PREDICTED: predicted, **attributes},
+            system_attrs={},
+            intermediate_values={},
+        )
 
 
 def _direction(study: Study) -> Direction:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
@@ -19,6 +19,7 @@ from optuna.testing.pytest_samplers import (
 from optuna.trial import TrialState
 
 from carbs import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs.storage import PatientStorage
 from carbs.study import (
     CarbsSampler,
     create_study,
@@ -43,10 +44,24 @@ PARAMS = [
 SPACE = SearchSpace(PARAMS)
 
 
-def new_study(storage: str | None = None, direction: Any = "minimize", **options: Any) -> Study:
-    study = create_study("test", storage, direction)
-    study.sampler = CarbsSampler(PARAMS, **options)
-    return study
+NewStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def new_study(database: str) -> Iterator[NewStudy]:
+    """Studies in a database, each of its own name."""
+    storages: list[PatientStorage] = []
+
+    def new_study(name: str = "", direction: Any = "minimize", **options: Any) -> Study:
+        storages.append(PatientStorage(database))
+        study = create_study(name or uuid.uuid4().hex, storages[-1], direction)
+        study.sampler = CarbsSampler(PARAMS, **options)
+        return study
+
+    yield new_study
+    for storage in storages:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def train(params: dict[str, Any]) -> tuple[float, float]:
@@ -74,7 +89,7 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def test_asking_gives_every_parameter_in_its_space() -> None:
+def test_asking_gives_every_parameter_in_its_space(new_study: NewStudy) -> None:
     study = new_study()
     for _ in range(8):
         trial = study.ask()
@@ -90,7 +105,7 @@ def test_asking_gives_every_parameter_in_its_space() -> None:
     assert study.trials[-1].params != study.trials[0].params
 
 
-def test_suggesting_a_parameter_gives_what_was_asked() -> None:
+def test_suggesting_a_parameter_gives_what_was_asked(new_study: NewStudy) -> None:
     """``trial.suggest_float`` in an ordinary objective, at the sampler's bounds or others."""
     study = new_study()
     trial = study.ask()
@@ -99,7 +114,7 @@ def test_suggesting_a_parameter_gives_what_was_asked() -> None:
     assert 3 <= trial.suggest_float("temperature", 3, 4) <= 4
 
 
-def test_optimize_runs_an_ordinary_objective() -> None:
+def test_optimize_runs_an_ordinary_objective(new_study: NewStudy) -> None:
     study = new_study()
     study.optimize(lambda trial: train(trial.params), n_trials=3)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
@@ -113,7 +128,7 @@ def test_flattening_and_back() -> None:
     assert unflatten(SPACE, lacking) is None
 
 
-def test_enqueued_values_are_kept_and_the_rest_is_suggested() -> None:
+def test_enqueued_values_are_kept_and_the_rest_is_suggested(new_study: NewStudy) -> None:
     study = new_study()
     study.enqueue_trial({"rate": 0.125})
     study.enqueue_trial(
@@ -129,7 +144,7 @@ def test_enqueued_values_are_kept_and_the_rest_is_suggested() -> None:
     assert "predicted" not in first.user_attrs
 
 
-def test_an_enqueued_mixture_in_part_still_sums_to_one() -> None:
+def test_an_enqueued_mixture_in_part_still_sums_to_one(new_study: NewStudy) -> None:
     study = new_study()
     study.enqueue_trial({"mix.code": 0.2})
     try:
@@ -143,7 +158,7 @@ def test_an_enqueued_mixture_in_part_still_sums_to_one() -> None:
     assert SPACE.check(params) == params
 
 
-def test_a_study_is_read_as_records() -> None:
+def test_a_study_is_read_as_records(new_study: NewStudy) -> None:
     study = new_study()
     trials = [study.ask() for _ in range(6)]
     study.tell(trials[0], [2.5, 3.0])
@@ -163,7 +178,7 @@ def test_a_study_is_read_as_records() -> None:
     assert found.pending[0].params == unflatten(SPACE, trials[5].params)
 
 
-def test_predictions_are_kept_with_their_trial() -> None:
+def test_predictions_are_kept_with_their_trial(new_study: NewStudy) -> None:
     study = new_study()
     run_trials(study, 4)
     study.ask()
@@ -178,7 +193,7 @@ def test_predictions_are_kept_with_their_trial() -> None:
     assert pending.success_probability == 1
 
 
-def test_trials_over_other_parameters_are_left_out() -> None:
+def test_trials_over_other_parameters_are_left_out(new_study: NewStudy) -> None:
     study = new_study()
     study.sampler = optuna.samplers.RandomSampler(seed=0)
     trial = study.ask()
@@ -188,7 +203,7 @@ def test_trials_over_other_parameters_are_left_out() -> None:
     assert found.observations == found.failures == found.pending == []
 
 
-def test_a_cost_that_is_not_positive_is_refused_with_its_trial() -> None:
+def test_a_cost_that_is_not_positive_is_refused_with_its_trial(new_study: NewStudy) -> None:
     study = new_study()
     study.tell(study.ask(), [1.0, 0.0])
     with pytest.raises(ValueError, match="trial 0 has cost 0"):
@@ -196,7 +211,9 @@ def test_a_cost_that_is_not_positive_is_refused_with_its_trial() -> None:
 
 
 @pytest.mark.parametrize("cost", [-1.0, math.inf])
-def test_an_impossible_cost_of_a_failure_does_not_spoil_the_study(cost: float) -> None:
+def test_an_impossible_cost_of_a_failure_does_not_spoil_the_study(
+    cost: float, new_study: NewStudy
+) -> None:
     study = new_study()
     trial = study.ask()
     try:
@@ -206,14 +223,17 @@ def test_an_impossible_cost_of_a_failure_does_not_spoil_the_study(cost: float) -
     study.ask()
 
 
-def test_same_trials_and_seed_same_suggestion_in_any_storage(tmp_path: Path) -> None:
-    studies = [new_study(seed=3), new_study(f"sqlite:///{tmp_path / 'study.db'}", seed=3)]
+def test_same_trials_and_seed_same_suggestion_in_any_storage(new_study: NewStudy) -> None:
+    in_memory = create_study("in memory", None)
+    in_memory.sampler = CarbsSampler(PARAMS, seed=3)
+    name = uuid.uuid4().hex
+    studies = [in_memory, new_study(name, seed=3)]
     for study in studies:
         run_trials(study, 6)
         tell_failure(study, study.ask().number, "diverged")
         study.ask()
     # One that opens the database anew knows as much.
-    studies.append(new_study(f"sqlite:///{tmp_path / 'study.db'}", seed=3))
+    studies.append(new_study(name, seed=3))
     assert studies[2].trials[-1].params == studies[0].trials[-1].params
     expected = studies[0].ask().params
     assert studies[2].ask().params == expected
@@ -222,7 +242,7 @@ def test_same_trials_and_seed_same_suggestion_in_any_storage(tmp_path: Path) -> 
     assert other.trials[-1].params != studies[0].trials[5].params
 
 
-def test_maximising_studies_mirror_minimising_ones() -> None:
+def test_maximising_studies_mirror_minimising_ones(new_study: NewStudy) -> None:
     down, up = new_study(), new_study(direction="maximize")
     for _ in range(6):
         a, b = down.ask(), up.ask()
@@ -257,8 +277,8 @@ def test_an_inactive_parameter_is_not_a_missing_one() -> None:
     assert "momentum" not in (unflatten(TRAINER_SPACE, surplus) or {})
 
 
-def test_a_study_with_conditions_and_constraints(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
+def test_a_study_with_conditions_and_constraints(database: str) -> None:
+    storage = PatientStorage(database)
     constraints = ["width % 4 == 0", "momentum <= 0.95"]
     study = create_study("conditional", storage)
     study.sampler = CarbsSampler(TRAINER, constraints=constraints)
@@ -276,6 +296,8 @@ def test_a_study_with_conditions_and_constraints(tmp_path: Path) -> None:
         unflatten(space, trial.params) for trial in study.trials
     ]
     assert len({str(o.params["optimizer"]) for o in known.observations}) > 1
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def test_an_enqueued_value_decides_what_is_active() -> None:
@@ -298,13 +320,13 @@ def test_other_objectives_are_refused(directions: list[Any]) -> None:
         study.ask()
 
 
-def test_creating_a_study_again_opens_it(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
-    run_trials(new_study(storage), 1)
-    assert len(create_study("test", storage).trials) == 1
+def test_creating_a_study_again_opens_it(new_study: NewStudy) -> None:
+    name = uuid.uuid4().hex
+    run_trials(new_study(name), 1)
+    assert len(new_study(name).trials) == 1
 
 
-def test_an_ended_study_is_an_earlier_sweep_for_another() -> None:
+def test_an_ended_study_is_an_earlier_sweep_for_another(new_study: NewStudy) -> None:
     study = new_study()
     run_trials(study, 3)
     tell_failure(study, study.ask().number, "out of memory")
