@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
+import time
 from importlib.resources import as_file, files
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,15 +14,20 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.live import Live
 
 from analysis.hyperparameters import FrontModel, fit_front
 from analysis.plan import fit_front_law
 from analysis.report import write_report
+from launchers.analysis_cli import add_commands
 from launchers.check import Check, predict_check, run_check
 from launchers.config import CheckConfig, SweepConfig, load_sweep
 from launchers.errors import LauncherError, SweepFileError, SweepStoppedError
 from launchers.progress import Progress, format_params, measured
-from launchers.sweep import Interrupted, Sweep
+from launchers.status import find_sweep, log_paths, read_status, screen
+from launchers.storage import database_url, network_warning
+from launchers.sweep import Interrupted, Sweep, read_config
+from launchers.warm_start import CONFIG_FILE
 
 app = typer.Typer(
     help="Cost-aware hyperparameter and scaling-law optimizer for training language models.",
@@ -28,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+add_commands(app)
 console = Console()
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
@@ -49,14 +57,22 @@ def sweep(
     seed: SeedOption = None,
     max_trials: TrialsOption = None,
     executor: ExecutorOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be submitted first, and submit nothing."),
+    ] = False,
 ) -> None:
     """Search as a sweep file says; then analyse, and check the prediction if the file asks for it.
 
-    Ctrl-C leaves running jobs running; the same command continues.
+    Ctrl-C leaves running jobs running; the same command continues. Ctrl-C twice cancels them.
     """
     config = load_sweep(file, seed=seed, max_trials=max_trials, executor=executor)
     python_path = (str(file.resolve().parent),)
-    _run(config, folder or Path("sweeps") / config.name, python_path)
+    folder = folder or Path("sweeps") / config.name
+    if dry_run:
+        _dry_run(config, folder, python_path)
+    else:
+        _run(config, folder, python_path)
 
 
 @app.command()
@@ -89,11 +105,133 @@ def report(
     console.print(f"report: {page}", soft_wrap=True)
 
 
+WhereArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="The sweep: its file, its folder, or its study's name. Without it, the only one here."
+    ),
+]
+StorageOption = Annotated[
+    str | None, typer.Option(help="The study's database, where the folder does not name it.")
+]
+
+
+@app.command()
+def status(
+    where: WhereArgument = None,
+    folder: FolderOption = None,
+    storage: StorageOption = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """How a sweep stands: trials, cost, jobs in flight, excluded nodes, last failures."""
+    sweep = _find(where, folder, storage)
+    if as_json:
+        print(read_status(sweep).model_dump_json(indent=1))
+        return
+    if not watch:
+        console.print(screen(read_status(sweep)))
+        return
+    with Live(console=console, refresh_per_second=1) as live:
+        while True:
+            try:
+                live.update(screen(read_status(sweep)), refresh=True)
+                time.sleep(2)
+            except KeyboardInterrupt:
+                return
+
+
+@app.command()
+def logs(
+    trial: Annotated[int, typer.Argument(help="Its number.")],
+    where: WhereArgument = None,
+    folder: FolderOption = None,
+    storage: StorageOption = None,
+    attempt: Annotated[int | None, typer.Option(help="Instead of the newest.")] = None,
+    lines: Annotated[int, typer.Option(help="Of each file, the last ones; 0 for all.")] = 0,
+) -> None:
+    """What a trial's job has printed."""
+    paths = log_paths(_find(where, folder, storage), trial, attempt)
+    if not paths:
+        console.print(f"trial {trial} has printed nothing yet", **_PLAIN)
+    for path in paths:
+        console.print(f"==> {path}", **_PLAIN)
+        text = path.read_text(errors="replace").splitlines() if path.exists() else []
+        console.print("\n".join(text[-lines:]), **_PLAIN)
+
+
+@app.command()
+def retry(
+    trial: Annotated[int, typer.Argument(help="Its number.")],
+    where: WhereArgument = None,
+    folder: FolderOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Try a trial again: a running one on another machine, an ended one as a new trial."""
+    console.print(_find(where, folder, storage).retry(trial), **_PLAIN)
+
+
+@app.command()
+def drop(
+    trial: Annotated[int, typer.Argument(help="Its number.")],
+    where: WhereArgument = None,
+    folder: FolderOption = None,
+    storage: StorageOption = None,
+) -> None:
+    """Take a trial out of the sweep: the search forgets it, and its job is cancelled."""
+    console.print(_find(where, folder, storage).drop(trial), **_PLAIN)
+
+
+@app.command()
+def cancel(
+    where: WhereArgument = None, folder: FolderOption = None, storage: StorageOption = None
+) -> None:
+    """Cancel a sweep's jobs, and its controller. The sweep can be continued afterwards."""
+    n_jobs = _find(where, folder, storage).cancel()
+    console.print(f"{n_jobs} jobs cancelled; `carbs sweep` goes on where the sweep was", **_PLAIN)
+
+
+def _find(where: Path | None, folder: Path | None, storage: str | None) -> Sweep:
+    """The sweep that the user means."""
+    if where is not None and where.is_file():
+        config = load_sweep(where)
+        found = find_sweep(folder or Path("sweeps") / config.name)
+        # As it was last run: the file may have changed since, or another executor was asked for.
+        last = read_config(found).model_copy(
+            update={"storage": config.storage, "storage_file": config.storage_file}
+        )
+        return Sweep(last, found)
+    return Sweep.open(find_sweep(folder or where), storage)
+
+
+def _dry_run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
+    _check_function(config, python_path)
+    with tempfile.TemporaryDirectory() as aside:
+        has_begun = (folder / CONFIG_FILE).exists()
+        sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
+        planned = sweep.plan(min(config.max_in_flight, 3), None if has_begun else folder)
+        for trial in planned:
+            suggestion = trial.suggestion
+            cost = suggestion.predicted_cost
+            console.print(f"trial {suggestion.id}: {format_params(suggestion.params)}", **_PLAIN)
+            console.print(f"  tier: {trial.tier or 'none'}", **_PLAIN)
+            foreseen = "unknown" if cost is None else f"{cost:.4g} {config.cost_unit}"
+            console.print(f"  predicted cost: {foreseen}", **_PLAIN)
+            if trial.script is None:
+                console.print(f"  executor {config.executor}: no script", **_PLAIN)
+            else:
+                console.print(trial.script, **_PLAIN)
+    console.print("dry run: nothing was submitted", **_PLAIN)
+
+
 def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     _check_function(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     torch.set_num_threads(1)
-    sweep = Sweep(config, folder, python_path)
+    warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
+    if warning is not None:
+        _say(f"warning: {warning}")
+    sweep = Sweep(config, folder, python_path, notify=_say)
     try:
         with sweep.controlling():
             with Progress(console, config.cost_unit) as progress:
@@ -108,14 +246,18 @@ def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> Non
                 f"{stopped}cost spent {status.spent:.1f} {config.cost_unit}"
             )
             _conclude(sweep)
-    except Interrupted:
+    except Interrupted as interrupted:
+        jobs = "its jobs are cancelled" if interrupted.is_cancelled else "running jobs go on"
         console.print(
-            "interrupted: running jobs go on. The same command continues:\n"
-            f"  carbs {shlex.join(sys.argv[1:])}",
+            f"interrupted: {jobs}. The same command continues:\n  carbs {shlex.join(sys.argv[1:])}",
             markup=False,
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
+
+
+def _say(message: str) -> None:
+    console.print(message, **_PLAIN)
 
 
 def _check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:

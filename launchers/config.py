@@ -9,6 +9,10 @@ parameters:
   momentum: {space: logit, search_center: 0.9, when: {optimizer: sgd}}
 constraints: ["width <= 256 or mix['code'] > 0.1"]
 warm_start: [{folder: earlier-sweep, defaults: {optimizer: sgd}}]
+executor: slurm
+executor_options: {partition: gpu, gpus_per_node: 1, timeout_min: 240}
+tiers:
+  large: {when: "width >= 256", options: {nodes: 2}}
 max_trials: 60
 max_cost: 15
 budget: 300
@@ -31,10 +35,13 @@ from pydantic import (
     model_validator,
 )
 
+from carbs.constraints import Expression
 from carbs.earlier import EarlierSweep
 from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
-from carbs.space import Param, SearchSpace
+from carbs.space import Param, Params, SearchSpace
 from launchers.errors import SweepFileError
+from launchers.options import check_options
+from launchers.outcomes import Pattern
 
 
 class CheckConfig(BaseModel):
@@ -91,6 +98,23 @@ class EarlyStoppingConfig(BaseModel):
     min_progress: float = Field(default=MIN_PROGRESS, gt=0, lt=1)
 
 
+class TierConfig(BaseModel):
+    """Resources for some of the trials: those to which all that is given here applies.
+
+    Attributes:
+        when: an expression over the parameters, as a constraint is one.
+        min_cost: predicted cost from which on it applies, in the sweep's unit. A trial without a
+            prediction, such as the first, counts as cheap.
+        options: over the sweep's ``executor_options``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    when: str | None = None
+    min_cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    options: dict[str, Any] = {}
+
+
 class SweepConfig(BaseModel):
     """What a sweep file says.
 
@@ -104,14 +128,27 @@ class SweepConfig(BaseModel):
         settings: handed to the function as they are.
         direction: whether a low or a high output is good.
         executor: where jobs run: ``local`` processes, ``slurm``, or ``debug`` (in the controller).
-        executor_options: submitit's parameters, such as ``timeout_min`` or ``slurm_partition``.
+        executor_options: submitit's parameters, such as ``timeout_min`` or ``partition``.
+        tiers: other options for some trials, by name; the first that applies to a trial counts.
+        batch_size: trials that are suggested at a time; on Slurm, one job array.
         max_in_flight: jobs at a time.
+        max_cost_in_flight: predicted cost of what runs at a time.
         max_trials: trials in all.
         max_cost: of one run, in the function's unit of cost (seconds unless it says otherwise).
         budget: of all runs together, in the same unit; None for no limit.
         output_unit, cost_unit: for tables and figures.
         seed: of the search and of every job.
-        storage: a database URL; None for an SQLite file in the sweep's folder.
+        storage: a database URL; None for an SQLite file in the sweep's folder. ``${NAME}`` stands
+            for an environment variable: passwords do not belong into files that others read.
+        storage_file: a file that holds the URL, in place of ``storage``.
+        machine_retries: how often a trial is tried again in a row because of a machine.
+        outcomes: what the words in a log or an exception mean, before the built-in table.
+        exclude_node_for_s: how long no job is sent to a node that was found broken.
+        health_check: whether a job first checks its node; by default on Slurm.
+        max_slowdown: a node that is so many times slower than the sweep's others is broken; None
+            for no comparison.
+        poll_s: between two looks at the queue.
+        grace_s: how long a job must have been gone without a report before it counts as lost.
         check: the run that checks the prediction at the end; None for none.
         early_stopping: of runs that report their progress; None for none.
     """
@@ -127,7 +164,10 @@ class SweepConfig(BaseModel):
     direction: Literal["minimize", "maximize"] = "minimize"
     executor: Literal["local", "slurm", "debug"] = "local"
     executor_options: dict[str, Any] = {}
+    tiers: dict[str, TierConfig] = {}
+    batch_size: int = Field(default=1, ge=1)
     max_in_flight: int = Field(default=2, ge=1)
+    max_cost_in_flight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_trials: int = Field(default=60, ge=1)
     max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -135,6 +175,14 @@ class SweepConfig(BaseModel):
     cost_unit: str = "s"
     seed: int = 0
     storage: str | None = None
+    storage_file: str | None = None
+    machine_retries: int = Field(default=3, ge=0)
+    outcomes: list[Pattern] = []
+    exclude_node_for_s: float = Field(default=3600, gt=0)
+    health_check: bool | None = None
+    max_slowdown: float | None = Field(default=1.5, gt=1, allow_inf_nan=False)
+    poll_s: float = Field(default=2, gt=0)
+    grace_s: float = Field(default=15, ge=0)
     check: CheckConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
 
@@ -165,6 +213,39 @@ class SweepConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_tiers(self) -> SweepConfig:
+        check_options(self.executor_options, "executor_options")
+        centers = {param.name: param.search_center for param in self.parameters}
+        for name, tier in self.tiers.items():
+            check_options({**self.executor_options, **tier.options}, f"tiers.{name}.options")
+            if tier.when is not None:
+                try:
+                    Expression(tier.when, centers)
+                except ValueError as error:
+                    raise ValueError(f"tiers.{name}.when: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_storage(self) -> SweepConfig:
+        if self.storage is not None and self.storage_file is not None:
+            raise ValueError("give storage or storage_file, not both")
+        return self
+
+    def tier(self, params: Params, predicted_cost: float | None) -> str | None:
+        """The name of the first tier that applies to a configuration; None for none."""
+        centers = {param.name: param.search_center for param in self.parameters}
+        for name, tier in self.tiers.items():
+            if tier.min_cost is not None and (predicted_cost or 0.0) < tier.min_cost:
+                continue
+            if tier.when is None or _holds(tier.when, params, centers):
+                return name
+        return None
+
+    def options(self, tier: str | None) -> dict[str, Any]:
+        """The executor's options for jobs of a tier."""
+        return self.executor_options | (self.tiers[tier].options if tier in self.tiers else {})
+
+    @model_validator(mode="after")
     def _check_budget(self) -> SweepConfig:
         if self.budget is not None and self.max_cost is not None and self.budget < self.max_cost:
             raise ValueError(
@@ -172,6 +253,12 @@ class SweepConfig(BaseModel):
                 f"{self.max_cost:g}): raise budget or lower max_cost"
             )
         return self
+
+
+def _holds(expression: str, params: Params, examples: Params) -> bool:
+    """Whether it names only parameters that are active, and is true of them."""
+    condition = Expression(expression, examples)
+    return condition.names <= set(params) and condition.holds(params)
 
 
 def _parameter(name: str, fields: Any) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """What can go wrong before or around a sweep, each with what to do about it.
 
 LauncherError
-├── SweepFileError    the sweep file cannot be read or says something impossible
-├── FolderError       the sweep's folder cannot be used
-└── SweepStoppedError the sweep cannot go on
+├── SweepFileError     the sweep file cannot be read or says something impossible
+├── FolderError        the sweep's folder or database cannot be used
+├── SchedulerDownError the scheduler does not answer
+└── SweepStoppedError  the sweep cannot go on
 """
 
 
@@ -17,6 +18,10 @@ class SweepFileError(LauncherError):
 
 class FolderError(LauncherError):
     """The sweep's folder cannot be written, is in use, or holds another sweep."""
+
+
+class SchedulerDownError(LauncherError):
+    """The scheduler gives no answer, or takes no more jobs at the moment."""
 
 
 class SweepStoppedError(LauncherError):

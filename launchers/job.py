@@ -9,7 +9,19 @@ Between the controller and a job there are these files in the job's folder, and 
     job.json       what the job has to do
     curve.jsonl    a line for each :meth:`Job.report`, if the function reports
     stop.json      from the controller: the run shall stop at its next report
-    report.json    how the job ended
+    start.json     where and when the job has started, and how fit its node is
+    report.json    how the job ended; the first one that is written counts
+
+A job that Slurm has requeued works in a folder of its own below, ``restart-1`` and so on, with its
+own ``start.json`` and ``curve.jsonl``: what it was before may still run on a node that nobody can
+reach.
+
+Where the scheduler takes the machine away, by SIGTERM, SIGUSR2 or a time limit, a job that was
+preempted writes no report: its next attempt goes on from what it left in the checkpoint folder, for
+which there is :mod:`launchers.checkpoint`.
+
+A job of several tasks runs the function in each. The report is that of the first task, or of
+whichever failed first.
 """
 
 from __future__ import annotations
@@ -17,9 +29,14 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import shutil
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -28,6 +45,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 _CURVE = "curve.jsonl"
 _STOP = "stop.json"
+_START = "start.json"
+_REPORT_FILE = "report.json"
 
 
 class BadConfigurationError(Exception):
@@ -59,6 +78,22 @@ class StoppedEarly(Exception):  # noqa: N818  # the controller's wish, not an er
         self.cost = cost
 
 
+class Preempted(Exception):  # noqa: N818  # the scheduler's wish, not an error
+    """To be raised once a checkpoint is written and the machine is about to be taken away.
+
+    Args:
+        reason: what :meth:`Job.preemption` said.
+    """
+
+
+class TaskLostError(Exception):
+    """Another task of the same job has failed, or does not answer."""
+
+
+# Seconds before the deadline at which a job is to end; less where it has little time in all.
+DEADLINE_MARGIN_S = 60.0
+
+
 @dataclass(frozen=True)
 class Job:
     """What a training function is given besides its parameters.
@@ -69,12 +104,46 @@ class Job:
             same time: whoever writes here takes a lock.
         seed: the seed of this trial; the same in every attempt at it.
         settings: the ``settings`` of the sweep file, for the function alone to interpret.
+        checkpoint_folder: one for all attempts at this trial, removed once it has a result; by
+            default ``checkpoints`` in the attempt's own folder.
+        deadline: Unix time at which the scheduler will kill the job; None where it is not known.
+        started: Unix time.
     """
 
     folder: Path
     shared_folder: Path
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
+    checkpoint_folder: Path = Path()
+    deadline: float | None = None
+    started: float = field(default_factory=time.time)
+    _requests: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_folder == Path():
+            object.__setattr__(self, "checkpoint_folder", self.folder / "checkpoints")
+
+    def should_checkpoint(self) -> bool:
+        """Whether to write a checkpoint now and raise :class:`Preempted`: ask after each step."""
+        return self.preemption() is not None
+
+    def preemption(self, margin_s: float = 0.0) -> str | None:
+        """Why the machine is about to be taken away; None where it is not.
+
+        Args:
+            margin_s: seconds that a checkpoint needs before the deadline, if more than usual.
+        """
+        if self._requests:
+            return self._requests[0]
+        if self.deadline is not None:
+            margin_s = max(margin_s, min(DEADLINE_MARGIN_S, (self.deadline - self.started) / 10))
+            if time.time() >= self.deadline - margin_s:
+                return "time limit"
+        return None
+
+    def request_checkpoint(self, reason: str) -> None:
+        """Make :meth:`should_checkpoint` true. Signal handlers may call it: it takes no lock."""
+        self._requests.append(reason)
 
     def report(self, progress: float, output: float, cost: float) -> None:
         """Tell how the run goes, some ten times along it, so that a hopeless one can be stopped.
@@ -128,40 +197,91 @@ class Result(BaseModel):
     metrics: dict[str, Any] = {}
 
 
-class Finished(BaseModel):
-    """The report of a job whose function returned."""
+class _Report(BaseModel):
+    """How a job ended.
+
+    Attributes:
+        attempt: at the trial, from 1, that this was.
+        restart: how often Slurm had requeued it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    attempt: int = 1
+    restart: int = 0
+
+
+class Finished(_Report):
+    """The report of a job whose function returned."""
 
     kind: Literal["finished"] = "finished"
     result: Result
 
 
-class Failed(BaseModel):
-    """The report of a job whose function raised."""
+class Failed(_Report):
+    """The report of a job whose function raised.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        exception: its name; None where the function itself called the configuration a bad one.
+    """
 
     kind: Literal["failed"] = "failed"
     reason: str
     cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     traceback: str
+    exception: str | None = None
 
 
-class Stopped(BaseModel):
+class Unhealthy(_Report):
+    """The report of a job that has not begun, because its node is not fit for it.
+
+    Attributes:
+        node: its name.
+        problems: what was found, a line for each.
+    """
+
+    kind: Literal["unhealthy"] = "unhealthy"
+    node: str
+    problems: list[str]
+
+    @property
+    def reason(self) -> str:
+        return f"{self.node}: {'; '.join(self.problems)}"
+
+
+class Stopped(_Report):
     """The report of a job that was stopped at one of its own reports.
 
     Attributes:
         cost: spent until then.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["stopped"] = "stopped"
     cost: float = Field(gt=0, allow_inf_nan=False)
 
 
-JobReport = Finished | Failed | Stopped
+JobReport = Finished | Failed | Stopped | Unhealthy
+
+
+class Start(BaseModel):
+    """``start.json``: a job has started.
+
+    Attributes:
+        node: that it runs on, or the first of them.
+        started: Unix time.
+        deadline: Unix time at which the scheduler will kill it; None where it is not known.
+        health: what the health check measured; None where there was none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    started: float
+    deadline: float | None = None
+    job_id: str | None = None
+    attempt: int = 1
+    restart: int = 0
+    health: dict[str, Any] | None = None
 
 
 class JobFile(BaseModel):
@@ -170,6 +290,11 @@ class JobFile(BaseModel):
     Attributes:
         function: ``module:function``.
         python_path: folders to import it from, besides the usual ones.
+        checkpoint_folder: one for all attempts at a trial; None for one in the job's folder.
+        attempt: at the trial, from 1.
+        health_folder: where jobs leave what they found of their nodes; None for no health check.
+        n_devices: GPUs that were asked for, on each node.
+        max_slowdown: times the usual, that the node may be slower.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -180,6 +305,11 @@ class JobFile(BaseModel):
     seed: int
     settings: dict[str, Any]
     shared_folder: Path
+    checkpoint_folder: Path | None = None
+    attempt: int = 1
+    health_folder: Path | None = None
+    n_devices: int | None = None
+    max_slowdown: float | None = None
 
 
 def write_job(folder: Path, job_file: JobFile) -> None:
@@ -191,7 +321,7 @@ def write_job(folder: Path, job_file: JobFile) -> None:
 def read_report(folder: Path) -> JobReport | None:
     """What the job in this folder has reported; None where it has not, or not yet."""
     try:
-        text = (folder / "report.json").read_text()
+        text = (folder / _REPORT_FILE).read_text()
     except FileNotFoundError:
         return None
     return _REPORT.validate_json(text)
@@ -200,39 +330,185 @@ def read_report(folder: Path) -> JobReport | None:
 _REPORT: TypeAdapter[JobReport] = TypeAdapter(Annotated[JobReport, Field(discriminator="kind")])
 
 
+def read_start(folder: Path) -> Start | None:
+    """Where the job in this folder has started, or its newest restart; None where it has not."""
+    try:
+        return Start.model_validate_json((run_folder(folder) / _START).read_text())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def run_folder(folder: Path) -> Path:
+    """Where the job in this folder works now: there, or in its newest restart's folder."""
+    restart = 0
+    while (folder / f"restart-{restart + 1}").exists():
+        restart += 1
+    return folder / f"restart-{restart}" if restart else folder
+
+
 def read_curve(folder: Path) -> list[CurvePoint]:
-    """What the job in this folder has said of its progress so far."""
+    """What the job in this folder has said of its progress so far, in its order.
+
+    A run that was resumed may say some of it again: then the last word counts.
+    """
     try:
         text = (folder / _CURVE).read_text()
     except FileNotFoundError:
         return []
     # What follows the last line's end is still being written.
     lines = text[: text.rfind("\n") + 1].splitlines()
-    return [CurvePoint.model_validate_json(line) for line in lines]
+    curve: list[CurvePoint] = []
+    for point in map(CurvePoint.model_validate_json, lines):
+        while curve and curve[-1].progress >= point.progress:
+            curve.pop()
+        curve.append(point)
+    return curve
+
+
+def write_curve(folder: Path, curve: Sequence[CurvePoint]) -> None:
+    """Replace what the job in this folder has said: a checkpoint knows what was said before it."""
+    if curve or (folder / _CURVE).exists():
+        _write(folder / _CURVE, "".join(point.model_dump_json() + "\n" for point in curve))
 
 
 def stop(folder: Path) -> None:
     """Ask the job in this folder to stop at its next report."""
     _write(folder / _STOP, "{}")
+    if run_folder(folder) != folder:
+        _write(run_folder(folder) / _STOP, "{}")
 
 
-def run(folder: str) -> None:
-    """Run the job in this folder and write its ``report.json``. Called in the job's own process."""
+def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
+    """Run the job in this folder and write its ``report.json``. Called in the job's own process.
+
+    Where the folder already has a report, as after a requeue that came too late, nothing is run.
+
+    Args:
+        folder: with a ``job.json``.
+        deadline: Unix time at which the scheduler will kill the process, where that is known.
+        restart: how often the scheduler has requeued the job.
+
+    Returns:
+        Whether there is a report. Without one the job was preempted and asks to be started again.
+    """
     path = Path(folder)
+    if read_report(path) is not None:
+        return True
     job_file = JobFile.model_validate_json((path / "job.json").read_text())
+    own = path / f"restart-{restart}" if restart else path
+    own.mkdir(exist_ok=True)
+    if (path / _STOP).exists() and own != path:
+        _write(own / _STOP, "{}")
+    job = Job(
+        own,
+        job_file.shared_folder,
+        job_file.seed,
+        job_file.settings,
+        job_file.checkpoint_folder or Path(),
+        deadline,
+    )
     report: JobReport
     try:
         function = load_function(job_file.function, job_file.python_path)
-        job = Job(path, job_file.shared_folder, job_file.seed, job_file.settings)
-        report = Finished(result=_result(function(job_file.params, job)))
-        text = report.model_dump_json(indent=1, fallback=_plain)
+        with _requests_by_signal(job):
+            report = Finished(result=_result(function(job_file.params, job)))
+        _dump(report)  # what cannot be written down is a failure, too
     except StoppedEarly as stopped:
-        text = Stopped(cost=stopped.cost).model_dump_json(indent=1)
+        report = Stopped(cost=stopped.cost)
+    except Preempted as preempted:
+        print(f"preempted: {preempted}", file=sys.stderr)
+        return False
     except Exception as error:
         report = _failed(error)
-        text = report.model_dump_json(indent=1)
         print(report.traceback, file=sys.stderr)
-    _write(path / "report.json", text)
+        if isinstance(error, TaskLostError):
+            _wait_for(path / _REPORT_FILE, _REASON_S)
+    # Of several tasks the first one speaks, unless another has failed: then all of them do.
+    if isinstance(report, Failed) or task()[0] == 0:
+        write_report(path, report.model_copy(update=_of_attempt(job_file, restart)))
+    if not isinstance(report, Failed) and task()[0] == 0:
+        shutil.rmtree(job.checkpoint_folder, ignore_errors=True)
+    return True
+
+
+def _of_attempt(job_file: JobFile, restart: int) -> dict[str, int]:
+    return {"attempt": job_file.attempt, "restart": restart}
+
+
+def write_start(folder: Path, start: Start) -> None:
+    """Say in a job's folder that it has started."""
+    own = folder / f"restart-{start.restart}" if start.restart else folder
+    own.mkdir(exist_ok=True)
+    _write(own / _START, start.model_dump_json(indent=1))
+
+
+def write_report(folder: Path, report: JobReport) -> None:
+    """Write how the job in this folder ended, unless another copy or task of it was first."""
+    text = _dump(report)
+    rank = task()[0]
+    # Copies and tasks may write at the same time: each has a draft of its own.
+    draft = f".{report.restart}-{rank}" if report.restart or rank else ""
+    if not (folder / _REPORT_FILE).exists():
+        _write(folder / _REPORT_FILE, text, draft)
+
+
+def _dump(report: JobReport) -> str:
+    return report.model_dump_json(indent=1, fallback=_plain)
+
+
+# A task that has failed is given so long to say why, before the others say that it is lost.
+_REASON_S = 10.0
+
+
+def _wait_for(path: Path, for_s: float) -> None:
+    end = time.monotonic() + for_s
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def task(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Which task of its job this process is, from 0, and how many there are.
+
+    As submitit, torchrun or Slurm's srun say; a process that none of them has started is alone.
+    """
+    for rank, size in _TASKS:
+        if rank in environment and size in environment:
+            return int(environment[rank]), int(environment[size])
+    return 0, 1
+
+
+# Not SLURM_NTASKS: it is there in a batch script as well, which is one process.
+_TASKS = (
+    ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS"),
+    ("RANK", "WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+@contextmanager
+def _requests_by_signal(job: Job) -> Iterator[None]:
+    """What a scheduler sends ahead of the end asks for a checkpoint; elsewhere it would kill.
+
+    A second SIGTERM does what it would have done without us.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python allows handlers only there
+        return
+    numbers = (signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+
+    def request(number: int, _: Any) -> None:
+        job.request_checkpoint(signal.Signals(number).name)
+        if number == signal.SIGTERM:
+            signal.signal(number, before[signal.SIGTERM])
+
+    for number in numbers:
+        signal.signal(number, request)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
 
 
 def _result(returned: Any) -> Result:
@@ -259,6 +535,7 @@ def _plain(value: Any) -> Any:
 def _failed(error: Exception) -> Failed:
     """The report on an exception, in words that any file can hold."""
     cost = None
+    name = None if isinstance(error, BadConfigurationError) else type(error).__name__
     if isinstance(error, BadConfigurationError):
         reason = str(error.reason)
         given = error.cost
@@ -266,9 +543,9 @@ def _failed(error: Exception) -> Failed:
             cost = float(given)
     else:
         first_line = (str(error).splitlines() or [""])[0]
-        reason = f"{type(error).__name__}: {first_line}"[:300]
-    trace = "".join(traceback.format_exception(error))
-    return Failed(reason=_printable(reason), cost=cost, traceback=_printable(trace))
+        reason = f"{name}: {first_line}"[:300]
+    trace = _printable("".join(traceback.format_exception(error)))
+    return Failed(reason=_printable(reason), cost=cost, traceback=trace, exception=name)
 
 
 def _printable(text: str) -> str:
@@ -290,9 +567,9 @@ def load_function(name: str, python_path: Sequence[str] = ()) -> Callable[..., A
     return cast(Callable[..., Any], function)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, draft: str = "") -> None:
     """In one step: a reader sees the whole file or none."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}{draft}.tmp")
     with temporary.open("w") as file:
         file.write(text)
         file.flush()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -29,10 +29,14 @@ class Progress:
         self._console = console
         self._cost_unit = cost_unit
         self._live: Live | None = None
+        self._status: Status | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4)
+            # Drawn as often as it is looked at, however many trials end.
+            self._live = Live(
+                console=self._console, refresh_per_second=4, get_renderable=self._renderable
+            )
             self._live.start()
         return self
 
@@ -46,8 +50,10 @@ class Progress:
             self._live.stop()
 
     def changed(self, status: Status) -> None:
-        if self._live is not None:
-            self._live.update(_screen(status))
+        self._status = status
+
+    def _renderable(self) -> RenderableType:
+        return "" if self._status is None else _screen(self._status)
 
     def ended(self, ended: Ended) -> None:
         if self._live is None:
@@ -60,7 +66,7 @@ def line(ended: Ended, cost_unit: str = "s") -> str:
     """One finished trial in one line."""
     params = format_params(ended.params)
     if ended.result is None:
-        how = "stopped" if ended.is_stopped else "failed"
+        how = "stopped" if ended.is_stopped else "lost" if ended.is_lost else "failed"
         return f"trial {ended.number:4d}  {how}: {ended.reason}  {params}"
     output, cost = ended.result.output, ended.result.cost
     return f"trial {ended.number:4d}  loss {output:.4f}  cost {cost:8.3f} {cost_unit}  {params}"
@@ -116,6 +122,8 @@ def _screen(status: Status) -> Group:
         bar = ProgressBar(total=config.budget, completed=status.spent, width=40)
         spent.add_row(f"cost spent {status.spent:.1f} of {config.budget:g} {config.cost_unit}", bar)
         parts.append(spent)
+    if status.trouble is not None:
+        parts.append(Text(f"waiting: {status.trouble}", style="yellow"))
     decades = Table(title="best loss by cost", title_justify="left")
     decades.add_column(f"cost of a run ({config.cost_unit})")
     decades.add_column("best loss", justify="right")

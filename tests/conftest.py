@@ -1,19 +1,33 @@
-"""What all tests share: one thread, repeatable examples, and waiting without sleeping."""
+"""What all tests share: one thread, repeatable examples, databases, and waiting without sleeping.
+
+``CARBS_TEST_POSTGRES`` is the URL of a PostgreSQL server on which the tests may make databases, as
+``tests/postgres/start.sh`` prints it. Without it they are skipped there; with
+``CARBS_REQUIRE_POSTGRES=1`` they fail instead.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+import sqlalchemy
 import torch
 from hypothesis import settings
+from sqlalchemy.engine import make_url
 
 # The same examples every time, and no deadline: the first example of a test pays for imports.
 settings.register_profile("carbs", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("carbs")
 
+POSTGRES = Path(__file__).parent / "postgres"
 WaitUntil = Callable[[Callable[[], bool], str], None]
 
 
@@ -35,3 +49,59 @@ def wait_until() -> WaitUntil:
             nothing.wait(0.005)
 
     return wait_until
+
+
+@pytest.fixture(scope="session")
+def postgres() -> str:
+    """The URL of a running PostgreSQL server."""
+    url = os.environ.get("CARBS_TEST_POSTGRES")
+    if url is None:
+        reason = "CARBS_TEST_POSTGRES names no server: tests/postgres/start.sh starts one"
+        if os.environ.get("CARBS_REQUIRE_POSTGRES") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return url
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a new database, of each kind in turn."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('database') / 'study.db'}"
+        return
+    server = request.getfixturevalue("postgres")
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    yield make_url(server).set(database=name).render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture
+def server(postgres: str) -> Iterator[Callable[..., str]]:
+    """A PostgreSQL server of this test's own, to ``start.sh`` and ``stop.sh``; prints its URL."""
+    # Not in tmp_path, which only its owner may enter: the server has a user of its own.
+    root = Path(tempfile.mkdtemp(prefix="carbs-postgres-"))
+    port = str((make_url(postgres).port or 5432) + 1)
+    environment = {**os.environ, "POSTGRES_TEST_ROOT": str(root), "POSTGRES_TEST_PORT": port}
+
+    def server(*command: str) -> str:
+        done = subprocess.run(
+            [POSTGRES / command[0], *command[1:]],
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    yield server
+    if (root / "data" / "postmaster.pid").exists():
+        server("stop.sh")
+    shutil.rmtree(root)

@@ -18,7 +18,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launchers.checkpoint import EVERY_S, Checkpoints
+from launchers.distributed import TIMEOUT_S, World, local_device, process_group
 from launchers.job import BadConfigurationError, Job, Result
 from launchers.lm.answers import evaluate, load_questions
 from launchers.lm.data import BUILTIN, BUILTIN_SETS, DataMix, prepare
@@ -61,6 +63,8 @@ class Settings(BaseModel):
     threads: int = Field(default=1, ge=1)  # of the CPU
     data: dict[str, str] = dict.fromkeys(BUILTIN_SETS, BUILTIN)  # or a folder or glob for each
     questions: dict[str, Path] = {}  # JSON Lines files, beside the sets made of the data
+    checkpoint_every_s: float = Field(default=EVERY_S, ge=0)
+    task_timeout_s: float = Field(default=TIMEOUT_S, gt=0)  # that one task waits for another
 
 
 def train(params: Mapping[str, Any], job: Job) -> Result:
@@ -68,14 +72,21 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
 
     Raises:
         BadConfigurationError: the run diverged or ran out of memory.
+        Preempted: the machine is taken away; the next attempt goes on from the checkpoint.
+        StoppedEarly: the controller wishes it.
+        TaskLostError: another task of this job has failed.
         ValueError: a parameter or setting is unknown or impossible. The message names it.
     """
     p = _validate(Params, params, "parameter")
     settings = _validate(Settings, job.settings, "setting")
-    config = ModelConfig(p.width, p.depth)
     torch.set_num_threads(settings.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = local_device()
+    with process_group(device, timeout_s=settings.task_timeout_s) as world:
+        return _train(p, settings, job, world)
 
+
+def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
+    config, device = ModelConfig(p.width, p.depth), world.device
     corpus = prepare(settings.data, job.shared_folder)
     weights = p.mix or {name: 1 / len(corpus.components) for name in corpus.components}
     mix = DataMix(corpus, weights, settings.seq_len, job.seed)
@@ -88,40 +99,47 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
     tokens = steps * p.batch_size * settings.seq_len
     n_parts = min(N_LOOKS + 1, tokens // LOOK_TOKENS)
     looks = {round(steps * part / n_parts) for part in range(1, n_parts)}
-    started, looking = _now(device), 0.0
+    stopwatch = _Stopwatch(device, world.size)
+    checkpoints = Checkpoints(job, settings.checkpoint_every_s)
     try:
         model = Transformer(config, torch.Generator().manual_seed(job.seed)).to(device)
         # A process is slow at first, which would blur the cost of the smallest runs.
         one = p.model_copy(update={"batch_size": 1})
-        _fit(copy.deepcopy(model), mix, one, 1, steps, stop_after=1)
-        started = _now(device)
+        _fit(_Training(copy.deepcopy(model), one), mix, one, 1, steps, world, stop_after=1)
+        training = _Training(model, p)
+        resumed_at, state = world.share(checkpoints.load() if world.rank == 0 else None)
+        if state is not None:
+            training.restore(state["training"])
+        stopwatch = _Stopwatch(device, world.size, 0.0 if state is None else state["cost"])
+
+        def state_now() -> dict[str, Any]:
+            return {"training": training.state(), "cost": stopwatch.cost}
 
         def look(step: int) -> None:
-            nonlocal looking
             if step in looks:
-                paused = _now(device)
-                nlls = [
-                    evaluate(model, q[:LOOK_QUESTIONS]).nll_per_byte for q in questions.values()
-                ]
-                job.report(step / steps, sum(nlls) / len(nlls), paused - started - looking)
-                looking += _now(device) - paused
+                asked = [q[:LOOK_QUESTIONS] for q in questions.values()]
+                nlls = [evaluate(model, q).nll_per_byte for q in asked]
+                job.report(step / steps, sum(nlls) / len(nlls), stopwatch.cost)
+            checkpoints.after_step(step, state_now)
+
+        def after_step(step: int) -> None:
+            with stopwatch.paused():
+                world.follow_first(lambda: look(step))
 
         size = settings.micro_batch_size
-        losses = _fit(model, mix, p, size, steps, stop_after=steps, after_step=look)
-        cost = _now(device) - started - looking
+        _fit(training, mix, p, size, steps, world, stop_after=steps, after_step=after_step)
+        cost, losses = stopwatch.cost, training.losses
         evaluations = {name: evaluate(model, asked) for name, asked in questions.items()}
         output = sum(e.nll_per_byte for e in evaluations.values()) / len(evaluations)
         if not math.isfinite(output):  # the last step can spoil the model as well
             raise _DivergedError(f"the answers' nll is {output}")
     except _DivergedError as error:
-        spent = _now(device) - started - looking
-        raise BadConfigurationError(f"diverged: {error}", cost=spent) from None
+        raise BadConfigurationError(f"diverged: {error}", cost=stopwatch.cost) from None
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         reason = f"out of memory: width {p.width}, depth {p.depth}, batch size {p.batch_size}"
-        spent = _now(device) - started - looking
-        raise BadConfigurationError(reason, cost=spent) from error
+        raise BadConfigurationError(reason, cost=stopwatch.cost) from error
 
     last = losses[-math.ceil(len(losses) / 10) :]
     return Result(
@@ -136,9 +154,16 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
             "steps": steps,
             "flops": config.flops_per_token(settings.seq_len) * tokens,
             "tokens_per_second": tokens / cost,
+            "tasks": world.size,
             "final_train_loss": sum(last) / len(last),
             "mix": dict(weights),
             "corpus": corpus.folder.name,
+            "checkpoints": {
+                "resumed_at": resumed_at,
+                "written": checkpoints.n_written,
+                "failures": checkpoints.failures,
+                "skipped": checkpoints.skipped,
+            },
             "environment": _environment(device),
         },
     )
@@ -148,44 +173,77 @@ class _DivergedError(Exception):
     """The message says what was seen, and when."""
 
 
+class _Training:
+    """A model on its way: all that a checkpoint must hold of it."""
+
+    def __init__(self, model: Transformer, p: Params) -> None:
+        self.model = model
+        self.optimizer = _optimizer(model, p)
+        self.losses: list[float] = []  # of each step, in nats per byte
+        self.smoothed = 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "smoothed": self.smoothed,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = state["losses"].tolist()
+        self.smoothed = state["smoothed"]
+
+
 def _fit(
-    model: Transformer,
+    training: _Training,
     mix: DataMix,
     p: Params,
     micro_batch_size: int,
     steps: int,
+    world: World,
     *,
     stop_after: int,
     after_step: Callable[[int], None] = lambda step: None,
-) -> list[float]:
-    """Trains in place for the first ``stop_after`` of ``steps``; their losses, in nats per byte."""
+) -> None:
+    """Trains in place, up to ``stop_after`` of ``steps``."""
+    model, optimizer, losses = training.model, training.optimizer, training.losses
     device = model.embedding.device
-    optimizer = _optimizer(model, p)
-    losses: list[float] = []
-    smoothed = 0.0
-    for step in range(stop_after):
+    for step in range(len(losses), stop_after):
         for group in optimizer.param_groups:
             group["lr"] = p.learning_rate * schedule(step, steps, p.warmup_fraction)
         batch = mix.batch(step, p.batch_size).to(device)
         optimizer.zero_grad()
         total = torch.zeros((), device=device)
-        for part in batch.chunk(math.ceil(len(batch) / micro_batch_size)):
+        ours = batch.tensor_split(world.size)[world.rank]
+        n_parts = math.ceil(len(ours) / micro_batch_size)  # a small batch may have none for us
+        for part in ours.chunk(n_parts) if n_parts else ():
             with _precision(device):
                 logits = model(part[:, :-1])
             loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
             loss = loss * (len(part) / len(batch))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        world.add([total, *_gradients(model)])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
         losses.append(total.item())
-        smoothed = SMOOTHING * (smoothed if step else losses[0]) + (1 - SMOOTHING) * losses[-1]
-        rising = step >= steps / 10 and smoothed > losses[0] + DIVERGED_NATS
+        past = training.smoothed if step else losses[0]
+        training.smoothed = SMOOTHING * past + (1 - SMOOTHING) * losses[-1]
+        rising = step >= steps / 10 and training.smoothed > losses[0] + DIVERGED_NATS
         if rising or not math.isfinite(losses[-1]):
             raise _DivergedError(f"loss is {losses[-1]:.3g} at step {step + 1} of {steps}")
         after_step(step + 1)
-    return losses
+
+
+def _gradients(model: Transformer) -> list[torch.Tensor]:
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 N_LOOKS = 9  # along a run, at the most
@@ -217,6 +275,31 @@ def _precision(device: torch.device) -> contextlib.AbstractContextManager[object
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+class _Stopwatch:
+    """The cost: seconds of so many devices since now, and ``before`` that; no pause counts."""
+
+    def __init__(self, device: torch.device, n_devices: int, before: float = 0.0) -> None:
+        self._device = device
+        self._n_devices = n_devices
+        self._before = before
+        self._started = _now(device)
+        self._paused_at: float | None = None
+
+    @property
+    def cost(self) -> float:
+        now = _now(self._device) if self._paused_at is None else self._paused_at
+        return self._before + self._n_devices * (now - self._started)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused_at = _now(self._device)
+        try:
+            yield
+        finally:
+            self._started += _now(self._device) - self._paused_at
+            self._paused_at = None
 
 
 def _now(device: torch.device) -> float:

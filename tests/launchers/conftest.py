@@ -18,6 +18,8 @@ import psutil
 import pytest
 import yaml
 
+from launchers.cli import main
+
 WriteModule = Callable[[str], str]
 
 
@@ -60,6 +62,25 @@ def write_sweep(tmp_path: Path) -> Callable[..., Path]:
     return write_sweep
 
 
+@pytest.fixture
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, standard output and standard error of ``carbs ...``, in this process."""
+
+    def run_cli(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["carbs", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run_cli
+
+
 class Command:
     """A running ``carbs ...`` in a process group of its own, as a terminal's shell makes one.
 
@@ -82,6 +103,10 @@ class Command:
         """Exit code and output."""
         code = self.process.wait(timeout=300)
         return code, self._out.read_text(), self._err.read_text()
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text()
 
     def press_ctrl_c(self) -> tuple[int, str, str]:
         os.killpg(self.process.pid, signal.SIGINT)

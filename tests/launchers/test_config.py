@@ -12,6 +12,7 @@ import pytest
 from carbs import LogitSpace, LogSpace, MixtureSpace, Param
 from launchers.config import CheckConfig, EarlyStoppingConfig, SweepConfig, load_sweep
 from launchers.errors import SweepFileError
+from launchers.options import slurm_options
 
 WriteSweep = Callable[..., Path]
 
@@ -206,3 +207,44 @@ def test_a_sweep_file_can_say_no_objects(tmp_path: Path) -> None:
     path.write_text("name: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(SweepFileError, match="is no YAML file"):
         load_sweep(path)
+
+
+def test_tiers_by_parameter_and_predicted_cost(write_sweep: Callable[..., Path]) -> None:
+    config = load_sweep(
+        write_sweep(
+            executor_options={"partition": "gpu", "timeout_min": 60},
+            tiers={
+                "wide": {"when": "x > 10", "options": {"slurm_partition": "big", "nodes": 2}},
+                "dear": {"min_cost": 100, "options": {"timeout_min": 600}},
+            },
+        )
+    )
+    assert config.tier({"x": 11.0}, 500) == "wide"
+    assert config.tier({"x": 1.0}, 500) == "dear"
+    assert config.tier({"x": 1.0}, 99) is None
+    assert config.tier({"x": 1.0}, None) is None
+    native = slurm_options(config.options("wide"))
+    assert (native["partition"], native["nodes"], native["time"]) == ("big", 2, 60)
+    assert slurm_options(config.options("dear"))["time"] == 600
+    assert slurm_options(config.options(None))["partition"] == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"executor_options": {"partiton": "gpu"}}, "did you mean 'partition'"),
+        ({"executor_options": {"nodes": "two"}}, "expected int"),
+        ({"tiers": {"a": {"options": {"gpu": 1}}}}, "unknown option 'gpu' in tiers.a.options"),
+        ({"tiers": {"a": {"when": "z > 1"}}}, "tiers.a.when"),
+        ({"tiers": {"a": {"cost": 1}}}, "unknown key 'tiers.a.cost'"),
+        ({"outcomes": [{"pattern": "(", "verdict": "bad_machine", "reason": "r"}]}, "expression"),
+        ({"outcomes": [{"pattern": "x", "verdict": "bad", "reason": "r"}]}, "bad_configuration"),
+        ({"storage": "a", "storage_file": "b"}, "storage or storage_file"),
+    ],
+)
+def test_what_slurm_is_told_is_checked(
+    write_sweep: Callable[..., Path], keys: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SweepFileError) as refusal:
+        load_sweep(write_sweep(**keys))
+    assert said in str(refusal.value)

@@ -10,6 +10,7 @@ from launchers.outcomes import (
     BadConfiguration,
     BadMachine,
     Completed,
+    OutOfTime,
     Running,
     StoppedRun,
     classify,
@@ -40,3 +41,41 @@ def test_no_report_and_no_process_is_the_machines_fault_once() -> None:
     assert isinstance(outcome, BadConfiguration)
     assert "without a report, 2 times" in outcome.reason
     assert outcome.cost is None
+
+
+@pytest.mark.parametrize("name", ["TimeoutError", "CancelledError", "PreemptedError"])
+def test_an_exception_is_not_taken_for_a_state_of_slurms(name: str) -> None:
+    report = Failed(reason=f"{name}: no data", traceback=f"{name}: no data", exception=name)
+    assert classify(report, False, 1) == BadConfiguration(f"{name}: no data")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "kind", "reason"),
+    [
+        ("OUT_OF_MEMORY", BadConfiguration, "out of memory"),
+        ("FAILED\nslurmstepd: error: Step 3.0 exceeded memory limit", BadConfiguration, "memory"),
+        ("FAILED\ntorch.OutOfMemoryError: CUDA out of memory.", BadConfiguration, "GPU memory"),
+        ("TIMEOUT", BadConfiguration, "too slow"),
+        ("FAILED\n*** STEP 3.0 CANCELLED AT 1 DUE TO TIME LIMIT ***", BadConfiguration, "too slow"),
+        ("NODE_FAIL", BadMachine, "the node failed"),
+        ("PREEMPTED", BadMachine, "preempted"),
+        ("FAILED\n*** JOB 3 CANCELLED AT 1 DUE TO PREEMPTION ***", BadMachine, "preempted"),
+        ("CANCELLED by 1000", BadMachine, "cancelled from outside"),
+        ("FAILED\nNCCL WARN Timeout waiting for", BadMachine, "NCCL"),
+        ("FAILED\nNVRM: Xid (PCI:0000:3b:00): 79", BadMachine, "Xid"),
+        ("FAILED\nOSError: [Errno 28] No space left on device", BadMachine, "disk is full"),
+        ("FAILED\nOSError: [Errno 116] Stale file handle", BadMachine, "file system"),
+    ],
+)
+def test_an_end_without_a_report_is_explained_by_the_table(
+    evidence: str, kind: type, reason: str
+) -> None:
+    outcome = classify(None, False, 1, evidence=evidence)
+    assert isinstance(outcome, kind)
+    assert reason in outcome.reason  # type: ignore[attr-defined]
+    if kind is BadMachine:
+        assert outcome.is_explained  # type: ignore[attr-defined]
+
+
+def test_a_time_limit_with_progress_goes_on() -> None:
+    assert classify(None, False, 1, evidence="TIMEOUT", made_progress=True) == OutOfTime()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
@@ -344,8 +345,12 @@ def test_a_folder_that_cannot_be_written(make_sweep: Callable[..., Path]) -> Non
 
 
 def test_executor_options_are_checked(make_sweep: Callable[..., Path]) -> None:
-    sweep = open_sweep(make_sweep(executor_options={"time_out": 3}))
-    with pytest.raises(SweepFileError, match=r"executor_options for local: .*time_out"):
+    file = make_sweep(executor_options={"time_out": 3})
+    with pytest.raises(SweepFileError, match=r"'time_out' in executor_options.*'timeout_min'"):
+        open_sweep(file)
+    # Some that Slurm can do are too much for local processes.
+    sweep = open_sweep(make_sweep(executor_options={"nodes": 2}))
+    with pytest.raises(SweepFileError, match=r"executor_options for local: .*one node"):
         run(sweep)
 
 
@@ -471,6 +476,33 @@ def test_ctrl_c_leaves_jobs_running_and_the_same_command_continues(
     every_trial = {f"{number:05d}": 1 for number in range(6)}
     assert starts == every_trial
     assert finishes == every_trial
+
+
+def test_ctrl_c_twice_cancels_the_jobs(
+    make_sweep: Callable[..., Path],
+    tmp_path: Path,
+    carbs: Carbs,
+    wait_until: WaitUntil,
+    log: Path,
+) -> None:
+    go, folder = tmp_path / "go", tmp_path / "sweep"
+    file = make_sweep('wait_until(Path(job.settings["go"]).exists)', {"go": str(go)})
+    controller = carbs("sweep", file, "--folder", folder)
+    wait_until(lambda: len(log.read_text().splitlines()) == 2, "two jobs")
+    os.killpg(controller.process.pid, signal.SIGINT)
+    wait_until(lambda: "once more" in controller.output(), "the question")
+    code, out, err = controller.press_ctrl_c()
+    assert (code, err) == (130, "")
+    assert "its jobs are cancelled" in out
+    jobs = [str(trial.user_attrs["job"]["id"]) for trial in stored_trials(folder)]
+    assert not any(psutil.pid_exists(int(job)) for job in jobs)
+    go.touch()
+    code, out, err = carbs("sweep", file, "--folder", folder).wait()
+    assert code == 0, err
+    assert "6 trials done, 0 failed" in out
+    starts, finishes = counts(log)
+    assert finishes == {f"{number:05d}": 1 for number in range(6)}
+    assert (starts["00000"], starts["00001"]) == (2, 2)
 
 
 def test_a_second_command_on_the_same_folder_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import socket
@@ -13,7 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from launchers.job import BadConfigurationError, Job, Result, StoppedEarly, read_curve, stop
+from launchers.checkpoint import Checkpoints, last_step
+from launchers.job import (
+    BadConfigurationError,
+    Job,
+    Preempted,
+    Result,
+    StoppedEarly,
+    read_curve,
+    stop,
+)
 from launchers.lm import train as module
 from launchers.lm.train import schedule, train
 
@@ -122,6 +132,86 @@ def test_a_run_that_shall_stop_stops(run: Run, tmp_path: Path) -> None:
         run(tokens=32_768)
     (point,) = read_curve(tmp_path)
     assert stopped.value.cost == point.cost
+
+
+class CutOffError(Exception):
+    """Stands for a machine that dies."""
+
+
+def cut_off_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends in the middle of the step that follows."""
+    batch = module.DataMix.batch
+
+    def until_then(self: module.DataMix, at: int, size: int) -> torch.Tensor:
+        if at >= step:
+            raise CutOffError
+        return batch(self, at, size)
+
+    monkeypatch.setattr(module.DataMix, "batch", until_then)
+
+
+def test_a_run_that_is_cut_off_twice_ends_as_one_that_never_was(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {**SMALL, "tokens": 32_768}  # 64 steps, and reports after 16, 32 and 48
+    (tmp_path / "whole").mkdir()
+    whole = train(params, Job(tmp_path / "whole", shared, 3))
+    # Every fifth step, so that steps are lost and one of the reports with them.
+    counts = itertools.count(1)
+    monkeypatch.setattr(Checkpoints, "is_due", lambda self: next(counts) % 5 == 0)
+    for attempt, last in enumerate((18, 47), start=1):
+        with monkeypatch.context() as dying, pytest.raises(CutOffError):
+            cut_off_after(last, dying)
+            train(params, attempt_at(tmp_path, shared, attempt))
+        counts = itertools.count(1)
+    resumed = train(params, attempt_at(tmp_path, shared, 3))
+    assert resumed.metrics["checkpoints"]["resumed_at"] == 45
+    assert resumed.output == whole.output
+    assert resumed.metrics["final_train_loss"] == whole.metrics["final_train_loss"]
+    assert resumed.metrics["evaluations"] == whole.metrics["evaluations"]
+    curves = [read_curve(tmp_path / name) for name in ("whole", "3")]
+    assert [(p.progress, p.output) for p in curves[1]] == [
+        (p.progress, p.output) for p in curves[0]
+    ]
+    costs = [point.cost for point in curves[1]]
+    assert costs == sorted(costs)
+    assert costs[-1] < resumed.cost
+
+
+def attempt_at(folder: Path, shared: Path, attempt: int) -> Job:
+    (folder / str(attempt)).mkdir(exist_ok=True)
+    return Job(folder / str(attempt), shared, 3, {}, folder / "checkpoints")
+
+
+def test_what_a_checkpoint_holds_is_paid_for_once(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock of one second a step and ten an evaluation: only steps cost, each of them once."""
+    batch, evaluate, now = module.DataMix.batch, module.evaluate, [0.0]
+
+    def a_second(self: module.DataMix, at: int, size: int) -> torch.Tensor:
+        now[0] += 1 if size > 1 else 100  # warming up is no part of it
+        return batch(self, at, size)
+
+    def ten_seconds(*arguments: Any) -> Any:
+        now[0] += 10
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(module, "_now", lambda device: now[0])
+    monkeypatch.setattr(module.DataMix, "batch", a_second)
+    monkeypatch.setattr(module, "evaluate", ten_seconds)
+    for attempt, last in enumerate((7, 20), start=1):
+        with monkeypatch.context() as dying, pytest.raises(Preempted, match="SIGTERM"):
+            counts = itertools.count(1)
+            dying.setattr(
+                Job,
+                "preemption",
+                lambda *_, last=last, counts=counts: "SIGTERM" if next(counts) == last else None,
+            )
+            train(SMALL, attempt_at(tmp_path, shared, attempt))
+    assert last_step(tmp_path / "checkpoints") == 27
+    result = train(SMALL, attempt_at(tmp_path, shared, 3))
+    assert (result.metrics["steps"], result.cost) == (32, 32.0)
 
 
 def test_tokens_are_spent_in_whole_batches(run: Run) -> None:

@@ -1,0 +1,68 @@
+"""``carbs plan`` and ``carbs fit`` from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from launchers.config import load_sweep
+
+WriteSweep = Callable[..., Path]
+WriteModule = Callable[[str], str]
+RunCli = Callable[..., tuple[int, str, str]]
+
+
+def test_plan_says_what_to_run_and_writes_a_job_that_runs(
+    run_cli: RunCli, write_module: WriteModule, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    source = (
+        "def train(params, job):\n"
+        "    x = params['x']\n"
+        "    metrics = {'flops': 1e12 * x}\n"
+        "    return {'output': 1 + x**-0.5, 'cost': 2.0 * x, 'metrics': metrics}\n"
+    )
+    file = write_sweep(function=f"{write_module(source)}:train", executor="debug", max_trials=12)
+    folder = tmp_path / "sweep"
+    assert run_cli("sweep", file, "--folder", folder)[0] == 0
+    job_file = file.parent / "large.yaml"
+    budget = ("--flops", "3e14", "--price", "2", "--n-gpus", "64")
+    code, out, err = run_cli("plan", folder, *budget, "--job-file", job_file)
+    assert code == 0 and err == ""
+    for said in ("configuration: x=", "loss: ", "cost: ", "3e+14 FLOPs", "lost to failures"):
+        assert said in out
+    assert load_sweep(job_file).max_trials == 1
+    code, out, _ = run_cli("sweep", job_file, "--folder", tmp_path / "large")
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.startswith("trial"))
+    assert float(line.split("cost")[1].split()[0]) == pytest.approx(600.0, rel=0.3)
+
+
+def test_errors_are_told_in_plain_words(
+    run_cli: RunCli, write_module: WriteModule, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    source = "def train(params, job):\n    return {'output': 1.0, 'cost': params['x']}\n"
+    file = write_sweep(function=f"{write_module(source)}:train", executor="debug", max_trials=5)
+    run_cli("sweep", file, "--folder", tmp_path / "sweep")
+    code, _, err = run_cli("plan", tmp_path / "sweep")
+    assert code == 2 and "give one of flops, gpu_hours and money" in err
+    code, _, err = run_cli("plan", tmp_path / "sweep", "--money", "10")
+    assert code == 2 and "price" in err
+    code, _, err = run_cli("fit", tmp_path / "absent.csv")
+    assert code == 2 and "absent.csv" in err
+
+
+def test_fit_says_which_columns_it_took(run_cli: RunCli, tmp_path: Path) -> None:
+    flops = np.geomspace(1e18, 1e21, 12)
+    frame = pd.DataFrame({"flops": flops, "eval_loss": 1.7 + 2 * (flops / 1e18) ** -0.15})
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    code, out, _ = run_cli("fit", tmp_path / "runs.csv", "--flops", "1e22")
+    assert code == 0
+    assert "loss from 'eval_loss' (guessed)" in out and "at 1e+22: loss" in out
+    code, out, _ = run_cli("fit", tmp_path / "runs.csv", "--loss", "eval_loss")
+    assert code == 0 and "'eval_loss'," in out
+    code, _, err = run_cli("fit", tmp_path / "runs.csv", "--loss", "odd")
+    assert code == 2 and "no column 'odd'" in err
