@@ -18,9 +18,12 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy.special import ndtri
 
-from analysis.hyperparameters import Curve
-from analysis.power_laws import ComputeLaw
+from analysis.expectation import SweepBacktest
+from analysis.hyperparameters import Curve, FrontModel, loss_around
+from analysis.multiplier import Multiplier
+from analysis.power_laws import ComputeLaw, LossLaw
 from carbs.optimizer import Direction
 from carbs.pareto import pareto_front
 from carbs.records import Observation
@@ -395,7 +398,7 @@ def plot_predictions(
     named = cost_unit if quantity == "cost" else output_unit
     unit = f" ({named})" if named else ""
     n_beyond = 0 if not len(told) else int((~shown).sum())
-    beyond = f"; {n_beyond} more beyond the axes" if n_beyond else ""
+    beyond = f"\n({n_beyond} more beyond the axes)" if n_beyond else ""
     ax.set_xlabel(f"measured {quantity}{unit}{beyond}")
     ax.set_ylabel(f"predicted {quantity}{unit}")
     return _finish(ax)
@@ -433,6 +436,254 @@ def plot_convergence(
     ax.set_xlabel(f"cost of all runs so far ({cost_unit})")
     ax.set_ylabel(_output_label(direction, output_unit))
     ax.legend(loc="upper right" if direction == "minimize" else "lower right")
+    return _finish(ax)
+
+
+def plot_contour(
+    front: FrontModel, name: str, *, cost_unit: str = "s", ax: Axes | None = None
+) -> Axes:
+    """How much worse the loss is beside the optimum of one parameter, over cost, as contours.
+
+    Args:
+        front: fitted.
+        name: of a parameter on a logarithmic scale, other than the one that follows from the cost.
+        cost_unit: for the axis.
+        ax: to draw on.
+    """
+    ax = _axes(ax, _WIDE)
+    costs, values, excess = loss_around(front, name)
+    drawn = ax.contour(
+        costs,
+        values,
+        excess,
+        levels=[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5],
+        colors=_INK,
+        linewidths=0.9,
+    )
+    ax.contourf(
+        costs, values, np.log10(np.maximum(excess, 1e-4)), levels=12, cmap="Greys", alpha=0.5
+    )
+    ax.clabel(drawn, fmt=lambda level: f"+{level:g}", fontsize=8)
+    best = values[np.argmin(excess, axis=0)]
+    ax.plot(costs, best, "--", color=_BLUE, lw=1.8, label="best")
+    ax.set_yscale("log")
+    _ticks(ax.yaxis, *ax.get_ylim())
+    ax.set_ylabel(_plain(_short(name)))
+    ax.set_title("loss above its least at that cost")
+    _cost_axis(ax, cost_unit)
+    ax.legend(loc="upper right")
+    return _finish(ax)
+
+
+def plot_isoflop(
+    law: LossLaw,
+    budgets: Sequence[float],
+    runs: pd.DataFrame | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Loss over model size at fixed FLOPs, with the compute-optimal sizes.
+
+    Args:
+        law: in parameters and tokens.
+        budgets: FLOPs, a line each.
+        runs: measured ones, with ``n_params``, ``n_tokens`` and ``loss``: those within a factor of
+            1.5 of a budget are drawn in its marker.
+        ax: to draw on.
+    """
+    ax = _axes(ax, _WIDE)
+    for i, flops in enumerate(budgets):
+        style = _style(i)
+        best = float(law.compute_optimal(flops).n_params)
+        n_params = best * np.geomspace(0.1, 10, 81)
+        losses = law.curve(n_params, flops / (6 * n_params))
+        ax.plot(n_params, losses, color=style["color"], linestyle=style["linestyle"], lw=1.6)
+        ax.plot([best], [law.curve(best, flops / (6 * best))], **style, ms=9, mfc="white")
+        if runs is not None:
+            near = np.abs(np.log(6 * runs["n_params"] * runs["n_tokens"] / flops)) < math.log(1.5)
+            ax.plot(runs["n_params"][near], runs["loss"][near], style["marker"], color=_GREY, ms=4)
+    ax.set_xscale("log")
+    _ticks(ax.xaxis, *ax.get_xlim())
+    ax.set_xlabel("parameters")
+    ax.set_ylabel("loss")
+    _legend(ax, [f"{flops:.2g} FLOPs" for flops in budgets])
+    return _finish(ax)
+
+
+def plot_shares(curves: Sequence[Curve], cost: float, *, ax: Axes | None = None) -> Axes:
+    """The best mix at one of the searched costs, as bars with their intervals.
+
+    Args:
+        curves: one a component, named ``mix.code``.
+        cost: the nearest cost of the curves is taken.
+        ax: to draw on.
+    """
+    ax = _axes(ax, _PANEL)
+    i = int(np.argmin(np.abs(np.log(curves[0].costs / cost))))
+    middles = [curve.median[i] for curve in curves]
+    bars = _bars(middles, [curve.low[i] for curve in curves], [curve.high[i] for curve in curves])
+    places = np.arange(len(curves))
+    ax.barh(places, middles, color="#bcd3e6", edgecolor=_BLUE)
+    ax.errorbar(middles, places, xerr=bars, fmt="none", ecolor=_INK, capsize=3, lw=1.2)
+    ax.set_yticks(places, [_plain(_short(curve.name.split(".", 1)[-1], 24)) for curve in curves])
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("share of the mix (0 to 1)")
+    return _finish(ax)
+
+
+def plot_residuals(
+    scale: FloatArray,
+    measured: FloatArray,
+    fitted: FloatArray,
+    *,
+    scale_label: str = "cost of one run (s)",
+    ax: Axes | None = None,
+) -> Axes:
+    """What a law misses, in percent of the loss, over scale.
+
+    Args:
+        scale: cost or compute, ``(n,)``.
+        measured, fitted: losses, ``(n,)``.
+        scale_label: with its unit.
+        ax: to draw on.
+    """
+    ax = _axes(ax, _WIDE)
+    ax.axhline(0, color=_INK, lw=1.0, ls="--")
+    residuals = 100 * np.log(np.asarray(measured) / np.asarray(fitted))
+    ax.plot(scale, residuals, "o", color=_BLUE, mfc="none", ms=4.5)
+    ax.set_xscale("log")
+    _ticks(ax.xaxis, *ax.get_xlim())
+    ax.set_xlabel(scale_label)
+    ax.set_ylabel("measured over fitted (% of the loss)")
+    return _finish(ax)
+
+
+def plot_calibration(scores: FloatArray, *, ax: Axes | None = None) -> Axes:
+    """How often intervals of each level held, against how often they promise to.
+
+    Args:
+        scores: normal quantiles of the measurements' places in their predictions, ``(n,)``.
+        ax: to draw on.
+    """
+    ax = _axes(ax, _SQUARE)
+    levels = np.linspace(0.01, 0.99, 99)
+    inside = [(np.abs(scores) <= ndtri(0.5 + level / 2)).mean() for level in levels]
+    ax.plot([0, 1], [0, 1], "--", color=_INK, lw=1.0)
+    ax.plot(levels, inside, color=_BLUE, lw=1.8)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    ax.set_xlabel("level of the interval")
+    ax.set_ylabel(f"share of {len(scores)} runs inside")
+    return _finish(ax)
+
+
+def plot_backtest(
+    tests: Sequence[SweepBacktest], *, output_unit: str = "", ax: Axes | None = None
+) -> Axes:
+    """Dear runs as predicted from cheap ones, in percent off, over how much dearer they were."""
+    ax = _axes(ax, _WIDE)
+    ax.axhline(0, color=_INK, lw=1.0, ls="--")
+    for i, test in enumerate(tests):
+        style = _style(i)
+        off = test.predicted - test.measured
+        ax.errorbar(
+            test.factors,
+            off,
+            yerr=_bars(off, test.low - test.measured, test.high - test.measured),
+            fmt=style["marker"],
+            color=style["color"],
+            mfc="white",
+            ms=5,
+            lw=0.9,
+        )
+    ax.set_xscale("log")
+    _ticks(ax.xaxis, *ax.get_xlim())
+    ax.set_xlabel("cost over that of the dearest run fitted to")
+    ax.set_ylabel("predicted minus measured" + (f" ({output_unit})" if output_unit else ""))
+    handles = [
+        Line2D([], [], color=_style(i)["color"], marker=_style(i)["marker"], ls="", mfc="white")
+        for i in range(len(tests))
+    ]
+    labels = [f"fitted up to {test.share:.0%} of the cost" for test in tests]
+    ax.legend(handles, labels, loc="best")
+    return _finish(ax)
+
+
+def plot_multiplier(
+    multiplier: Multiplier, *, compute_label: str = "compute (FLOPs)", ax: Axes | None = None
+) -> Axes:
+    """Compute that the second recipe needs, in multiples of the first's, over scale."""
+    ax = _axes(ax, _WIDE)
+    ends = multiplier.median[np.isfinite(multiplier.median)]
+    top = 3 * float(ends.max()) if len(ends) else 10.0
+    ax.fill_between(
+        multiplier.compute, multiplier.low, np.minimum(multiplier.high, top), color=_BLUE, **_BAND
+    )
+    ax.plot(multiplier.compute, multiplier.median, color=_BLUE, lw=1.8)
+    ax.axhline(1, color=_INK, lw=1.0, ls="--")
+    for crossing in multiplier.crossings:
+        ax.axvline(crossing, color=_RED, lw=1.2, ls=":")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(multiplier.compute.min(), multiplier.compute.max())
+    ax.set_ylim(top=top)
+    _ticks(ax.xaxis, *ax.get_xlim())
+    _ticks(ax.yaxis, *ax.get_ylim())
+    ax.set_xlabel(compute_label)
+    ax.set_ylabel("compute of the second over the first")
+    return _finish(ax)
+
+
+def plot_parallel(
+    trials: pd.DataFrame,
+    names: Sequence[str],
+    *,
+    direction: Direction = "minimize",
+    ax: Axes | None = None,
+) -> Axes:
+    """Parallel coordinates: a line a trial through its parameters, cost and output.
+
+    Each axis runs from its least to its greatest value, over logarithms where all are positive and
+    span more than a factor of ten. The Pareto front is drawn over the rest.
+
+    Args:
+        trials: of the study.
+        names: of the numeric parameters to show.
+        direction: whether a low or a high output is good.
+        ax: to draw on.
+    """
+    ax = _axes(ax, (9.6, 4.0))
+    done, front = finished(trials), front_trials(trials, direction)
+    columns = [*names, "cost", "output"]
+    places = list(range(len(columns)))
+    scaled = pd.DataFrame(index=done.index)
+    for place, name in zip(places, columns, strict=True):
+        values = done[name].astype(float)
+        low, high = float(values.min()), float(values.max())
+        is_log = low > 0 and high > 10 * low
+        u = np.log(values) if is_log else values
+        span = float(u.max() - u.min()) or 1.0
+        scaled[name] = (u - u.min()) / span
+        for y, end in ((-0.05, low), (1.05, high)):
+            ax.text(place, y, f"{end:.3g}", ha="center", va="center", fontsize=8, color=_INK)
+    for number, row in scaled.iterrows():
+        is_front = number in front.index
+        ax.plot(
+            places,
+            row,
+            color=_BLUE if is_front else "#d5d5d5",
+            lw=1.3 if is_front else 0.7,
+            zorder=3 if is_front else 1,
+        )
+    ax.set_xticks(places, [_plain(_short(name, 16)) for name in columns])
+    ax.set_yticks([])
+    ax.set_ylim(-0.1, 1.1)
+    ax.spines["left"].set_visible(False)
+    for place in places:
+        ax.axvline(place, color=_GREY, lw=0.8)
+    handles = [Line2D([], [], color=c, lw=1.5) for c in (_BLUE, "#d5d5d5")]
+    ax.legend(handles, ["Pareto front", "other trials"], loc="center left", bbox_to_anchor=(1, 0.5))
     return _finish(ax)
 
 

@@ -20,8 +20,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.study import Study
+from scipy.special import ndtri
 
 from analysis import plots
+from analysis.expectation import backtest_sweep
 from analysis.hyperparameters import Curve, FrontModel, hyperparameter_curves
 from analysis.markup import DOCUMENT, STYLE, cost_text, number, paragraph, section, table, with_unit
 from analysis.power_laws import ComputeLaw
@@ -124,6 +126,7 @@ class _Page:
                 if isinstance(param.space, MixtureSpace) and self._curve_names(param)
             ),
             self._predictions(),
+            self._backtest(),
             self._convergence(),
             self._failures(),
             self._all_trials(),
@@ -306,7 +309,29 @@ class _Page:
                 )
                 panels.append(self._panel(i, name, axes))
         grid = '<div class="panels">' + "\n".join(panels) + "</div>"
-        return section("Hyperparameters over cost", paragraph(text), grid)
+        return section("Hyperparameters over cost", paragraph(text), grid, self._laws())
+
+    def _laws(self) -> str:
+        level = f"{self.front.level:.0%}"
+        rows = []
+        for curve in self.curves.values():
+            slope = curve.slope
+            said = [
+                "" if curve.matters else "hardly matters",
+                f"on its {curve.at_bound} bound" if curve.at_bound else "",
+                "bends" if curve.bends else "",
+            ]
+            rows.append(
+                [
+                    curve.name,
+                    curve.law,
+                    None if slope is None else round(slope[0], 9),  # not -1e-17
+                    "" if slope is None else f"{number(slope[1])} to {number(slope[2])}",
+                    ", ".join(filter(None, said)),
+                ]
+            )
+        header = ["", "law", "slope per decade of cost", f"{level} interval", "note"]
+        return table(header, rows) if rows else ""
 
     def _panel(self, i: int, name: str, axes: Axes) -> str:
         return self._figure(f"curve-{i:02d}-{name}", axes, f"Best {name} over cost")
@@ -375,6 +400,24 @@ class _Page:
             "Predictions against measurements",
             paragraph(text),
             '<div class="panels pair">' + "\n".join(figures) + "</div>",
+        )
+
+    def _backtest(self) -> str:
+        tests = backtest_sweep(self.front)
+        if not tests:
+            return ""
+        scores = np.concatenate([test.scores for test in tests])
+        inside = int((np.abs(scores) <= ndtri(0.95)).sum())
+        text = (
+            "Fitted to the cheap runs alone, the models behind the plan predict the dear ones that "
+            "they think promising. How far off they were is what widens the plan's intervals. As "
+            f"they stood, their 90% intervals held {inside} of {len(scores)}."
+        )
+        axes = plots.plot_backtest(tests, output_unit=self.output_unit)
+        return section(
+            "Dear runs foretold from cheap ones",
+            paragraph(text),
+            self._figure("backtest", axes, "Dear runs as predicted from cheap ones"),
         )
 
     def _convergence(self) -> str:

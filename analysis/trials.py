@@ -6,18 +6,32 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from pydantic import TypeAdapter
 
-from carbs.space import Param, SearchSpace
+from carbs.optimizer import Direction
+from carbs.records import Failure, Observation
+from carbs.space import (
+    ChoiceSpace,
+    LinearSpace,
+    LogitSpace,
+    LogSpace,
+    MixtureSpace,
+    Param,
+    SearchSpace,
+)
 from carbs.study import (
+    DROPPED,
     FAILURE,
     FORGOTTEN,
     PREDICTED,
     STOPPED,
+    Records,
     flat_names,
     flatten,
+    records,
     unflatten,
 )
 
@@ -38,6 +52,106 @@ def study_space(study: Study) -> SearchSpace:
     return SearchSpace(params, study.user_attrs.get("constraints", []))
 
 
+def study_records(
+    study: Study, space: SearchSpace | None = None
+) -> tuple[SearchSpace, Records, Direction]:
+    """What a study says: its space, its runs, and whether low outputs are good.
+
+    Raises:
+        ValueError: the study was not made by a sweep, and no space is given.
+    """
+    space = space or study_space(study)
+    known = records(study.get_trials(deepcopy=False), space)
+    maximizes = study.directions[0] == StudyDirection.MAXIMIZE
+    return space, known, "maximize" if maximizes else "minimize"
+
+
+def frame_records(
+    frame: pd.DataFrame, space: SearchSpace | None = None
+) -> tuple[SearchSpace, Records]:
+    """Runs from a frame with the columns ``output`` (or ``loss``) and ``cost``, one a parameter.
+
+    Args:
+        frame: one row a run; without a column ``state``, all have finished.
+        space: by default guessed by :func:`frame_space`.
+
+    Raises:
+        ValueError: a column is missing, or rows that are not finite, which are named.
+    """
+    space = space or frame_space(frame)
+    output = "output" if "output" in frame else "loss"
+    names = [name for param in space.params for name in flat_names(param)]
+    missing = [name for name in (output, "cost", *names) if name not in frame]
+    if missing:
+        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}")
+    observations, failures = [], []
+    wrong = []
+    for index, row in enumerate(frame.to_dict("records")):
+        given = {name: row[name] for name in names if not pd.isna(row[name])}
+        params = unflatten(space, given)
+        state = row.get("state", "complete")
+        if state == "failed" and params is not None:
+            cost = None if pd.isna(row["cost"]) else float(row["cost"])
+            failures.append(Failure(params=params, reason=str(row.get("reason")), cost=cost))
+        elif state == "complete":
+            measured = float(row[output]), float(row["cost"])
+            if params is None or not np.isfinite(measured).all() or measured[1] <= 0:
+                wrong.append(index)
+                continue
+            observations.append(Observation(params=params, output=measured[0], cost=measured[1]))
+    if wrong:
+        raise ValueError(
+            f"rows {wrong[:20]} have an output or a cost that is not finite, a cost that is not "
+            "positive, or a parameter outside its space: correct or drop them"
+        )
+    return space, Records(observations, failures, [])
+
+
+_NO_PARAMETER = ("number", "state", "output", "loss", "cost", "reason")
+
+
+def frame_space(frame: pd.DataFrame) -> SearchSpace:
+    """A space guessed from the columns of a frame of runs.
+
+    Columns ``mix.code``, ``mix.prose`` are a mixture; words are categories; positive numbers over
+    more than a factor of three are on a logarithmic scale, fractions on that of their odds, and
+    other numbers on a linear one. The centre is the cheapest run. Constant columns are left out.
+    """
+    columns = [
+        str(name)
+        for name in frame.columns
+        if name not in _NO_PARAMETER and not str(name).startswith(("predicted_", "metrics."))
+    ]
+    cheapest = frame.iloc[int(frame["cost"].argmin())]
+    params: list[Param] = []
+    mixes: dict[str, list[str]] = {}
+    for name in columns:
+        if "." in name:
+            mixes.setdefault(name.split(".", 1)[0], []).append(name.split(".", 1)[1])
+            continue
+        values = frame[name].dropna()
+        if values.nunique() < 2:
+            continue
+        if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
+            choices = sorted(values.unique().tolist(), key=str)
+            params.append(Param(name, ChoiceSpace(choices), cheapest[name]))
+            continue
+        low, high = float(values.min()), float(values.max())
+        center = float(cheapest[name])
+        if low > 0 and high > 3 * low and not (high < 1 and low > 0.02):
+            params.append(Param(name, LogSpace(), center))
+        elif low > 0 and high < 1:
+            params.append(Param(name, LogitSpace(), center))
+        else:
+            params.append(Param(name, LinearSpace(scale=(high - low) / 2), center))
+    for name, components in mixes.items():
+        shares = {part: float(cheapest[f"{name}.{part}"]) for part in components}
+        total = sum(shares.values())
+        shares = {part: share / total for part, share in shares.items()}
+        params.append(Param(name, MixtureSpace(components), shares))
+    return SearchSpace(params)
+
+
 def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame:
     """Every trial with its parameters, what was predicted, and what was measured.
 
@@ -55,6 +169,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
     space = space or study_space(study)
     names = [name for param in space.params for name in flat_names(param)]
     rows = []
+    dropped = set(study.user_attrs.get(DROPPED, ()))
     for trial in study.get_trials(deepcopy=False):
         params = unflatten(space, trial.params)
         if params is None:
@@ -66,7 +181,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
         output, cost = (trial.values or [None, spent])[:2]
         row: dict[str, Any] = {
             "number": trial.number,
-            "state": _state(trial.state.name, FORGOTTEN in attributes),
+            "state": _state(trial.state.name, FORGOTTEN in attributes or trial.number in dropped),
             "output": output,
             "cost": cost,
             "reason": failure.get("reason", attributes.get(FORGOTTEN)),
@@ -81,6 +196,17 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
     frame = pd.DataFrame(rows)
     numbers = [c for c in frame.columns if c in ("output", "cost") or c.startswith("predicted")]
     return frame.astype(dict.fromkeys(numbers, float))
+
+
+def run_metrics(data: Study | pd.DataFrame, space: SearchSpace | None = None) -> pd.DataFrame:
+    """Metrics of the finished runs by their plain names, with ``id`` and ``cost``: one row each."""
+    frame = data if isinstance(data, pd.DataFrame) else trials_frame(data, space)
+    if "state" in frame:
+        frame = frame[frame["state"] == "complete"]
+    named = {c: str(c).removeprefix("metrics.") for c in frame.columns}
+    kept = [c for c in frame.columns if str(c).startswith("metrics.") or c in ("cost", "flops")]
+    numbers = frame["number"] if "number" in frame else pd.Series(range(len(frame)), frame.index)
+    return frame[kept].rename(columns=named).assign(id=numbers.astype(str))
 
 
 def _state(name: str, is_forgotten: bool) -> str:

@@ -12,15 +12,19 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+import yaml
 
 from analysis.hyperparameters import (
     FrontModel,
     fit_front,
     hyperparameter_curves,
 )
-from analysis.plan import fit_front_law, plan
+from analysis.plan import check, fit_front_law, plan
+from analysis.trials import trials_frame
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace
+from carbs.study import distributions, flatten
 
 SPACE = SearchSpace(
     [
@@ -200,8 +204,9 @@ def test_the_best_configuration_is_the_median_of_those_draws_that_have_the_param
     draws += [{"size": 1.0, "optimizer": "adam", "warmup": 4.0}] * 4
     intercepts = front.space.encode_all(draws)
     lines = replace(front, intercepts=intercepts, slopes=np.zeros_like(intercepts))
+    # The size, which is the cost, is what was asked for.
     assert front.space.decode(lines.best_at(1.0)) == {
-        "size": pytest.approx(1.0),
+        "size": pytest.approx(10.0),
         "optimizer": "sgd",
         "momentum": pytest.approx(0.8),
     }
@@ -245,3 +250,136 @@ def test_too_few_runs_are_an_error_that_says_so() -> None:
     observations = sweep().observations[:3]
     with pytest.raises(ValueError, match="at least four finished runs"):
         fit_front(SPACE, observations)
+
+
+@cache
+def study() -> optuna.Study:
+    """The sweep as a study of a sampler, with FLOPs and versions among the metrics."""
+    made = optuna.create_study(directions=["minimize", "minimize"])
+    known = distributions(SPACE)
+    for i, run in enumerate(sweep().observations):
+        flops = 1e12 * run.cost
+        environment = {"torch": "2.0" if i % 2 else "2.1"}
+        made.add_trial(
+            optuna.trial.create_trial(
+                params=flatten(run.params),
+                distributions={name: known[name] for name in flatten(run.params)},
+                values=[run.output, run.cost],
+                user_attrs={"metrics": {"flops": flops, "environment": environment}},
+            )
+        )
+    return made
+
+
+def test_curves_come_from_a_study_a_frame_or_a_front_alike() -> None:
+    of_study = hyperparameter_curves(study(), space=SPACE)
+    of_frame = hyperparameter_curves(trials_frame(study(), SPACE), space=SPACE)
+    of_front = hyperparameter_curves(sweep())
+    for one, other, third in zip(of_study, of_frame, of_front, strict=True):
+        assert one.slope == pytest.approx(third.slope)
+        assert other.slope == pytest.approx(third.slope)
+    guessed = hyperparameter_curves(trials_frame(study(), SPACE))
+    assert {curve.name: curve.law for curve in guessed} == {
+        "size": "log-linear",
+        "tokens": "log-linear",
+        "rate": "log-linear",
+        "mix.a": "log-ratio",
+        "mix.b": "log-ratio",
+    }
+    with pytest.raises(ValueError, match=r"lacks the columns \['rate'\]"):
+        hyperparameter_curves(trials_frame(study(), SPACE).drop(columns="rate"), space=SPACE)
+
+
+def test_a_law_goes_on_beyond_the_searched_costs() -> None:
+    curve = next(curve for curve in hyperparameter_curves(sweep()) if curve.name == "size")
+    low, high = curve.interval(3000.0)
+    assert low < math.sqrt(3000.0) < high and low < curve.predict(3000.0) < high
+    narrow = curve.interval(30.0)
+    assert math.log(high / low) > math.log(narrow[1] / narrow[0])
+    assert curve.summary()["estimate"][0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_curves_say_what_does_not_matter_and_what_sits_on_a_bound() -> None:
+    space = SearchSpace(
+        [
+            Param("size", LogSpace(scale=0.5), 1.0),
+            Param("rate", LogSpace(min=0.1, max=10, scale=0.5), 1.0),
+            Param("noise", LogSpace(min=0.1, max=10, scale=0.5), 1.0),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    known = []
+    for _ in range(80):
+        size, rate, noise = 10 ** rng.uniform([-1, -1, -1], [2, 1, 1])
+        output = 1 + size**-0.3 + 0.1 * (math.log10(rate) - 2) ** 2 + 0.005 * rng.standard_normal()
+        params = {"size": size, "rate": rate, "noise": noise}
+        known.append(Observation(params=params, output=output, cost=size))
+    curves = {curve.name: curve for curve in hyperparameter_curves(fit_front(space, known))}
+    assert curves["rate"].matters and curves["rate"].at_bound == "high"
+    assert not curves["noise"].matters
+    assert not any(curve.bends for curve in curves.values())
+
+
+def test_budgets_become_costs_by_the_flops_that_were_recorded() -> None:
+    by_cost = plan(sweep(), 800.0)
+    by_flops = plan(study(), flops=800e12, space=SPACE)
+    assert by_flops.target_cost == pytest.approx(800.0, rel=0.05)
+    assert by_flops.output == pytest.approx(by_cost.output, abs=0.02)
+    assert by_flops.budget is not None and by_flops.budget.flops == 800e12
+    assert any("differ in torch: 2.0, 2.1" in warning for warning in by_flops.warnings)
+    hours = plan(study(), gpu_hours=by_flops.budget.gpu_hours, space=SPACE)
+    assert hours.target_cost == pytest.approx(by_flops.target_cost, rel=1e-6)
+    assumed = plan(sweep(), flops=800.0)
+    assert assumed.target_cost == 800.0
+    assert any("taken to be in FLOPs" in warning for warning in assumed.warnings)
+    with pytest.raises(ValueError, match="not both"):
+        plan(sweep(), 800.0, flops=1e15)
+    with pytest.raises(ValueError, match="give one of"):
+        plan(sweep())
+
+
+def test_epochs_over_few_unique_tokens_are_warned_of() -> None:
+    planned = plan(sweep(), 800.0, unique_tokens=2.0)
+    assert planned.tokens == planned.params["tokens"]
+    assert planned.epochs == pytest.approx(planned.tokens / 2)
+    assert any("epochs" in warning for warning in planned.warnings)
+
+
+def test_the_ladder_is_cheap_and_expects_what_comes_out() -> None:
+    planned = plan(sweep(), 5000.0)
+    assert planned.ladder
+    assert sum(rung.share for rung in planned.ladder) <= 0.15
+    for rung in planned.ladder:
+        assert sweep().dearest < rung.cost < planned.target_cost and 0 < rung.tells < 1
+        size, tokens, rate = (float(rung.params[name]) for name in ("size", "tokens", "rate"))  # type: ignore[arg-type]
+        truth = loss(size, tokens, rate, rung.params["mix"]["a"])  # type: ignore[index]
+        assert rung.output_interval[0] < truth < rung.output_interval[1]
+
+
+def test_a_check_run_that_beats_its_interval_is_better_where_high_is_good_too() -> None:
+    planned = plan(sweep(direction="maximize"), 2000.0)
+    rung = planned.ladder[-1]
+    run = {"params": rung.params, "output": rung.output + 0.5, "cost": rung.cost}
+    assert check(planned, run).verdict == "better"
+
+
+def test_a_check_run_is_judged_and_moves_the_large_prediction() -> None:
+    planned = plan(sweep(), 2000.0)
+    rung = planned.ladder[-1]
+    run = {"params": rung.params, "output": rung.output, "cost": rung.cost}
+    on_curve = check(planned, run)
+    assert on_curve.verdict == "on the curve"
+    width = on_curve.after.output_interval[1] - on_curve.after.output_interval[0]
+    assert width < on_curve.before.output_interval[1] - on_curve.before.output_interval[0]
+    worse = check(planned, {**run, "output": rung.output + 0.5})
+    assert worse.verdict == "worse" and worse.after.output > planned.output
+    with pytest.raises(ValueError, match="lacks 'cost'"):
+        check(planned, {"params": rung.params, "output": 1.0})
+
+
+def test_a_job_file_is_a_sweep_of_one_trial() -> None:
+    planned = plan(sweep(), 800.0, sweep={"name": "s", "function": "m:train", "settings": {"a": 1}})
+    job = yaml.safe_load(planned.job_file())
+    assert job["max_trials"] == 1 and job["function"] == "m:train" and job["settings"] == {"a": 1}
+    centers = {name: entry["search_center"] for name, entry in job["parameters"].items()}
+    assert centers == planned.params

@@ -1,0 +1,720 @@
+"""The loss around the Pareto front, in a form that continues beyond the sweep.
+
+Notation
+--------
+z        basic coordinates of a configuration, shape ``(d,)``
+c        its scale: log10 of what its cost exceeds a fixed overhead by
+s        ``z - m(c)``: where it lies beside a reference line m along the front, shape ``(d,)``
+L        its loss, ``L = E + k 10^(-g c) + sum_i h_i (p_i + q_i c) s_i
+         + sum_ij sqrt(h_i h_j) Q_ij s_i s_j + r(z) + noise``
+h_i(c)   ``10^(-f_i c)``: how the bowl around the optimum flattens with scale
+r        what the formula misses, a Matern-5/2 process
+
+This is a response surface of second order (Box and Wilson 1951, "On the Experimental Attainment of
+Optimum Conditions") around a moving point, on a scaling law. For given g and f it is linear in
+its coefficients ``w = (E, k, p, q, Q)``, which have Gaussian priors, so that their posterior is
+exact (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", ch. 2). The forms,
+a grid over g, are weighed by their marginal likelihood, and every answer averages over them; f and
+the amplitudes are at the mode of it. The optimum at a scale minimises a quadratic: beyond the data
+it goes on as a straight line in c, a power law of the cost for parameters on a logarithmic scale,
+and the loss as a law with an irreducible level, where a process that only knows of distances would
+have nothing to say.
+
+Far above the front no quadratic holds: a run counts the less, the further above it came out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+from scipy.special import logsumexp, ndtr, ndtri
+
+from carbs.gaussian_process import Data, GaussianProcess, Kernel, fit_kernel
+from carbs.pareto import pareto_front
+from carbs.records import Observation
+from carbs.space import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, SearchSpace
+
+Judge = Callable[[FloatArray, int], FloatArray]
+
+# The grid of forms.
+_EXPONENTS = (
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.12,
+    0.14,
+    0.16,
+    0.18,
+    0.2,
+    0.23,
+    0.26,
+    0.3,
+    0.35,
+    0.4,
+    0.5,
+    0.6,
+    0.75,
+)
+# Shares of the least cost that may be overhead.
+_OVERHEADS = (0.0, 0.3, 0.5, 0.65, 0.72, 0.77, 0.81, 0.85, 0.88, 0.92, 0.96)
+_COST_NOISE_PRIOR = (-8.0, 3.0)
+# Prior deviation of how a reference line moves, in basic units a decade of cost.
+_LINE_SLOPE = 0.5
+# How far beside the runs near the front an optimum is believed, in basic units.
+_MARGIN = 0.3
+# Of the forms, those with less weight are left out.
+_LEAST_WEIGHT = 1e-3
+_LN10 = math.log(10)
+# A run above the front by the sweep's gain, L(cheap) - L(dear), gets this much more deviation.
+_TAPER = 0.5
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """``cost = overhead + 10^(f(z))`` with f a Gaussian process with a linear trend."""
+
+    overhead: float
+    process: GaussianProcess
+    mean: float
+    spread: float
+
+    @classmethod
+    def fit(cls, Z: FloatArray, costs: FloatArray) -> CostModel:
+        """The overhead at its posterior mode: of a grid, then of a finer one around the best."""
+        kernel = None
+        fits: dict[float, tuple[float, CostModel]] = {}
+        for share in _OVERHEADS:
+            fits[share] = _with_overhead(Z, costs, share, kernel)
+            kernel = fits[share][1].process.kernel
+        tried = sorted(fits)
+        best = max(tried, key=lambda share: fits[share][0])
+        if best > 0:
+            i = tried.index(best)
+            for share in np.linspace(tried[i - 1], tried[min(i + 1, len(tried) - 1)], 7)[1:-1]:
+                fits[float(share)] = _with_overhead(Z, costs, float(share), kernel)
+        return max(fits.values(), key=lambda fit: fit[0])[1]
+
+    def scale(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and deviation of c, each ``(n,)``, noise excluded."""
+        mean, std = self.process.posterior(Z)
+        return self.mean + self.spread * mean[:, 0], self.spread * std
+
+    def scale_of(self, cost: float) -> float:
+        return math.log10(max(cost - self.overhead, 1e-3 * cost))
+
+    def cost_of(self, c: FloatArray | float) -> FloatArray:
+        return np.asarray(self.overhead + 10.0 ** np.minimum(np.asarray(c), 300.0))
+
+    def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
+        """Of a new measurement's cost, ``(n, n_levels)``."""
+        mean, std = self.scale(Z)
+        std = np.sqrt(std**2 + self.spread**2 * self.process.noise)
+        return self.cost_of(mean[:, None] + std[:, None] * ndtri(np.array(levels)))
+
+
+def _with_overhead(
+    Z: FloatArray, costs: FloatArray, share: float, start: Kernel | None
+) -> tuple[float, CostModel]:
+    """Log evidence of an overhead, as a share of the least cost, and its model."""
+    overhead = share * float(costs.min())
+    y = np.log10(costs - overhead)
+    mean, spread = float(y.mean()), max(float(y.std()), 0.3)
+    data = Data.pooled(Z, ((y - mean) / spread)[:, None])
+    kernel = fit_kernel(data, noise_prior=_COST_NOISE_PRIOR, start=start)
+    process = GaussianProcess(kernel, data)
+    jacobian = -len(y) * math.log(spread) - float(np.log(costs - overhead).sum())
+    evidence = float(process.log_marginal_likelihood()[0]) + jacobian
+    # A tie goes to no overhead.
+    return evidence - 2.0 * (share > 0), CostModel(overhead, process, mean, spread)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Coordinates (c, s) instead of z, and back.
+
+    One dimension, which drives the cost most, follows from the others and from c.
+
+    Attributes:
+        driver: that dimension.
+        middle: of c, where the line's ``intercepts`` ``(d,)`` are; ``slopes`` ``(d,)`` a unit of c.
+        low, high: what s is kept between, each ``(d,)``.
+    """
+
+    space: SearchSpace
+    cost: CostModel
+    driver: int
+    middle: float
+    intercepts: FloatArray
+    slopes: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+    def line(self, c: FloatArray) -> FloatArray:
+        return np.asarray(self.intercepts + self.slopes * (np.asarray(c) - self.middle)[..., None])
+
+    def beside(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """(c, s) of basic points: ``(n,)`` and ``(n, d)``, s zero where nothing is to be said."""
+        c, _ = self.cost.scale(Z)
+        s = Z - self.line(c)
+        s[:, self.driver] = 0.0
+        for name, is_active in self.space.active_rows(Z).items():
+            s[~is_active, self.space.slices[name]] = 0.0
+        return c, s
+
+    def points(self, c: FloatArray, s: FloatArray, bounded: bool = True) -> FloatArray:
+        """Basic points ``(n, d)`` at ``c`` ``(n,)`` and ``s`` ``(n, d)``: what a run can have."""
+        Z = self.line(c) + s
+        Z = self.space.snap(Z) if bounded else Z
+        j = self.driver
+        for _ in range(5):
+            here, _ = self.cost.scale(Z)
+            step = 0.25
+            ahead = Z.copy()
+            ahead[:, j] += step
+            slope = (self.cost.scale(ahead)[0] - here) / step
+            move = (c - here) / np.where(np.abs(slope) > 0.05, slope, np.inf)
+            Z[:, j] += np.clip(move, -4.0, 4.0)
+        return self.space.snap(Z) if bounded else Z
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One g with the posterior of its coefficients.
+
+    Attributes:
+        weight: of the form.
+        mean: of the coefficients ``(F,)``, with their ``covariance`` ``(F, F)``.
+        total: lower Cholesky factor of the runs' whole covariance, ``(n, n)``.
+        whitened: that covariance's solution for the runs' distance from the prior, ``(n,)``.
+    """
+
+    g: float
+    weight: float
+    mean: FloatArray
+    covariance: FloatArray
+    total: FloatArray
+    whitened: FloatArray
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Of the surface, at their posterior mode.
+
+    Attributes:
+        theta: inverse lengths, ``(d,)``, in basic units.
+        bowl, rest, noise: deviations of the bowl's coefficients, of r and of a measurement.
+        length: of r, in units of theta.
+        fading: f, ``(d,)``.
+    """
+
+    theta: FloatArray
+    bowl: float
+    rest: float
+    length: float
+    noise: float
+    fading: FloatArray
+
+
+class ResponseSurface:
+    """Fitted to runs.
+
+    Args:
+        space: of the configurations.
+        Z: basic points, ``(n, d)``.
+        costs: ``(n,)``.
+        losses: to be minimised, ``(n,)``.
+        deviations: of losses that are forecasts, ``(n,)``.
+        cost: a cost model fitted to these or to more runs.
+        start: hyperparameters from which the climb begins.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        Z: FloatArray,
+        costs: FloatArray,
+        losses: FloatArray,
+        deviations: FloatArray | None = None,
+        cost: CostModel | None = None,
+        start: Hyperparameters | None = None,
+    ) -> None:
+        self.space, self.Z, self.losses = space, Z, losses
+        deviations = np.zeros(len(Z)) if deviations is None else deviations
+        self.cost = cost or CostModel.fit(Z, costs)
+        self.chart = self._make_chart()
+        self.c, self.s = self.chart.beside(Z)
+        self.floor = float(losses.min())
+        excess = losses - self._front_losses(self.c)
+        on_front = self._front_losses(self.c)
+        gain = float(np.quantile(on_front, 0.9)) - self.floor
+        self.unit = max(gain, 1e-3 * float(losses.std()), 1e-9 * abs(self.floor), 1e-300)
+        self.y = (losses - self.floor) / self.unit
+        relative = np.maximum(excess, 0.0) / self.unit
+        self.extra = (_TAPER * relative**2) ** 2 + (deviations / self.unit) ** 2
+        self.varies = (self.s.std(axis=0) > 1e-9) & (np.arange(Z.shape[1]) != self.chart.driver)
+        self.hyper = self._climb(start)
+        self.forms = self._weigh()
+
+    @classmethod
+    def of(cls, space: SearchSpace, observations: Sequence[Observation]) -> ResponseSurface:
+        """Fitted to observations whose outputs are to be minimised."""
+        return cls(
+            space,
+            space.encode_all([observation.params for observation in observations]),
+            np.array([observation.cost for observation in observations]),
+            np.array([observation.output for observation in observations]),
+            np.array([observation.output_deviation for observation in observations]),
+        )
+
+    # The chart
+
+    def _make_chart(self) -> Chart:
+        Z, space = self.Z, self.space
+        c, _ = self.cost.scale(Z)
+        d = Z.shape[1]
+        middle = float((c.min() + c.max()) / 2)
+        good = self._near_front(c)
+        intercepts, slopes = np.zeros(d), np.zeros(d)
+        has = np.ones((len(Z), d), dtype=bool)
+        for name, is_active in space.active_rows(Z).items():
+            has[:, space.slices[name]] = is_active[:, None]
+        for i in range(d):
+            rows = good[has[good, i]] if has[good, i].sum() >= 3 else np.flatnonzero(has[:, i])
+            if not len(rows):
+                continue
+            x, z = c[rows] - middle, Z[rows, i]
+            spread = max(float(z.std()), 0.05)
+            # Ridge: the level is free, the slope small unless the runs say otherwise.
+            A = np.stack([np.ones(len(x)), x], axis=1)
+            precision = A.T @ A / spread**2 + np.diag([1e-6, 1 / _LINE_SLOPE**2])
+            intercepts[i], slopes[i] = np.linalg.solve(precision, A.T @ z / spread**2)
+        numeric = [
+            space.slices[param.name].start
+            for param in space.params
+            if not isinstance(param.space, (ChoiceSpace, MixtureSpace)) and not param.when
+        ]
+        for param in space.params:
+            if isinstance(param.space, ChoiceSpace):
+                own = space.slices[param.name]
+                intercepts[own], slopes[own] = Z[:, own].mean(axis=0), 0.0
+        driver = self._driver(numeric or list(range(d)), good)
+        s = np.where(has, Z - (intercepts + slopes * (c - middle)[:, None]), 0.0)
+        low = s[good].min(axis=0) - _MARGIN
+        high = s[good].max(axis=0) + _MARGIN
+        return Chart(space, self.cost, driver, middle, intercepts, slopes, low, high)
+
+    def _driver(self, candidates: list[int], good: NDArray[np.intp]) -> int:
+        """The dimension whose move by what was tried changes the cost most; best an open one."""
+        base = self.Z[good].mean(axis=0)
+        effects = []
+        upper = self._upper()
+        for i in candidates:
+            ends = np.stack([base, base])
+            ends[0, i], ends[1, i] = base[i] - 0.5, base[i] + 0.5
+            slope = float(np.diff(self.cost.scale(ends)[0])[0])
+            effect = abs(slope) * max(float(self.Z[:, i].std()), 0.1)
+            effects.append(effect * (1.0 if math.isinf(upper[i]) else 0.5))
+        return candidates[int(np.argmax(effects))]
+
+    def _upper(self) -> FloatArray:
+        upper = np.full(self.space.n_dims, math.inf)
+        for param in self.space.params:
+            if not isinstance(param.space, (ChoiceSpace, MixtureSpace)):
+                high = param.space.limits()[1]
+                if math.isfinite(high):
+                    upper[self.space.slices[param.name].start] = high
+        return upper
+
+    def _near_front(self, c: FloatArray) -> NDArray[np.intp]:
+        """The runs that came out best for their cost: a third, at least eight."""
+        order = np.argsort(c, kind="stable")
+        above = np.empty(len(c))
+        best = np.inf
+        for i in order:
+            best = min(best, self.losses[i])
+            above[i] = self.losses[i] - best
+        # Best so far is no judge of the cheapest runs: those above the centre's loss are out.
+        center = self.losses[np.argmin(np.square(self.Z).sum(axis=1))]
+        eligible = np.flatnonzero(self.losses <= center)
+        if len(eligible) < 8:
+            eligible = np.arange(len(c))
+        n_most = max(8, len(eligible) // 2)
+        return np.asarray(eligible[np.argsort(above[eligible], kind="stable")[:n_most]])
+
+    def _front_losses(self, c: FloatArray) -> FloatArray:
+        """The best loss at no more cost, interpolated between the runs of the front."""
+        own, _ = self.cost.scale(self.Z)
+        chosen = pareto_front(own, self.losses)
+        return np.interp(c, own[chosen], self.losses[chosen])
+
+    # Features and priors
+
+    def _features(self, c: FloatArray, s: FloatArray, g: float) -> FloatArray:
+        """``(n, F)``: E, k, p, q, Q above the diagonal; scaled so that priors are unit."""
+        x = c - self.chart.middle
+        root = self._root(x)
+        t = (s * self.hyper.theta)[:, self.varies] * root
+        u = t * root
+        law = self._decline(c, g)
+        pairs = [t[:, i] * t[:, j] * (1.0 if i == j else math.sqrt(2.0)) for i, j in self._pairs]
+        bowl = np.stack([*u.T, *(0.5 * x[:, None] * u).T, *pairs], axis=1) if t.shape[1] else t
+        return np.concatenate([np.ones((len(c), 1)), law[:, None], self.hyper.bowl * bowl], axis=1)
+
+    def _decline(self, c: FloatArray, g: float) -> FloatArray:
+        """A law that falls from 1 to 0 over the sweep's costs, ``(n,)``."""
+        last, decades = float(self.c.max()), float(np.ptp(self.c))
+        return np.asarray(np.expm1(-g * _LN10 * (c - last)) / math.expm1(g * _LN10 * decades))
+
+    def _root(self, x: FloatArray) -> FloatArray:
+        """``(n, d)``: square roots of h."""
+        return np.asarray(10.0 ** (-0.5 * self.hyper.fading[self.varies] * x[:, None]))
+
+    @cached_property
+    def _pairs(self) -> list[tuple[int, int]]:
+        d = int(self.varies.sum())
+        return [(i, j) for i in range(d) for j in range(i, d)]
+
+    def _prior(self) -> tuple[FloatArray, FloatArray]:
+        """Means and deviations of the coefficients.
+
+        The first two are the loss at the dear end of the line, and how far it fell up to there:
+        whatever g is, by about a unit.
+        """
+        d = int(self.varies.sum())
+        n_features = 2 + 2 * d + len(self._pairs)
+        mean, deviation = np.zeros(n_features), np.ones(n_features)
+        mean[1] = 1.0
+        return mean, deviation
+
+    def _rest(self, c: FloatArray, s: FloatArray, other_c: FloatArray, other_s: FloatArray):  # type: ignore[no-untyped-def]
+        h = self.hyper
+        a = np.concatenate([(s * h.theta)[:, self.varies] / h.length, c[:, None]], axis=1)
+        b = np.concatenate(
+            [(other_s * h.theta)[:, self.varies] / h.length, other_c[:, None]], axis=1
+        )
+        r = np.sqrt(5 * np.maximum(((a[:, None] - b[None]) ** 2).sum(axis=2), 0.0))
+        return np.asarray(h.rest**2 * (1 + r + r * r / 3) * np.exp(-r))
+
+    # The fit
+
+    def _climb(self, start: Hyperparameters | None) -> Hyperparameters:
+        d = int(self.varies.sum())
+        S = torch.as_tensor(self.s[:, self.varies])
+        x = torch.as_tensor(self.c - self.chart.middle)
+        y = torch.as_tensor(self.y)
+        extra = torch.as_tensor(self.extra)
+        eye = torch.eye(len(y), dtype=torch.float64)
+        prior_mean = torch.tensor(
+            [math.log(0.4)] * d + [math.log(0.3), math.log(0.05), 0.5, math.log(0.02)] + [0.1] * d,
+            dtype=torch.float64,
+        )
+        prior_sd = torch.tensor([1.2] * d + [1.0, 1.2, 0.7, 1.2] + [0.1] * d, dtype=torch.float64)
+
+        def objective(theta: FloatArray, g: float) -> tuple[float, FloatArray]:
+            v = torch.tensor(theta, requires_grad=True)
+            t = S * v[:d].exp()
+            bowl, rest, length, noise = v[d : d + 4].exp()
+            root = 10.0 ** (-0.5 * v[d + 4 :] * x[:, None])
+            inner = (t * root) @ (t * root).T
+            outer = (t * root**2) @ (t * root**2).T
+            dot = t @ t.T
+            law = torch.as_tensor(self._decline(self.c, g))
+            K = 1.0 + torch.outer(law, law)
+            K = K + bowl**2 * (outer * (1 + 0.25 * torch.outer(x, x)) + inner**2)
+            squares = dot.diagonal()
+            r2 = (squares[:, None] + squares[None, :] - 2 * dot) / length**2
+            r2 = r2 + (x[:, None] - x[None, :]) ** 2
+            r = torch.sqrt(5 * r2.clamp(min=0) + 1e-12)
+            K = K + rest**2 * (1 + r + r * r / 3) * torch.exp(-r)
+            K = K + torch.diag(noise**2 + extra) + 1e-9 * eye
+            residual = y - law
+            L, info = torch.linalg.cholesky_ex(K)
+            if info:
+                return 1e10, np.zeros_like(theta)
+            w = torch.linalg.solve_triangular(L, residual[:, None], upper=False)
+            value = 0.5 * (w**2).sum() + L.diagonal().log().sum()
+            value = value + 0.5 * (((v - prior_mean) / prior_sd) ** 2).sum()
+            value.backward()
+            assert v.grad is not None
+            return float(value.detach()), v.grad.numpy()
+
+        theta = prior_mean.numpy().copy()
+        if start is not None:
+            theta = np.log([*start.theta[self.varies], start.bowl, start.rest, start.length])
+            theta = np.array([*theta, math.log(start.noise), *start.fading[self.varies]])
+        best: tuple[float, FloatArray] | None = None
+        for g in (0.2, 0.1, 0.37) if start is None else (0.2,):
+            fit = minimize(
+                objective,
+                theta if best is None else best[1],
+                args=(g,),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[(math.log(1e-3), math.log(30.0))] * (d + 3)
+                + [(math.log(1e-4), 1.0)]
+                + [(-0.2, 1.0)] * d,
+                options={"maxiter": 80 if best is None else 30},
+            )
+            if best is None or fit.fun < best[0]:
+                best = float(fit.fun), fit.x
+        assert best is not None
+        values = np.exp(best[1][: d + 4])
+        full, fading = np.zeros(self.s.shape[1]), np.zeros(self.s.shape[1])
+        full[self.varies], fading[self.varies] = values[:d], best[1][d + 4 :]
+        bowl, rest, length, noise = (float(value) for value in values[d:])
+        return Hyperparameters(full, bowl, rest, length, noise, fading)
+
+    def _weigh(self) -> list[_Form]:
+        rest = self._rest(self.c, self.s, self.c, self.s)
+        rest[np.diag_indices(len(self.y))] += self.hyper.noise**2 + self.extra + 1e-9
+        rest_factor = cholesky(rest, lower=True)
+        prior_mean, prior_sd = self._prior()
+        found = []
+        logs = []
+        for g in _EXPONENTS:
+            Phi = self._features(self.c, self.s, g)
+            A = solve_triangular(rest_factor, Phi * prior_sd, lower=True)
+            b = solve_triangular(rest_factor, self.y - Phi @ prior_mean, lower=True)
+            precision = np.eye(Phi.shape[1]) + A.T @ A
+            factor = cholesky(precision, lower=True)
+            u = cho_solve((factor, True), A.T @ b)
+            evidence = -0.5 * (b @ b - (A.T @ b) @ u) - np.log(factor.diagonal()).sum()
+            mean = prior_mean + prior_sd * u
+            covariance = cho_solve((factor, True), np.eye(len(u))) * np.outer(prior_sd, prior_sd)
+            # A law falls (k > 0), and a loss that was never negative stays positive.
+            chance = ndtr(mean[1] / math.sqrt(covariance[1, 1]))
+            if self.floor > 0:
+                v = np.array([1.0, float(self._decline(np.array([1e9]), g)[0])])
+                level = self.floor / self.unit + v @ mean[:2]
+                chance *= ndtr(level / math.sqrt(v @ covariance[:2, :2] @ v))
+            logs.append(evidence + math.log(max(chance, 1e-300)))
+            found.append((g, mean, covariance, Phi))
+        weights = np.exp(np.array(logs) - logsumexp(logs))
+        forms = []
+        for weight, (g, mean, covariance, Phi) in zip(weights, found, strict=True):
+            if weight < _LEAST_WEIGHT:
+                continue
+            scaled = Phi * prior_sd
+            total = cholesky(rest + scaled @ scaled.T, lower=True)
+            residual = self.y - Phi @ prior_mean
+            forms.append(
+                _Form(
+                    g,
+                    float(weight),
+                    mean,
+                    covariance,
+                    total,
+                    cho_solve((total, True), residual),
+                )
+            )
+        kept = sum(form.weight for form in forms)
+        return [
+            _Form(f.g, f.weight / kept, f.mean, f.covariance, f.total, f.whitened) for f in forms
+        ]
+
+    # What it says
+
+    def law(self, c: FloatArray, s: FloatArray) -> FloatArray:
+        """Mean loss of the formula alone, without r, ``(n,)``."""
+        losses = [f.weight * (self._features(c, s, f.g) @ f.mean) for f in self.forms]
+        return np.asarray(self.floor + self.unit * np.sum(losses, axis=0))
+
+    def predict(self, Z: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Means and deviations of the loss by form, ``(f, n)`` each, noise excluded; weights."""
+        c, s = self.chart.beside(Z)
+        prior_mean, prior_sd = self._prior()
+        cross_rest = self._rest(c, s, self.c, self.s)
+        means, deviations = [], []
+        for form in self.forms:
+            own = self._features(self.c, self.s, form.g) * prior_sd
+            phi = self._features(c, s, form.g)
+            cross = cross_rest + (phi * prior_sd) @ own.T
+            half = solve_triangular(form.total, cross.T, lower=True)
+            variance = np.square(phi * prior_sd).sum(axis=1) + self.hyper.rest**2
+            variance = variance - np.square(half).sum(axis=0)
+            means.append(phi @ prior_mean + cross @ form.whitened)
+            deviations.append(np.sqrt(np.maximum(variance, 1e-12)))
+        weights = np.array([form.weight for form in self.forms])
+        return (
+            self.floor + self.unit * np.array(means),
+            self.unit * np.array(deviations),
+            weights,
+        )
+
+    def tells(self, z: FloatArray, target: FloatArray) -> float:
+        """The share of the target's variance that a measurement at ``z`` would take away."""
+        Z = np.stack([z, target])
+        c, s = self.chart.beside(Z)
+        _, prior_sd = self._prior()
+        cross_rest = self._rest(c, s, self.c, self.s)
+        means, _, weights = self.predict(Z)
+        centered = means - weights @ means
+        total = np.einsum("f,fi,fj->ij", weights, centered, centered)
+        for form in self.forms:
+            own = self._features(self.c, self.s, form.g) * prior_sd
+            phi = self._features(c, s, form.g) * prior_sd
+            half = solve_triangular(form.total, (cross_rest + phi @ own.T).T, lower=True)
+            covariance = phi @ phi.T + self._rest(c, s, c, s) - half.T @ half
+            total = total + form.weight * self.unit**2 * covariance
+        return float(total[0, 1] ** 2 / ((total[0, 0] + self.noise**2) * total[1, 1]))
+
+    @property
+    def noise(self) -> float:
+        """Deviation of a measured loss."""
+        return self.unit * self.hyper.noise
+
+    def quantiles(
+        self, Z: FloatArray, levels: Sequence[float], widening: float = 1.0
+    ) -> FloatArray:
+        """Of a new measurement at each point, ``(n, n_levels)``."""
+        means, deviations, weights = self.predict(Z)
+        middle = weights @ means
+        means = middle + widening * (means - middle)
+        deviations = np.sqrt((widening * deviations) ** 2 + self.noise**2)
+        low = (means - 8 * deviations).min(axis=0)[:, None] * np.ones(len(levels))
+        high = (means + 8 * deviations).max(axis=0)[:, None] * np.ones(len(levels))
+        for _ in range(60):
+            at = (low + high) / 2
+            scores = (at[None] - means[:, :, None]) / deviations[:, :, None]
+            below = np.einsum("f,fnl->nl", weights, ndtr(scores)) > np.array(levels)
+            high, low = np.where(below, at, high), np.where(below, low, at)
+        return np.asarray((low + high) / 2)
+
+    def best(
+        self,
+        c: FloatArray,
+        n_draws: int | None,
+        rng: np.random.Generator | None = None,
+        judge: Judge | None = None,
+    ) -> FloatArray:
+        """s at the optimum of each scale: of draws ``(S, m, d)``, or of the mean ``(1, m, d)``.
+
+        The bowl is minimised by coordinate descent between the chart's bounds, from the line, for
+        every choice of categories that was tried; which of these is best the judge says, from
+        draws of the loss ``(S, n)`` at their points ``(n, d)``, or else the formula: categories may
+        cross over in a way that no bowl has.
+        """
+        x = np.asarray(c) - self.chart.middle
+        d = int(self.varies.sum())
+        linear, moving, curved = [], [], []
+        if n_draws is None:
+            p = np.zeros((1, len(x), d))
+            Q = np.zeros((1, len(x), d, d))
+            for form in self.forms:
+                p0, q0, Q0 = self._bowl(form.mean[None])
+                p += form.weight * (p0[:, None] + x[None, :, None] * q0[:, None])
+                Q += form.weight * Q0[:, None]
+        else:
+            assert rng is not None
+            counts = rng.multinomial(n_draws, [form.weight for form in self.forms])
+            for form, count in zip(self.forms, counts, strict=True):
+                if not count:
+                    continue
+                root = np.linalg.cholesky(form.covariance + 1e-12 * np.eye(len(form.mean)))
+                w = form.mean + rng.standard_normal((count, len(form.mean))) @ root.T
+                p0, q0, Q0 = self._bowl(w)
+                linear.append(p0)
+                moving.append(q0)
+                curved.append(Q0)
+            p0, q0, Q0 = (np.concatenate(parts) for parts in (linear, moving, curved))
+            p = p0[:, None] + x[None, :, None] * q0[:, None]
+            Q = np.broadcast_to(Q0[:, None], (n_draws, len(x), d, d))
+        root = self._root(x)
+        p, Q = p * root**2, Q * root[:, :, None] * root[:, None, :]
+        t = self._descend(np.asarray(c), p, Q, judge)
+        s = np.zeros((*t.shape[:2], self.s.shape[1]))
+        s[:, :, self.varies] = t / self.hyper.theta[self.varies]
+        return s
+
+    def _bowl(self, w: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """p, q ``(S, d)`` and symmetric Q ``(S, d, d)``, in units of theta."""
+        d = int(self.varies.sum())
+        p, q = w[:, 2 : 2 + d], 0.5 * w[:, 2 + d : 2 + 2 * d]
+        Q = np.zeros((len(w), d, d))
+        for k, (i, j) in enumerate(self._pairs):
+            value = w[:, 2 + 2 * d + k] * (1.0 if i == j else math.sqrt(2.0) / 2)
+            Q[:, i, j] = Q[:, j, i] = value
+        return p, q, Q
+
+    def _descend(
+        self, c: FloatArray, p: FloatArray, Q: FloatArray, judge: Judge | None
+    ) -> FloatArray:
+        theta = self.hyper.theta[self.varies]
+        low, high = (bound[:, self.varies] * theta for bound in self._limits(c))
+        columns = np.flatnonzero(self.varies)
+        diagonal = np.einsum("smii->smi", Q)
+        found, values = [], []
+        for assignment in self._assignments():
+            t = np.zeros_like(p)
+            free = []
+            for k, column in enumerate(columns.tolist()):
+                if column in assignment:
+                    t[:, :, k] = assignment[column] * theta[k]
+                else:
+                    free.append(k)
+            for _ in range(30):
+                for k in free:
+                    slope = p[:, :, k] + 2 * np.einsum("smj,smj->sm", Q[:, :, k], t)
+                    slope = slope - 2 * diagonal[:, :, k] * t[:, :, k]
+                    curvature = diagonal[:, :, k]
+                    bottom = -slope / (2 * np.where(curvature > 1e-9, curvature, 1.0))
+                    at_low = slope * low[:, k] + curvature * low[:, k] ** 2
+                    at_high = slope * high[:, k] + curvature * high[:, k] ** 2
+                    end = np.where(at_low < at_high, low[:, k], high[:, k])
+                    inside = np.clip(bottom, low[:, k], high[:, k])
+                    t[:, :, k] = np.where(curvature > 1e-9, inside, end)
+            found.append(t)
+            values.append(np.einsum("smi,smi->sm", p, t) + np.einsum("smi,smij,smj->sm", t, Q, t))
+        T = np.array(found)  # (a, S, m, d)
+        if len(T) == 1:
+            return np.asarray(T[0])
+        if judge is None:
+            chosen = np.argmin(values, axis=0)
+        else:
+            middle = np.zeros((len(T), len(c), self.s.shape[1]))
+            middle[:, :, self.varies] = np.median(T, axis=1) / theta
+            points = self.chart.points(np.tile(c, len(T)), middle.reshape(-1, middle.shape[2]))
+            judged = judge(points, p.shape[0]).reshape(p.shape[0], len(T), len(c))
+            chosen = np.argmin(judged, axis=1)  # (S, m)
+        return np.asarray(np.take_along_axis(T, chosen[None, :, :, None], axis=0)[0])
+
+    def _limits(self, c: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Bounds of s at each scale, ``(m, d)``: near what was tried, and within the space."""
+        line = self.chart.line(c)
+        lowest, highest = np.full(self.space.n_dims, -np.inf), np.full(self.space.n_dims, np.inf)
+        far = np.array([[-1e6], [1e6]])
+        for param in self.space.params:
+            if not isinstance(param.space, (ChoiceSpace, MixtureSpace)):
+                i = self.space.slices[param.name].start
+                least, most = param.space.limits()
+                ends = param.space.snap(far, param.search_center)[:, 0]
+                is_open = least <= 0 and isinstance(param.space, LogSpace)
+                lowest[i] = -np.inf if is_open else ends[0]
+                highest[i] = ends[1] if math.isfinite(most) else np.inf
+        low, high = (
+            np.clip(np.broadcast_to(bound, line.shape), lowest - line, highest - line)
+            for bound in (self.chart.low, self.chart.high)
+        )
+        return low, high
+
+    def _assignments(self) -> list[dict[int, float]]:
+        """Every tried choice of categories: basic dimension to s. One empty one without choices."""
+        dims = [
+            i
+            for param in self.space.params
+            if isinstance(param.space, ChoiceSpace)
+            for i in range(*self.space.slices[param.name].indices(self.space.n_dims))
+        ]
+        if not dims:
+            return [{}]
+        return [dict(zip(dims, row, strict=True)) for row in np.unique(self.s[:, dims], axis=0)]

@@ -1,0 +1,157 @@
+"""Laws of the loss in parameters and tokens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import (
+    ExtrapolationWarning,
+    LossLaw,
+    backtest,
+    effective_tokens,
+    fit_loss_law,
+)
+
+E, A, B, ALPHA, BETA = 1.7, 400.0, 1500.0, 0.34, 0.36
+
+
+def runs(n: int = 60, noise: float = 0.003, seed: int = 0) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    N = 10 ** rng.uniform(7.5, 9.5, n)
+    D = N * 20 * np.exp(rng.normal(0, 1, n))
+    return N, D, truth(N, D) * np.exp(noise * rng.standard_normal(n))
+
+
+def truth(N: np.ndarray, D: np.ndarray) -> np.ndarray:
+    return np.asarray(E + A * N**-ALPHA + B * D**-BETA)
+
+
+@pytest.fixture(scope="module")
+def law() -> LossLaw:
+    return fit_loss_law(*runs(), n_resamples=50)
+
+
+def test_exact_runs_give_back_their_law() -> None:
+    N, D, L = runs(noise=0.0)
+    exact = fit_loss_law(N, D, L, n_resamples=5)
+    found = [exact.E, exact.A, exact.B, exact.alpha, exact.beta]
+    assert found == pytest.approx([E, A, B, ALPHA, BETA], rel=0.01)
+    np.testing.assert_allclose(exact.curve(N, D), L, rtol=1e-5)
+    np.testing.assert_allclose(exact.predict(3e10, 6e11), truth(3e10, 6e11), rtol=2e-3)
+
+
+def test_the_summary_holds_the_truth(law: LossLaw) -> None:
+    summary = law.summary(level=0.95).set_index("coefficient")
+    assert list(summary.index) == ["E", "A", "B", "alpha", "beta"]
+    for name, value in {"E": E, "alpha": ALPHA, "beta": BETA}.items():
+        assert summary.loc[name, "low"] <= value <= summary.loc[name, "high"]
+    assert "60 runs" in law.fitted_to
+
+
+def test_an_interval_widens_with_distance_and_level(law: LossLaw) -> None:
+    def width(scale: float, level: float = 0.9) -> float:
+        low, high = law.interval([1e9 * scale], [2e10 * scale], level)
+        return float(high[0] / low[0])
+
+    assert width(1.0) < width(3.0) < width(9.0)
+    assert width(1.0, 0.5) < width(1.0, 0.9) < width(1.0, 0.99)
+    known = law.interval(1e9, 2e10, new_measurement=False)
+    run = law.interval(1e9, 2e10)
+    assert run[0] < known[0] < law.predict(1e9, 2e10) < known[1] < run[1]
+
+
+def test_far_beyond_its_runs_it_answers_and_says_so(law: LossLaw) -> None:
+    with pytest.warns(ExtrapolationWarning, match="times the largest compute"):
+        assert law.predict(1e12, 2e13) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        law.predict([1e9, 2e9], [[2e10], [4e10]])
+
+
+def test_rows_that_are_no_measurements_are_named() -> None:
+    N, D, L = runs(10)
+    L[2], D[7] = np.inf, 0.0
+    with pytest.raises(ValueError, match=r"rows \[2, 7\]"):
+        fit_loss_law(N, D, L)
+    with pytest.raises(ValueError, match="needs 6 runs"):
+        fit_loss_law(*(column[:5] for column in runs(10)))
+    with pytest.raises(ValueError, match="groups"):
+        fit_loss_law(*runs(10), groups=[1, 2])
+
+
+def test_a_weight_stands_for_repeated_runs() -> None:
+    N, D, L = runs(20, noise=0.02)
+    twice = np.r_[np.arange(20), np.arange(5)]
+    weights = np.r_[np.full(5, 2.0), np.ones(15)]
+    repeated = fit_loss_law(N[twice], D[twice], L[twice], n_resamples=2)
+    weighted = fit_loss_law(N, D, L, weights=weights, n_resamples=2)
+    assert [weighted.E, weighted.alpha] == pytest.approx([repeated.E, repeated.alpha], rel=1e-3)
+
+
+def test_rows_of_one_run_are_no_independent_evidence() -> None:
+    N, D, L = runs(16, noise=0.01)
+    rows = np.repeat(np.arange(16), 8)
+    alone = fit_loss_law(N[rows], D[rows], L[rows], n_resamples=100)
+    grouped = fit_loss_law(N[rows], D[rows], L[rows], groups=rows, n_resamples=100)
+    width = [
+        np.ptp(law.summary().set_index("coefficient").loc["E", ["low", "high"]].astype(float))
+        for law in (alone, grouped)
+    ]
+    assert width[1] > 1.5 * width[0]
+
+
+def test_the_optimum_spends_the_budget_where_the_slopes_balance(law: LossLaw) -> None:
+    C = 1e21
+    best = law.compute_optimal(C)
+    assert 6 * best.n_params * best.n_tokens == pytest.approx(C)
+    a = law.beta / (law.alpha + law.beta)
+    G = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
+    assert best.n_params == pytest.approx(G * (C / 6) ** a, rel=1e-3)
+    assert best.n_params_interval[0] < best.n_params < best.n_params_interval[1]
+    assert best.n_tokens_interval[0] < best.n_tokens < best.n_tokens_interval[1]
+    assert best.loss_interval[0] < best.loss < best.loss_interval[1]
+    table = law.isoflop(C)
+    np.testing.assert_allclose(6 * table["n_params"] * table["n_tokens"], C)
+    assert table["loss"].idxmin() not in (0, len(table) - 1)
+
+
+def test_a_model_that_will_serve_is_smaller(law: LossLaw) -> None:
+    alone, serving = law.compute_optimal(1e21), law.compute_optimal(1e21, lifetime_tokens=1e12)
+    assert serving.n_params < alone.n_params
+    paid = 6 * serving.n_params * serving.n_tokens + 2 * serving.n_params * 1e12
+    assert paid == pytest.approx(1e21)
+
+
+def test_repeated_tokens_count_less(law: LossLaw) -> None:
+    # Muennighoff et al. 2023: four epochs are nearly four times the data, forty are not.
+    assert effective_tokens(4e9, 1e9) == pytest.approx(3.73e9, rel=0.01)
+    assert effective_tokens(1e9, 2e9) == 1e9
+    assert effective_tokens(1e12, 1e9) == pytest.approx((1 + 15.387756) * 1e9)
+    fresh, repeated = law.predict(1e9, 4e10), law.predict(1e9, 4e10, unique_tokens=1e9)
+    assert repeated > fresh
+    scarce = law.compute_optimal(1e21, unique_tokens=1e9)
+    assert scarce.epochs == pytest.approx(scarce.n_tokens / 1e9)
+    assert scarce.n_params > law.compute_optimal(1e21).n_params
+
+
+def test_the_published_refit(published: Callable[[str], pd.DataFrame]) -> None:
+    table = published("chinchilla.csv").query("keep_epoch_filter == 1")
+    law = fit_loss_law(table["n_params"], table["n_tokens"], table["loss"], n_resamples=2)
+    assert [law.E, law.alpha, law.beta] == pytest.approx([1.817, 0.347, 0.367], abs=0.004)
+
+
+def test_published_runs_lie_where_they_were_expected(
+    published: Callable[[str], pd.DataFrame],
+) -> None:
+    table = published("chinchilla.csv").query("keep_epoch_filter == 1")
+    tested = backtest(
+        fit_loss_law, table["n_params"], table["n_tokens"], loss=table["loss"], factors=(30, 100)
+    )
+    assert (tested.splits["mean_abs_error"] < 0.0075).all()
+    assert tested.splits["coverage"].between(0.85, 0.97).all()
+    assert (tested.splits["mean_width"] < 0.04).all()

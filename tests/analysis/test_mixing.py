@@ -1,0 +1,72 @@
+"""Laws of the data mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+from analysis import MixingLaw, fit_mixing_law
+
+
+def loss_of(W: np.ndarray) -> np.ndarray:
+    """Best at (0.6, 0.3, 0.1, 0) or near: two skills, each from two domains."""
+    first = W[:, 0] + 0.2 * W[:, 2] + 0.02
+    second = W[:, 1] + 0.5 * W[:, 2] + 0.02
+    return np.asarray(2.0 + 0.4 * first**-0.3 + 0.2 * second**-0.3 + 0.3 * W[:, 3])
+
+
+def mixes(n: int, seed: int = 0, noise: float = 0.003) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    W = rng.dirichlet(np.full(4, 0.6), n)
+    return W, loss_of(W) * np.exp(noise * rng.standard_normal(n))
+
+
+@pytest.fixture(scope="module")
+def law() -> MixingLaw:
+    return fit_mixing_law(*mixes(80))
+
+
+def test_unseen_mixes_are_ranked_and_covered(law: MixingLaw) -> None:
+    W, L = mixes(200, seed=1)
+    assert law.rank_correlation(W, L) > 0.98
+    assert law.rank_correlation(W, 5 - L) < -0.98
+    np.testing.assert_allclose(law.predict(W), L, rtol=0.1)
+    low, high = law.interval(W)
+    assert np.mean((low <= L) & (high >= L)) >= 0.8
+
+
+def test_the_best_mix_is_nearly_the_best_there_is(law: MixingLaw) -> None:
+    best = law.best_mix(n_samples=50)
+    everywhere = loss_of(np.random.default_rng(2).dirichlet(np.ones(4), 20_000)).min()
+    assert best.weights.sum() == pytest.approx(1)
+    assert loss_of(best.weights[None])[0] < 1.01 * everywhere
+    assert (best.low <= best.weights).all() and (best.weights <= best.high).all()
+    assert best.loss_interval[0] < best.loss < best.loss_interval[1]
+    assert list(best.table(["web", "code", "books", "noise"])["domain"])[3] == "noise"
+
+
+def test_rows_that_are_no_mixtures_are_named() -> None:
+    W, L = mixes(12)
+    W[4] *= 2
+    W[7, 0] = -0.1
+    with pytest.raises(ValueError, match=r"rows \[4, 7\]"):
+        fit_mixing_law(W, L)
+    W, L = mixes(12)
+    L[3] = np.nan
+    with pytest.raises(ValueError, match=r"rows \[3\]"):
+        fit_mixing_law(W, L)
+    with pytest.raises(ValueError, match="needs 8 mixtures"):
+        fit_mixing_law(*mixes(5))
+
+
+def test_published_mixtures_are_ranked(published: Callable[[str], pd.DataFrame]) -> None:
+    table = published("regmix_1m.csv")
+    W = table[[name for name in table if name.startswith("w_")]].to_numpy()
+    L = table["loss_pile_cc"].to_numpy()
+    held = np.arange(len(W)) % 5 == 0
+    law = fit_mixing_law(W[~held], L[~held])
+    assert spearmanr(law.predict(W[held]), L[held]).statistic > 0.985

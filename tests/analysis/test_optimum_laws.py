@@ -1,0 +1,110 @@
+"""Optima over a grid of runs, of known and of published laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import fit_optimum_law, regret
+
+
+def grid(noise: float = 0.001, cells: int = 6, seed: int = 0) -> pd.DataFrame:
+    """lr* = 2 N^-0.4 D^0.2 and batch* = 3 D^0.5, in bowls steeper towards high learning rates."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for N, D in [(1e8, 2e9), (1e8, 1e10), (2e8, 4e9), (4e8, 4e9), (4e8, 2e10), (8e8, 1e10)][:cells]:
+        best = np.log(2 * N**-0.4 * D**0.2), np.log(3 * D**0.5)
+        for u in np.arange(-4, 5) * 0.35 + rng.uniform(-0.15, 0.15):
+            for v in np.arange(-4, 5) * 0.35 + rng.uniform(-0.15, 0.15):
+                bowl = 0.007 * u**2 + 0.0015 * u**3 + 0.006 * v**2 - 0.004 * u * v
+                loss = (2 + 1e2 * N**-0.3 + 1e2 * D**-0.25) * np.exp(
+                    bowl + noise * rng.standard_normal()
+                )
+                rows.append((N, D, np.exp(best[0] + u), np.exp(best[1] + v), loss))
+    return pd.DataFrame(rows, columns=["n_params", "n_tokens", "lr", "batch", "loss"])
+
+
+TRUE = {
+    "lr ~ n_params": -0.4,
+    "lr ~ n_tokens": 0.2,
+    "batch ~ n_params": 0.0,
+    "batch ~ n_tokens": 0.5,
+}
+
+
+def test_a_known_law_comes_back() -> None:
+    law = fit_optimum_law(grid(), ["lr", "batch"], ["n_params", "n_tokens"], n_resamples=50)
+    summary = law.summary(level=0.95).set_index("coefficient")
+    for name, exponent in TRUE.items():
+        assert summary.loc[name, "estimate"] == pytest.approx(exponent, abs=0.08)
+        assert summary.loc[name, "low"] <= exponent <= summary.loc[name, "high"]
+    far = law.predict(n_params=3e9, n_tokens=1e11)
+    assert set(far) == {"lr", "batch"}
+    assert far["lr"] == pytest.approx(2 * 3e9**-0.4 * 1e11**0.2, rel=0.2)
+    assert far["batch"] == pytest.approx(3 * 1e11**0.5, rel=0.25)
+    low, high = law.interval(n_params=3e9, n_tokens=1e11)["lr"]
+    assert low < far["lr"] < high
+    own = law.optima.set_index(["n_params", "n_tokens"])
+    assert (
+        (
+            own["lr"]
+            / (2 * own.index.get_level_values(0) ** -0.4 * own.index.get_level_values(1) ** 0.2)
+        )
+        .between(0.8, 1.25)
+        .all()
+    )
+    assert (own["lr_low"] < own["lr_high"]).all()
+
+
+def test_one_hyperparameter_over_one_scale() -> None:
+    runs = grid(cells=4).groupby(["n_tokens", "lr"], as_index=False)["loss"].min()
+    law = fit_optimum_law(runs, ["lr"], ["n_tokens"], n_resamples=20)
+    assert law.predict(n_tokens=[1e9, 1e10])["lr"].shape == (2,)
+
+
+def test_an_exponent_that_no_cell_tells_is_not_claimed_to_be_known() -> None:
+    runs = grid(cells=2)  # one model size
+    law = fit_optimum_law(runs, ["lr", "batch"], ["n_params", "n_tokens"], n_resamples=60)
+    row = law.summary().set_index("coefficient").loc["lr ~ n_params"]
+    assert row["high"] - row["low"] > 0.8
+
+
+def test_what_it_cannot_use_is_said() -> None:
+    runs = grid(cells=3)
+    runs.loc[5, "loss"] = np.inf
+    with pytest.raises(ValueError, match=r"rows \[5\]"):
+        fit_optimum_law(runs, ["lr"], ["n_params"])
+    with pytest.raises(ValueError, match="no column width"):
+        fit_optimum_law(runs, ["lr"], ["width"])
+    with pytest.raises(ValueError, match="two cells"):
+        fit_optimum_law(grid(cells=1), ["lr", "batch"], ["n_params", "n_tokens"])
+    law = fit_optimum_law(grid(cells=2), ["lr"], ["n_tokens"], n_resamples=2)
+    with pytest.raises(ValueError, match="depends on n_tokens"):
+        law.predict(n_params=1e9)
+
+
+def test_regret_is_nothing_at_the_best_run_and_between_runs_of_the_line_between() -> None:
+    cell = pd.DataFrame({"lr": [1.0, 2.0, 4.0], "loss": [3.0, 2.0, 2.5]})
+    assert regret(cell, {"lr": 2.0}) == 0
+    assert regret(cell, {"lr": 8**0.5}) == pytest.approx(0.125)
+    assert regret(cell, {"lr": 0.1}) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("factor", "most"), [(10, 0.0011), (20, 0.0012)])
+def test_the_published_grid_extrapolates(
+    published: Callable[[str], pd.DataFrame], factor: int, most: float
+) -> None:
+    runs = published("steplaw_dense.csv")
+    names, scales = ["lr", "batch_size_tokens"], ["n_params", "n_tokens"]
+    cheap = runs[runs["flops"] <= runs["flops"].max() / factor]
+    law = fit_optimum_law(cheap, names, scales, n_resamples=2)
+
+    def regrets() -> Iterator[float]:
+        for (N, D), cell in runs[runs["flops"] > runs["flops"].max() / 10].groupby(scales):
+            best = law.predict(n_params=N, n_tokens=D)
+            yield regret(cell, {name: float(best[name]) for name in names})
+
+    assert np.mean(list(regrets())) < most

@@ -1,0 +1,86 @@
+"""The response surface around the front, on runs whose loss is one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis.response_surface import CostModel, ResponseSurface
+from carbs import LogSpace, Observation, Param, SearchSpace
+
+SPACE = SearchSpace(
+    [
+        Param("size", LogSpace(), 1.0),
+        Param("steps", LogSpace(), 1.0),
+        Param("rate", LogSpace(), 1.0),
+    ]
+)
+
+
+def loss(size: float, steps: float, rate: float) -> float:
+    bowl = 0.2 * math.log10(rate / size**-0.5) ** 2
+    return 1.0 + size**-0.3 + steps**-0.3 + bowl
+
+
+def runs(seed: int, n: int = 90, overhead: float = 0.0) -> list[Observation]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        compute = 10 ** rng.uniform(-0.5, 2.0)
+        size = math.sqrt(compute) * 10 ** (0.2 * rng.standard_normal())
+        rate = size**-0.5 * 10 ** (0.3 * rng.standard_normal())
+        params = {"size": size, "steps": compute / size, "rate": rate}
+        output = loss(**params) + 0.003 * rng.standard_normal()
+        found.append(Observation(params=params, output=output, cost=overhead + compute))
+    return found
+
+
+def test_a_fixed_overhead_is_told_from_the_cost_and_does_not_bend_it() -> None:
+    known = runs(0, overhead=3.0)
+    Z = SPACE.encode_all([run.params for run in known])
+    costs = np.array([run.cost for run in known])
+    model = CostModel.fit(Z, costs)
+    assert model.overhead == pytest.approx(3.0, rel=0.15)
+    far = SPACE.encode_all([{"size": 100.0, "steps": 100.0, "rate": 0.1}])
+    low, middle, high = model.quantiles(far, (0.05, 0.5, 0.95))[0]
+    assert middle == pytest.approx(1e4 + 3, rel=0.1)
+    assert low < 1e4 + 3 < high
+    assert CostModel.fit(Z, costs - 3.0).overhead == 0.0
+
+
+def test_it_holds_the_loss_of_the_best_run_at_thirty_times_the_cost() -> None:
+    inside = 0
+    for seed in range(4):
+        surface = ResponseSurface.of(SPACE, runs(seed))
+        size = math.sqrt(3000.0)
+        params = {"size": size, "steps": size, "rate": size**-0.5}
+        low, high = surface.quantiles(SPACE.encode_all([params]), (0.05, 0.95))[0]
+        inside += low <= loss(**params) <= high
+        assert high - low < 0.5
+    assert inside >= 3
+
+
+def test_chart_and_points_are_inverse() -> None:
+    surface = ResponseSurface.of(SPACE, runs(0))
+    Z = surface.Z[:10]
+    c, s = surface.chart.beside(Z)
+    np.testing.assert_allclose(surface.chart.points(c, s), Z, atol=1e-4)
+
+
+def test_a_dearer_run_tells_more_of_the_large_one_than_a_cheap_one_and_none_tells_all() -> None:
+    surface = ResponseSurface.of(SPACE, runs(0))
+    points = [
+        SPACE.encode({"size": math.sqrt(c), "steps": math.sqrt(c), "rate": c**-0.25})
+        for c in (1.0, 300.0, 3000.0)
+    ]
+    cheap, near, _ = (surface.tells(z, points[-1]) for z in points)
+    assert 0 <= cheap < near < 1
+
+
+def test_outputs_may_be_negative() -> None:
+    known = [run.model_copy(update={"output": run.output - 5}) for run in runs(0)]
+    moved, plain = ResponseSurface.of(SPACE, known), ResponseSurface.of(SPACE, runs(0))
+    z = SPACE.encode_all([{"size": 10.0, "steps": 10.0, "rate": 0.3}])
+    assert moved.quantiles(z, (0.5,)) == pytest.approx(plain.quantiles(z, (0.5,)) - 5, abs=0.01)
