@@ -42,12 +42,18 @@ _FLOPS_PER_TOKEN = 6.0  # and parameter: two forward, four backward
 _SERVED_FLOPS_PER_TOKEN = 2.0
 _FAR_DECADES = 2.05  # a hundredfold, and a rounding
 _LARGEST_EXPONENT = 3.0
+# The split of a budget is known if the interval of the best model size is no wider than this.
+_WIDEST_SPLIT = 30.0
 # The irreducible loss is sought down to e^-10 of the least loss: nothing.
 _DEEPEST = 10.0
 
 
 class ExtrapolationWarning(UserWarning):
     """A law was asked beyond a hundred times its largest compute."""
+
+
+class UndeterminedSplitWarning(UserWarning):
+    """Runs in which parameters and tokens grew together do not tell how to divide a budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +267,8 @@ class LossLaw(_Law):
         """The model size and the tokens with the least loss for a budget.
 
         The optimum is that of the published form; its interval also holds those of the forecast's
-        members, which weigh the dear runs more. The loss there is the forecast's.
+        members, which weigh the dear runs more. The loss there is the forecast's. Where the runs do
+        not determine the split, the size is the median of all forms, and a warning says so.
 
         Args:
             compute_flops: C, which pays ``6 N D`` for training and ``2 N`` for each token served.
@@ -279,7 +286,15 @@ class LossLaw(_Law):
             middle, width = float(self._optima(published, *budget, log_N)[0]), width / 20
         optima = self._optima(drawn, *budget, middle + np.linspace(-6, 6, 481))
         tail = (1 - level) / 2
-        low, high = _weighted_quantile(optima, share, [tail, 1 - tail])
+        low, median, high = _weighted_quantile(optima, share, [tail, 0.5, 1 - tail])
+        if high - low > math.log(_WIDEST_SPLIT):
+            middle = median
+            warnings.warn(
+                f"the runs do not tell how to divide a budget: models of {math.exp(low):.2g} to "
+                f"{math.exp(high):.2g} parameters may be best. Vary the tokens for each parameter",
+                UndeterminedSplitWarning,
+                stacklevel=2,
+            )
         N = math.exp(middle)
         N_low, N_high = math.exp(min(low, middle)), math.exp(max(high, middle))
 

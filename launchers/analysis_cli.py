@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +15,7 @@ from rich.table import Table
 
 from analysis.budget import GPUS, Failures
 from analysis.plan import Plan, plan
-from analysis.power_laws import LossLaw
+from analysis.power_laws import ComputeLaw, LossLaw
 from analysis.runs import fit_runs
 from launchers.errors import SweepStoppedError
 from launchers.progress import format_params
@@ -151,8 +154,13 @@ def fit_command(
     for name, *numbers in law.summary().itertuples(index=False, name=None):
         table.add_row(name, *(f"{number:.4g}" for number in numbers))
     console.print(table)
-    if flops is None:
-        return
+    if flops is not None:
+        with _warnings_said():
+            _print_best(law, flops)
+
+
+def _print_best(law: ComputeLaw | LossLaw, flops: float) -> None:
+    """What the law says of a run with that much compute."""
     if isinstance(law, LossLaw):
         best = law.compute_optimal(flops)
         shown = (
@@ -169,6 +177,16 @@ def fit_command(
             f"[{float(low):.4f}, {float(high):.4f}]",
             **_PLAIN,
         )
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """The laws' warnings as lines of the output."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        console.print(f"warning: {text}", **_PLAIN)
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -12,6 +12,7 @@ import pytest
 from analysis import (
     ExtrapolationWarning,
     LossLaw,
+    UndeterminedSplitWarning,
     backtest,
     effective_tokens,
     fit_loss_law,
@@ -43,6 +44,17 @@ def test_exact_runs_give_back_their_law() -> None:
     assert found == pytest.approx([E, A, B, ALPHA, BETA], rel=0.01)
     np.testing.assert_allclose(exact.curve(N, D), L, rtol=1e-5)
     np.testing.assert_allclose(exact.predict(3e10, 6e11), truth(3e10, 6e11), rtol=2e-3)
+
+
+def test_a_split_that_no_run_has_tried_is_not_claimed_to_be_known() -> None:
+    N = np.geomspace(1e7, 1e9, 12)
+    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(12))
+    law = fit_loss_law(N, 20 * N, truth(N, 20 * N) * noise, n_resamples=50)
+    with pytest.warns(UndeterminedSplitWarning, match="tokens for each parameter"):
+        found = law.compute_optimal(1e20)
+    low, high = found.n_params_interval
+    assert low < found.n_params < high
+    assert high > 30 * low
 
 
 def test_the_summary_holds_the_truth(law: LossLaw) -> None:

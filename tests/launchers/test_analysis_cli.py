@@ -66,3 +66,15 @@ def test_fit_says_which_columns_it_took(run_cli: RunCli, tmp_path: Path) -> None
     assert code == 0 and "'eval_loss'," in out
     code, _, err = run_cli("fit", tmp_path / "runs.csv", "--loss", "odd")
     assert code == 2 and "no column 'odd'" in err
+
+
+def test_fit_warns_in_words(run_cli: RunCli, tmp_path: Path) -> None:
+    n_params = np.geomspace(1e7, 1e9, 12)
+    noise = np.exp(0.002 * np.random.default_rng(1).standard_normal(12))
+    loss = (1.7 + 400 * n_params**-0.34 + 1500 * (20 * n_params) ** -0.36) * noise
+    frame = pd.DataFrame({"n_params": n_params, "n_tokens": 20 * n_params, "loss": loss})
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    code, out, err = run_cli("fit", tmp_path / "runs.csv", "--flops", "1e24")
+    assert code == 0 and err == ""
+    assert "warning: the runs do not tell how to divide a budget" in out
+    assert "warning: asked at" in out
