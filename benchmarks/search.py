@@ -2,10 +2,13 @@
 
     CARBS_DATA=... python benchmarks/search.py --seeds 5
     CARBS_DATA=... python benchmarks/search.py --tasks synthetic --in-flight 1 8 64 --jobs 2
+    CARBS_DATA=... python benchmarks/search.py --optimizers carbs --in-flight 1 64 --max-trials 1000
 
 Every optimizer starts from the same cheap centre, on one thread. A trial over the cap is killed
 there, charged the cap and told as a failure; one that diverges is charged 30% of its cost. The
-search ends with the budget, or after 150 trials. Times are CPU seconds a suggestion, thinking only.
+search ends with the budget, or after 150 trials: with 64 in flight, 64 of these are asked before
+anything is known, so that a comparison at equal cost (the last command) must not limit the trials.
+Times are CPU seconds a suggestion, thinking only.
 """
 
 from __future__ import annotations
@@ -272,14 +275,16 @@ class Search:
     thinking_s: float = 0.0
 
 
-def search(task: Task, optimizer: Optimizer, seed: int, in_flight: int) -> Search:
+def search(
+    task: Task, optimizer: Optimizer, seed: int, in_flight: int, max_trials: int = MAX_TRIALS
+) -> Search:
     """Run until the budget is spent. A trial lasts as long as its cost."""
     rng = np.random.default_rng(seed)
     done, counter = Search(), itertools.count()
     running: list[tuple[float, int, Any, Mapping[str, Any], float | None, float]] = []
     spent = clock = 0.0
     while True:
-        while len(running) < in_flight and spent < task.budget and done.n_asked < MAX_TRIALS:
+        while len(running) < in_flight and spent < task.budget and done.n_asked < max_trials:
             started = time.process_time()
             handle, values = optimizer.ask()
             done.thinking_s += time.process_time() - started
@@ -325,10 +330,10 @@ class Run:
     error: str
 
 
-def run(name: str, label: str, seed: int, in_flight: int) -> Run:
+def run(name: str, label: str, seed: int, in_flight: int, max_trials: int) -> Run:
     task = TASKS[name]()
     optimizer = OPTIMIZERS[label](task, seed)
-    found = search(task, optimizer, 1000 + seed, in_flight)
+    found = search(task, optimizer, 1000 + seed, in_flight, max_trials)
     return Run(scores(task, found), getattr(optimizer, "covered", []), task.error)
 
 
@@ -357,6 +362,7 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=[*OPTIMIZERS])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1])
+    parser.add_argument("--max-trials", type=int, default=MAX_TRIALS)
     parser.add_argument("--jobs", type=int, default=1, help="searches at once, one thread each")
     arguments = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -365,7 +371,8 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs, context, start_worker) as pool:
         searches = {
             (name, in_flight, label): [
-                pool.submit(run, name, label, seed, in_flight) for seed in range(arguments.seeds)
+                pool.submit(run, name, label, seed, in_flight, arguments.max_trials)
+                for seed in range(arguments.seeds)
             ]
             for name in arguments.tasks
             for in_flight in arguments.in_flight
@@ -382,7 +389,8 @@ def main() -> None:
                 table.add_row(label, *cells)
                 console.print(f"{name}: {label} {' '.join(cells)}", highlight=False)
             table.title = (
-                f"{name}, {in_flight} in flight, {arguments.seeds} seeds"
+                f"{name}, {in_flight} in flight, {arguments.seeds} seeds, "
+                f"at most {arguments.max_trials} trials"
                 f" (surrogate: {runs[0].error})"
                 + (f"; {arguments.jobs} at once, so times are noisy" if arguments.jobs > 1 else "")
             )
