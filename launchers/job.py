@@ -14,7 +14,7 @@ Between the controller and a job there are these files in the job's folder, and 
 
 A job that Slurm has requeued works in a folder of its own below, ``restart-1`` and so on, with its
 own ``start.json`` and ``curve.jsonl``: what it was before may still run on a node that nobody can
-reach.
+reach. That copy ends, without a report, when it sees that another has taken over.
 
 Where the scheduler takes the machine away, by SIGTERM, SIGUSR2 or a time limit, a job that was
 preempted writes no report: its next attempt goes on from what it left in the checkpoint folder, for
@@ -86,10 +86,19 @@ class Preempted(Exception):  # noqa: N818  # the scheduler's wish, not an error
     """
 
 
+class Superseded(Preempted):
+    """Raised where nobody waits for this copy of the job any more: let it pass.
+
+    A node that its scheduler has given up may still train, while the job runs again elsewhere.
+    """
+
+
 class TaskLostError(Exception):
     """Another task of the same job has failed, or does not answer."""
 
 
+# How often a job looks whether another copy of it has taken over.
+_LOOK_EVERY_S = 1.0
 # Seconds before the deadline at which a job is to end; less where it has little time in all.
 DEADLINE_MARGIN_S = 60.0
 
@@ -108,6 +117,7 @@ class Job:
             default ``checkpoints`` in the attempt's own folder.
         deadline: Unix time at which the scheduler will kill the job; None where it is not known.
         started: Unix time.
+        superseded_by: files of which any says that nobody waits for this copy of the job any more.
     """
 
     folder: Path
@@ -117,14 +127,20 @@ class Job:
     checkpoint_folder: Path = Path()
     deadline: float | None = None
     started: float = field(default_factory=time.time)
+    superseded_by: tuple[Path, ...] = ()
     _requests: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    _looked: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.checkpoint_folder == Path():
             object.__setattr__(self, "checkpoint_folder", self.folder / "checkpoints")
 
     def should_checkpoint(self) -> bool:
-        """Whether to write a checkpoint now and raise :class:`Preempted`: ask after each step."""
+        """Whether to write a checkpoint now and raise :class:`Preempted`: ask after each step.
+
+        Raises:
+            Superseded: another copy of the job has taken over.
+        """
         return self.preemption() is not None
 
     def preemption(self, margin_s: float = 0.0) -> str | None:
@@ -132,7 +148,11 @@ class Job:
 
         Args:
             margin_s: seconds that a checkpoint needs before the deadline, if more than usual.
+
+        Raises:
+            Superseded: another copy of the job has taken over.
         """
+        self._raise_if_superseded()
         if self._requests:
             return self._requests[0]
         if self.deadline is not None:
@@ -155,6 +175,7 @@ class Job:
 
         Raises:
             StoppedEarly: the controller has decided to stop the run.
+            Superseded: another copy of the job has taken over.
             BadConfigurationError: the output is not finite.
             ValueError: the progress or the cost is out of its range.
         """
@@ -162,6 +183,7 @@ class Job:
             raise ValueError(f"progress is {progress}, expected a share of the run in (0, 1]")
         if not 0 < cost < math.inf:
             raise ValueError(f"cost is {cost}, expected a positive, finite number")
+        self._raise_if_superseded()
         if not math.isfinite(output):
             raise BadConfigurationError(f"output is {output} at progress {progress:g}", cost)
         point = CurvePoint(progress=progress, output=output, cost=cost)
@@ -169,6 +191,18 @@ class Job:
             file.write(point.model_dump_json() + "\n")
         if (self.folder / _STOP).exists():
             raise StoppedEarly(cost)
+
+    def is_superseded(self) -> bool:
+        """Whether another copy of the job has taken over, or has already reported."""
+        return any(path.exists() for path in self.superseded_by)
+
+    def _raise_if_superseded(self) -> None:
+        now = time.monotonic()
+        if self._looked and now - self._looked[-1] < _LOOK_EVERY_S:
+            return
+        self._looked[:] = [now]
+        if self.is_superseded():
+            raise Superseded(f"another copy of the job in {self.folder} has taken over")
 
 
 class CurvePoint(BaseModel):
@@ -389,7 +423,8 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
         restart: how often the scheduler has requeued the job.
 
     Returns:
-        Whether there is a report. Without one the job was preempted and asks to be started again.
+        Whether that is all: a report is there, or another copy of the job sees to it. Otherwise the
+        job was preempted and asks to be started again.
     """
     path = Path(folder)
     if read_report(path) is not None:
@@ -406,6 +441,7 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
         job_file.settings,
         job_file.checkpoint_folder or Path(),
         deadline,
+        superseded_by=_successors(path, job_file.attempt, restart),
     )
     report: JobReport
     try:
@@ -417,18 +453,30 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
         report = Stopped(cost=stopped.cost)
     except Preempted as preempted:
         print(f"preempted: {preempted}", file=sys.stderr)
-        return False
+        return job.is_superseded()
     except Exception as error:
         report = _failed(error)
         print(report.traceback, file=sys.stderr)
         if isinstance(error, TaskLostError):
             _wait_for(path / _REPORT_FILE, _REASON_S)
+        if job.is_superseded():  # how a copy dies that nobody waits for says nothing
+            return True
     # Of several tasks the first one speaks, unless another has failed: then all of them do.
     if isinstance(report, Failed) or task()[0] == 0:
         write_report(path, report.model_copy(update=_of_attempt(job_file, restart)))
     if not isinstance(report, Failed) and task()[0] == 0:
         shutil.rmtree(job.checkpoint_folder, ignore_errors=True)
     return True
+
+
+def _successors(path: Path, attempt: int, restart: int) -> tuple[Path, ...]:
+    """Files of which any says that a copy of the job has ended it or taken it over."""
+    key = path.name.removesuffix(f"-{attempt}")
+    return (
+        path / _REPORT_FILE,
+        path / f"restart-{restart + 1}",
+        path.with_name(f"{key}-{attempt + 1}") / _START,
+    )
 
 
 def _of_attempt(job_file: JobFile, restart: int) -> dict[str, int]:

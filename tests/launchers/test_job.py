@@ -277,3 +277,46 @@ def test_an_impossible_report_is_a_failure_that_says_why(
     report = run_job(f"job.report({arguments})")
     assert isinstance(report, Failed)
     assert said in report.reason
+
+
+NEWER_COPIES = {
+    "requeued": "job.folder / 'restart-1'",
+    "a new attempt": "job.folder.with_name('job-2') / 'start.json'",
+    "another has reported": "job.folder / 'report.json'",
+}
+
+
+@pytest.mark.parametrize("newer", NEWER_COPIES.values(), ids=NEWER_COPIES)
+@pytest.mark.parametrize("ask", ["should_checkpoint()", "report(0.5, 2.0, 1.0)"])
+def test_a_copy_that_nobody_waits_for_ends_without_a_word(
+    tmp_path: Path, write_module: Callable[[str], str], newer: str, ask: str
+) -> None:
+    """As where a node was given up that still trains, and the job runs again elsewhere."""
+    source = (
+        "def train(params, job):\n"
+        f"    newer = {newer}\n"
+        "    newer.parent.mkdir(exist_ok=True)\n"
+        "    newer.mkdir()\n"
+        f"    job.{ask}\n"
+        "    (job.folder / 'went-on').touch()\n"
+        "    return {'output': 1.0, 'cost': 1.0}\n"
+    )
+    folder = tmp_path / "job-1"
+    write_job(
+        folder,
+        JobFile(
+            function=f"{write_module(source)}:train",
+            python_path=[str(tmp_path)],
+            params={},
+            seed=0,
+            settings={},
+            shared_folder=tmp_path,
+        ),
+    )
+    assert run(str(folder))  # all is done: it must not be requeued
+    assert not (folder / "went-on").exists()
+    assert not (folder / "report.json").is_file()
+
+
+def test_what_kills_a_copy_that_nobody_waits_for_is_no_failure(run_job: RunJob) -> None:
+    assert run_job("(job.folder / 'restart-1').mkdir(); raise OSError('lost its peers')") is None
