@@ -29,7 +29,7 @@ SPLITS = (1 / 3, 1 / 8)
 _N_FITTED = 16
 # What a prior of "one form is as good as the other", and one of "as wide as they say", counts,
 # in splits.
-_PRIOR_OF_WEIGHTS, _PRIOR_OF_WIDTH = 2.0, 6.0
+_PRIOR_OF_WEIGHTS, _PRIOR_OF_WIDTH = 2.0, 2.0
 _GRID: list[float] = ndtr(np.linspace(-4, 4, 161)).tolist()
 
 

@@ -75,6 +75,10 @@ _MARGIN = 0.3
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
 _LN10 = math.log(10)
+# Prior deviation of how two hyperparameters interact, over that of each one's own curvature: most
+# hardly do, and the pairs are many.
+_INTERACTION = 0.5
+_CROSS_UNIT = _INTERACTION * math.sqrt(2.0)  # Q is symmetric: of a pair it holds two entries
 # A run above the front by the sweep's gain, L(cheap) - L(dear), gets this much more deviation.
 _TAPER = 0.5
 
@@ -366,7 +370,7 @@ class ResponseSurface:
         t = (s * self.hyper.theta)[:, self.varies] * root
         u = t * root
         law = self._decline(c, g)
-        pairs = [t[:, i] * t[:, j] * (1.0 if i == j else math.sqrt(2.0)) for i, j in self._pairs]
+        pairs = [t[:, i] * t[:, j] * (1 if i == j else _CROSS_UNIT) for i, j in self._pairs]
         bowl = np.stack([*u.T, *(0.5 * x[:, None] * u).T, *pairs], axis=1) if t.shape[1] else t
         return np.concatenate([np.ones((len(c), 1)), law[:, None], self.hyper.bowl * bowl], axis=1)
 
@@ -425,12 +429,14 @@ class ResponseSurface:
             t = S * v[:d].exp()
             bowl, rest, length, noise = v[d : d + 4].exp()
             root = 10.0 ** (-0.5 * v[d + 4 :] * x[:, None])
-            inner = (t * root) @ (t * root).T
+            crossed = ((t * root) @ (t * root).T) ** 2
+            alone = (t * root) ** 2 @ ((t * root) ** 2).T
+            inner = alone + _INTERACTION**2 * (crossed - alone)
             outer = (t * root**2) @ (t * root**2).T
             dot = t @ t.T
             law = torch.as_tensor(self._decline(self.c, g))
             K = 1.0 + torch.outer(law, law)
-            K = K + bowl**2 * (outer * (1 + 0.25 * torch.outer(x, x)) + inner**2)
+            K = K + bowl**2 * (outer * (1 + 0.25 * torch.outer(x, x)) + inner)
             squares = dot.diagonal()
             r2 = (squares[:, None] + squares[None, :] - 2 * dot) / length**2
             r2 = r2 + (x[:, None] - x[None, :]) ** 2
@@ -642,7 +648,7 @@ class ResponseSurface:
         p, q = w[:, 2 : 2 + d], 0.5 * w[:, 2 + d : 2 + 2 * d]
         Q = np.zeros((len(w), d, d))
         for k, (i, j) in enumerate(self._pairs):
-            value = w[:, 2 + 2 * d + k] * (1.0 if i == j else math.sqrt(2.0) / 2)
+            value = w[:, 2 + 2 * d + k] * (1 if i == j else _CROSS_UNIT / 2)
             Q[:, i, j] = Q[:, j, i] = value
         return p, q, Q
 
