@@ -1,7 +1,8 @@
 """From a budget to a configuration, with the loss and the cost to expect; and the check run.
 
-The configuration lies on the lines of :mod:`analysis.hyperparameters`, where the predicted cost is
-the one asked for. What to expect of it says :mod:`analysis.expectation`.
+The configuration has the predicted cost that is asked for. It lies on the lines of
+:mod:`analysis.hyperparameters`, or beside them like one of the runs near the front: whichever is
+expected to do best. What to expect of it says :mod:`analysis.expectation`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from carbs.space import (
 
 # Further out than this, the trend has been followed for longer than it was seen.
 _FAR = 10.0
+# A candidate that the bounds keep further than this from the cost, in decades, is none.
+_SAME_COST = 0.05
 # Where the constraints forbid the configuration: how many near it are looked at.
 _N_NEAR = 4096
 # A law is uncertain when its band is wider than this many decades where it is used.
@@ -240,7 +243,7 @@ def plan(
     elif not (math.isfinite(cost) and cost > 0):
         raise ValueError(f"cost is {cost}, expected a positive, finite number")
     expectation = Expectation.of(front)
-    z = _at_cost(front, cost)
+    z = _at_cost(expectation, cost)
     params = front.space.decode(z)
     low, middle, high = _expected(expectation, z)
     tail = (1 - front.level) / 2
@@ -381,7 +384,7 @@ def _ladder(
     for share in _RUNGS:
         if share * cost < 1.2 * front.dearest:
             continue
-        own = _at_cost(front, share * cost)
+        own = _at_cost(expectation, share * cost)
         tells = front.surface.tells(own, z)
         low, middle, high = _expected(expectation, own)
         params = front.space.decode(own)
@@ -414,20 +417,31 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
     return {**job, "max_trials": 1}
 
 
-def _at_cost(front: FrontModel, cost: float) -> FloatArray:
-    """The point on the front's lines with a predicted cost, shape ``(d,)``.
+def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
+    """The point with a predicted cost that is expected to do best, shape ``(d,)``.
 
-    Where the constraints do not allow it: the nearest to it, in place and predicted cost, that they
-    do allow, of many around it.
+    Where the posterior has two minds, the median of its lines may lie between them, where nothing
+    is good. So the runs near the front are candidates too, each carried along the front to the
+    cost. Where the constraints allow none of them: the nearest to the best one, in place and
+    predicted cost, that they do allow, of many around it.
     """
-    z = front.best_at(math.log10(cost))
-    if front.space.allows(front.space.decode(z)):
-        return z
+    front, space = expectation.front, expectation.front.space
+    surface = front.surface
+    c = surface.cost.scale_of(cost)
+    beside = surface.s[surface.near_front(surface.c)]
+    carried = surface.chart.points(np.full(len(beside), c), beside)
+    has_cost = np.abs(surface.cost.scale(carried)[0] - c) < _SAME_COST
+    candidates = np.concatenate([front.best_at(math.log10(cost))[None], carried[has_cost]])
+    order = np.argsort(expectation.quantiles(candidates, (0.5,))[:, 0], kind="stable")
+    for i in order:
+        if space.allows(space.decode(candidates[i])):
+            return np.asarray(candidates[i])
+    best = candidates[order[0]]
     rng = np.random.default_rng(0)
-    candidates = nearby(front.space, np.tile(z, (_N_NEAR, 1)), rng)
-    off = np.abs(front.surface.cost.scale(candidates)[0] - front.surface.cost.scale_of(cost))
-    distances = np.linalg.norm(candidates - z, axis=1) + off / COST_TOLERANCE
-    nearest = AllowedPoints(front.space).first(candidates, np.argsort(distances, kind="stable"), 1)
+    candidates = nearby(space, np.tile(best, (_N_NEAR, 1)), rng)
+    off = np.abs(surface.cost.scale(candidates)[0] - c)
+    distances = np.linalg.norm(candidates - best, axis=1) + off / COST_TOLERANCE
+    nearest = AllowedPoints(space).first(candidates, np.argsort(distances, kind="stable"), 1)
     return np.asarray(candidates[nearest[0]])
 
 

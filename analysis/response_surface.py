@@ -287,7 +287,7 @@ class ResponseSurface:
         c, _ = self.cost.scale(Z)
         d = Z.shape[1]
         middle = float((c.min() + c.max()) / 2)
-        good = self._near_front(c)
+        good = self.near_front(c)
         intercepts, slopes = np.zeros(d), np.zeros(d)
         has = np.ones((len(Z), d), dtype=bool)
         for name, is_active in space.active_rows(Z).items():
@@ -339,7 +339,7 @@ class ResponseSurface:
                     upper[self.space.slices[param.name].start] = high
         return upper
 
-    def _near_front(self, c: FloatArray) -> NDArray[np.intp]:
+    def near_front(self, c: FloatArray) -> NDArray[np.intp]:
         """The runs that came out best for their cost: a third, at least eight."""
         order = np.argsort(c, kind="stable")
         above = np.empty(len(c))

@@ -95,6 +95,23 @@ def test_the_best_configuration_costs_what_was_asked_and_is_nearly_optimal() -> 
     assert loss(size, tokens, rate, params["mix"]["a"]) < best * 1.03  # type: ignore[index]
 
 
+def test_between_two_good_places_the_plan_takes_one() -> None:
+    """Searched by a sweep that has seen both: the median of what is likely lies between them."""
+    space = SearchSpace(SPACE.params[:3])
+    rng = np.random.default_rng(3)
+    observations = []
+    for i in range(80):
+        cost = 10 ** rng.uniform(-0.5, 2.0)
+        size = math.sqrt(cost) * 10 ** (0.2 * rng.standard_normal())
+        place = (1 if i % 2 else -1) + 0.3 * rng.standard_normal()
+        bowl = 0.2 * (place**2 - 1) ** 2
+        output = 1.0 + size**-0.3 + (cost / size) ** -0.3 + bowl + 0.005 * rng.standard_normal()
+        params = {"size": size, "tokens": cost / size, "rate": 10**place}
+        observations.append(Observation(params=params, output=output, cost=cost))
+    planned = plan(fit_front(space, observations), 200.0)
+    assert 0.5 < abs(math.log10(planned.params["rate"])) < 1.5  # type: ignore[arg-type]
+
+
 def test_the_plan_beyond_the_sweep_holds_what_comes_out() -> None:
     inside = []
     for seed in range(4):
