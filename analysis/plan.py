@@ -104,7 +104,7 @@ class Plan:
         budget: in FLOPs, GPU-hours and money, with what failures take; None for a bare cost.
         ladder: check runs, cheapest first.
         job: a sweep file for this one configuration, as ``carbs sweep`` takes it.
-        expectation: with the front that it was read off.
+        expectation: of what runs measure, with the front that it rests on.
     """
 
     params: Params
