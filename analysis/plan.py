@@ -422,8 +422,8 @@ def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
 
     Where the posterior has two minds, the median of its lines may lie between them, where nothing
     is good. So the runs near the front are candidates too, each carried along the front to the
-    cost. Where the constraints allow none of them: the nearest to the best one, in place and
-    predicted cost, that they do allow, of many around it.
+    cost. Where the constraints do not allow the best: the nearest to it, in place and predicted
+    cost, that they do allow, of many around it.
     """
     front, space = expectation.front, expectation.front.space
     surface = front.surface
@@ -432,11 +432,9 @@ def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
     carried = surface.chart.points(np.full(len(beside), c), beside)
     has_cost = np.abs(surface.cost.scale(carried)[0] - c) < _SAME_COST
     candidates = np.concatenate([front.best_at(math.log10(cost))[None], carried[has_cost]])
-    order = np.argsort(expectation.quantiles(candidates, (0.5,))[:, 0], kind="stable")
-    for i in order:
-        if space.allows(space.decode(candidates[i])):
-            return np.asarray(candidates[i])
-    best = candidates[order[0]]
+    best = np.asarray(candidates[np.argmin(expectation.quantiles(candidates, (0.5,))[:, 0])])
+    if space.allows(space.decode(best)):
+        return best
     rng = np.random.default_rng(0)
     candidates = nearby(space, np.tile(best, (_N_NEAR, 1)), rng)
     off = np.abs(surface.cost.scale(candidates)[0] - c)

@@ -163,9 +163,9 @@ class _Page:
         level = f"{check['level']:.0%}"
         factor = number(check["cost_factor"])
         intro = (
-            f"Of the configurations at {factor} times the cost of the sweep's dearest run, this one "
-            f"was expected to do best. Its output and cost were predicted with {level} intervals "
-            "before it was trained. "
+            f"Of the configurations at {factor} times the cost of the sweep's dearest run, this "
+            f"one was expected to do best. Its output and cost were predicted with {level} "
+            "intervals before it was trained. "
         )
         rows, verdicts = [], []
         for quantity in ("output", "cost"):
