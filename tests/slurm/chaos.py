@@ -77,10 +77,10 @@ SWEEP = {
         "learning_rate": {"space": "log", "scale": 0.3, "search_center": 0.01},
         "tokens": {
             "space": "log",
-            "min": 300_000,
-            "max": 700_000,
+            "min": 400_000,
+            "max": 1_000_000,
             "is_integer": True,
-            "search_center": 400_000,
+            "search_center": 600_000,
         },
     },
     "executor": "slurm",
