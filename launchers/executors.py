@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any, Protocol
 
 import psutil
 import submitit
+import torch
 
 from launchers.config import SweepConfig
 from launchers.errors import SchedulerDownError, SweepFileError
-from launchers.job import run
+from launchers.job import read_report, run
 from launchers.options import local_options
 from launchers.runner import MAX_TIMEOUTS, START_MARK, JobRun, node_name
 from launchers.slurm import Slurm, place_pickle, sbatch_script
@@ -160,7 +162,10 @@ class DebugExecutor:
 
 
 class LocalExecutor:
-    """Each job a process on this machine, which outlives the controller."""
+    """Each job a process on this machine, which outlives the controller.
+
+    A job gets GPUs of its own as long as there are enough; then the least used ones.
+    """
 
     poll_s = 0.0
     grace_s = 0.0
@@ -168,6 +173,7 @@ class LocalExecutor:
     def __init__(self) -> None:
         self._started: dict[Path, Any] = {}  # submitit's jobs, our child processes
         self._found: dict[Path, psutil.Process] = {}  # started by an earlier controller
+        self._gpus: dict[Path, list[str]] = {}  # of the jobs that run
 
     def submit(self, submission: Submission) -> list[str]:
         return [self._start(folder, submission.options) for folder in submission.folders]
@@ -178,9 +184,30 @@ class LocalExecutor:
             executor.update_parameters(**local_options(options))
         except (TypeError, ValueError) as error:
             raise SweepFileError(f"executor_options for local: {error}") from None
+        gpus = self._gpus[folder] = self._free_gpus(executor.parameters)
+        executor.parameters.update(gpus_per_node=len(gpus), visible_gpus=gpus)
         with _detached():
             job = self._started[folder] = executor.submit(JobRun(str(folder)))
         return str(job.job_id)
+
+    def _free_gpus(self, options: dict[str, Any]) -> list[str]:
+        """Those a job is to use: as many as it asks for, by default one for each of its tasks."""
+        gpus = [str(gpu) for gpu in options.get("visible_gpus") or _visible_gpus()]
+        n = options.get("gpus_per_node")
+        if n is None:
+            n = min(options.get("tasks_per_node", 1), len(gpus))
+        if n > len(gpus):
+            raise SweepFileError(
+                f"executor_options for local: gpus_per_node is {n}, but this machine shows "
+                f"{len(gpus)} GPUs"
+            )
+        self._gpus = {f: held for f, held in self._gpus.items() if self._uses_gpus(f)}
+        n_users = Counter(gpu for held in self._gpus.values() for gpu in held)
+        return sorted(gpus, key=lambda gpu: n_users[gpu])[:n]
+
+    def _uses_gpus(self, folder: Path) -> bool:
+        """A job that has reported is on its way out."""
+        return read_report(folder) is None and self._is_alive(folder)
 
     def find(self, submission: Submission) -> list[str]:
         processes = [_find_process(folder) for folder in submission.folders]
@@ -197,6 +224,8 @@ class LocalExecutor:
             if process is None:
                 return False
             self._found[folder] = process
+            with contextlib.suppress(psutil.Error):
+                self._gpus[folder] = _listed(process.environ()["CUDA_VISIBLE_DEVICES"])
         process = self._found[folder]
         with contextlib.suppress(psutil.NoSuchProcess):
             return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -313,6 +342,18 @@ def _detached() -> Iterator[None]:
             os.close(copy)
         os.close(nowhere)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return _listed(named)
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _listed(named: str) -> list[str]:
+    return [gpu.strip() for gpu in named.split(",") if gpu.strip()]
 
 
 def _find_process(folder: Path) -> psutil.Process | None:

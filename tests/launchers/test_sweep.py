@@ -478,6 +478,50 @@ def test_ctrl_c_leaves_jobs_running_and_the_same_command_continues(
     assert finishes == every_trial
 
 
+def test_local_jobs_get_gpus_of_their_own(
+    make_sweep: Callable[..., Path],
+    tmp_path: Path,
+    carbs: Carbs,
+    wait_until: WaitUntil,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7")
+    go = tmp_path / "go"
+    go.mkdir()
+    body = """note(job, os.environ["CUDA_VISIBLE_DEVICES"] or "none")
+    wait_until((Path(job.settings["go"]) / job.folder.name[:5]).exists)"""
+    command = ("sweep", make_sweep(body, {"go": str(go)}), "--folder", tmp_path / "sweep")
+
+    def wait_for(*lines: str) -> None:
+        wait_until(lambda: set(lines) <= set(log.read_text().splitlines()), f"{lines}")
+
+    controller = carbs(*command)
+    wait_for("3 00000-1", "GPU-7 00001-1")
+    (go / "00001").touch()
+    wait_for("GPU-7 00002-1")
+    assert controller.press_ctrl_c()[0] == 130
+    # The next controller knows which are taken by the jobs that the first one started.
+    (go / "00002").touch()
+    wait_for("finish 00002-1")
+    controller = carbs(*command)
+    wait_for("GPU-7 00003-1")
+    for number in range(6):
+        (go / f"{number:05d}").touch()
+    code, _, err = controller.wait()
+    assert code == 0, err
+
+    (go / "00000").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    for options, held in [({"gpus_per_node": 2}, "3,5"), ({"gpus_per_node": 0}, "none")]:
+        file = make_sweep(body, {"go": str(go)}, max_trials=1, executor_options=options)
+        run(Sweep(load_sweep(file), tmp_path / held, (str(file.parent),)))
+        assert f"{held} 00000-1" in log.read_text()
+    file = make_sweep(executor_options={"gpus_per_node": 3})
+    with pytest.raises(SweepFileError, match="gpus_per_node is 3, but this machine shows 2 GPUs"):
+        run(Sweep(load_sweep(file), tmp_path / "three", (str(file.parent),)))
+
+
 def test_ctrl_c_twice_cancels_the_jobs(
     make_sweep: Callable[..., Path],
     tmp_path: Path,

@@ -223,7 +223,8 @@ def test_tokens_are_spent_in_whole_batches(run: Run) -> None:
 def test_micro_batches_change_the_output_by_rounding_alone(run: Run) -> None:
     whole = run(tokens=2048, batch_size=5)
     parts = run(tokens=2048, batch_size=5, settings={"micro_batch_size": 2})
-    assert parts.output == pytest.approx(whole.output, abs=1e-4)
+    rounding = 1e-2 if torch.cuda.is_available() else 1e-4  # GPUs train in bfloat16
+    assert parts.output == pytest.approx(whole.output, abs=rounding)
 
 
 def test_every_parameter_has_a_default(shared: Path, tmp_path: Path) -> None:
