@@ -123,11 +123,16 @@ class FlatSpace:
 
 
 class OfOptuna:
-    """An Optuna sampler with two objectives, (loss, log cost)."""
+    """An Optuna sampler with two objectives, (loss, log cost).
+
+    A failure is told as the worst loss seen: the GP sampler takes no notice of failed trials, and
+    would suggest them again and again.
+    """
 
     def __init__(self, task: Task, sampler: optuna.samplers.BaseSampler) -> None:
         self._space = FlatSpace(task.params)
         self._study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+        self._worst = -math.inf
 
     def ask(self) -> tuple[Any, Mapping[str, Any]]:
         if not self._study.get_trials(deepcopy=False):
@@ -136,10 +141,11 @@ class OfOptuna:
         return trial, self._space.params(trial.params)
 
     def tell(self, handle: Any, loss: float | None, cost: float) -> None:
-        if loss is None:
-            self._study.tell(handle, state=TrialState.FAIL)
+        self._worst = max(self._worst, -math.inf if loss is None else loss)
+        if math.isfinite(self._worst):
+            self._study.tell(handle, [self._worst if loss is None else loss, math.log(cost)])
         else:
-            self._study.tell(handle, [loss, math.log(cost)])
+            self._study.tell(handle, state=TrialState.FAIL)
 
     def learn(self, values: Mapping[str, Any], loss: float, cost: float) -> None:
         self._study.add_trial(

@@ -42,7 +42,6 @@ from launchers.outcomes import (
     BadMachine,
     Completed,
     OutOfTime,
-    Running,
     StoppedRun,
     classify,
 )
@@ -324,7 +323,6 @@ class Jobs:
         made_progress = progress > run.attempt.progress
         outcome = classify(
             report,
-            False,
             run.attempt.unexplained + 1,
             evidence=evidence,
             made_progress=made_progress,
@@ -336,8 +334,6 @@ class Jobs:
                 return None
             case BadMachine():
                 return self._after_fault(run, outcome, made_progress)
-            case Running():
-                return None
             case BadConfiguration(cost=None):
                 run.evidence = self._past(run, outcome.reason)
                 # What the run itself has last said of its cost is what it has spent at least.

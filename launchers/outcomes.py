@@ -130,11 +130,6 @@ PATTERNS: tuple[Pattern, ...] = (
 
 
 @dataclass(frozen=True)
-class Running:
-    """Queued or running: look again later."""
-
-
-@dataclass(frozen=True)
 class Completed:
     """A result to learn from."""
 
@@ -177,24 +172,21 @@ class OutOfTime:
     reason: str = "time limit"
 
 
-Outcome = Running | Completed | BadConfiguration | StoppedRun | BadMachine | OutOfTime
+Outcome = Completed | BadConfiguration | StoppedRun | BadMachine | OutOfTime
 
 
 def classify(
     report: JobReport | None,
-    is_alive: bool,
     attempt: int,
     *,
     evidence: str = "",
     made_progress: bool = False,
     patterns: Sequence[Pattern] = PATTERNS,
 ) -> Outcome:
-    """Judge a job.
+    """Judge a job that has reported, or that has ended.
 
     Args:
         report: what the job wrote, if anything.
-        is_alive: whether it is queued or running; asked *before* the report was looked for, so
-            that a job which ends in between is not taken for lost.
         attempt: from 1: how often the trial's job has now ended without an explanation.
         evidence: the scheduler's state of the job, and below it the log's last lines.
         made_progress: whether it has left a newer checkpoint than it began with.
@@ -214,8 +206,6 @@ def classify(
             known = [_first(problem, patterns) for problem in report.problems]
             is_shared = bool(known) and all(p is not None and not p.excludes_node for p in known)
             return BadMachine(f"failed health check: {report.reason}", not is_shared)
-    if is_alive:
-        return Running()
     found = _first(evidence, patterns)
     if found is not None:
         match found.verdict:

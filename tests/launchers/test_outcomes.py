@@ -11,7 +11,6 @@ from launchers.outcomes import (
     BadMachine,
     Completed,
     OutOfTime,
-    Running,
     StoppedRun,
     classify,
 )
@@ -21,23 +20,17 @@ FINISHED = Finished(result=RESULT)
 FAILED = Failed(reason="diverged", cost=0.5, traceback="...")
 
 
-@pytest.mark.parametrize("is_alive", [True, False])
 @pytest.mark.parametrize("attempt", [1, 2])
-def test_a_report_is_believed_whatever_the_process_does(is_alive: bool, attempt: int) -> None:
-    assert classify(FINISHED, is_alive, attempt) == Completed(RESULT)
-    assert classify(FAILED, is_alive, attempt) == BadConfiguration("diverged", 0.5)
-    assert classify(Stopped(cost=0.3), is_alive, attempt) == StoppedRun(0.3)
-
-
-@pytest.mark.parametrize("attempt", [1, 2])
-def test_no_report_yet(attempt: int) -> None:
-    assert classify(None, True, attempt) == Running()
+def test_a_report_is_believed(attempt: int) -> None:
+    assert classify(FINISHED, attempt) == Completed(RESULT)
+    assert classify(FAILED, attempt) == BadConfiguration("diverged", 0.5)
+    assert classify(Stopped(cost=0.3), attempt) == StoppedRun(0.3)
 
 
 def test_no_report_and_no_process_is_the_machines_fault_once() -> None:
     assert MAX_ATTEMPTS == 2
-    assert isinstance(classify(None, False, 1), BadMachine)
-    outcome = classify(None, False, 2)
+    assert isinstance(classify(None, 1), BadMachine)
+    outcome = classify(None, 2)
     assert isinstance(outcome, BadConfiguration)
     assert "without a report, 2 times" in outcome.reason
     assert outcome.cost is None
@@ -46,7 +39,7 @@ def test_no_report_and_no_process_is_the_machines_fault_once() -> None:
 @pytest.mark.parametrize("name", ["TimeoutError", "CancelledError", "PreemptedError"])
 def test_an_exception_is_not_taken_for_a_state_of_slurms(name: str) -> None:
     report = Failed(reason=f"{name}: no data", traceback=f"{name}: no data", exception=name)
-    assert classify(report, False, 1) == BadConfiguration(f"{name}: no data")
+    assert classify(report, 1) == BadConfiguration(f"{name}: no data")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +63,7 @@ def test_an_exception_is_not_taken_for_a_state_of_slurms(name: str) -> None:
 def test_an_end_without_a_report_is_explained_by_the_table(
     evidence: str, kind: type, reason: str
 ) -> None:
-    outcome = classify(None, False, 1, evidence=evidence)
+    outcome = classify(None, 1, evidence=evidence)
     assert isinstance(outcome, kind)
     assert reason in outcome.reason  # type: ignore[attr-defined]
     if kind is BadMachine:
@@ -78,4 +71,4 @@ def test_an_end_without_a_report_is_explained_by_the_table(
 
 
 def test_a_time_limit_with_progress_goes_on() -> None:
-    assert classify(None, False, 1, evidence="TIMEOUT", made_progress=True) == OutOfTime()
+    assert classify(None, 1, evidence="TIMEOUT", made_progress=True) == OutOfTime()
