@@ -4,7 +4,8 @@ from analysis.accuracy_laws import AccuracyLaw, fit_accuracy_law
 from analysis.backtest import Backtest, backtest
 from analysis.budget import GPUS, Budget, Failures
 from analysis.expectation import Expectation, SweepBacktest, backtest_sweep
-from analysis.hyperparameters import Curve, FrontModel, fit_front, hyperparameter_curves
+from analysis.front import FrontModel, fit_front
+from analysis.hyperparameters import Curve, hyperparameter_curves
 from analysis.mixing import BestMix, MixingLaw, fit_mixing_law
 from analysis.multiplier import Multiplier, compute_multiplier
 from analysis.optimum_laws import OptimumLaw, fit_optimum_law, regret

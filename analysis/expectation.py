@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri, softmax
 
-from analysis.hyperparameters import FrontModel
+from analysis.front import FrontModel
 from analysis.response_surface import ResponseSurface
 from carbs.space import FloatArray
 from carbs.surrogate import fit_surrogate

@@ -1,8 +1,8 @@
 """From a budget to a configuration, with the loss and the cost to expect; and the check run.
 
 The configuration has the predicted cost that is asked for. It lies on the lines of
-:mod:`analysis.hyperparameters`, or beside them like one of the runs near the front: whichever is
-expected to do best. What to expect of it says :mod:`analysis.expectation`.
+:mod:`analysis.front`, or beside them like one of the runs near the front: whichever is expected to
+do best. What to expect of it says :mod:`analysis.expectation`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,8 @@ from optuna.study import Study
 
 from analysis.budget import GPUS, Budget, Failures
 from analysis.expectation import Expectation
-from analysis.hyperparameters import (
-    COST_TOLERANCE,
-    FrontModel,
-    as_front,
-    fit_front,
-    hyperparameter_curves,
-    nearby,
-)
+from analysis.front import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
+from analysis.hyperparameters import hyperparameter_curves
 from analysis.power_laws import ComputeLaw, fit_compute_law
 from analysis.response_surface import CostModel
 from analysis.trials import run_metrics
@@ -204,7 +198,7 @@ def plan(
     budget in FLOPs, and GPU-seconds for the others, and a warning says so.
 
     Args:
-        data: a study, a frame of runs, or a front from :func:`analysis.hyperparameters.fit_front`.
+        data: a study, a frame of runs, or a front from :func:`analysis.front.fit_front`.
         cost: of the run, in the sweep's unit; or one of the next three.
         flops: of useful work.
         gpu_hours: rented.

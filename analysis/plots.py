@@ -21,7 +21,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.special import ndtri
 
 from analysis.expectation import SweepBacktest
-from analysis.hyperparameters import Curve, FrontModel, loss_around
+from analysis.front import FrontModel
+from analysis.hyperparameters import Curve, loss_around
 from analysis.multiplier import Multiplier
 from analysis.power_laws import ComputeLaw, LossLaw
 from carbs.optimizer import Direction

@@ -24,7 +24,8 @@ from scipy.special import ndtri
 
 from analysis import plots
 from analysis.expectation import backtest_sweep
-from analysis.hyperparameters import Curve, FrontModel, hyperparameter_curves
+from analysis.front import FrontModel
+from analysis.hyperparameters import Curve, hyperparameter_curves
 from analysis.markup import DOCUMENT, STYLE, cost_text, number, paragraph, section, table, with_unit
 from analysis.power_laws import ComputeLaw
 from analysis.trials import trials_frame

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from analysis.hyperparameters import FrontModel
+from analysis.front import FrontModel
 from analysis.plan import Plan, plan
 from launchers.config import CheckConfig
 from launchers.job import Result

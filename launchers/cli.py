@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from analysis.hyperparameters import FrontModel, fit_front
+from analysis.front import FrontModel, fit_front
 from analysis.plan import fit_front_law
 from analysis.report import write_report
 from launchers.analysis_cli import add_commands

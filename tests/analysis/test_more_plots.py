@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.expectation import SweepBacktest
-from analysis.hyperparameters import FrontModel, fit_front, hyperparameter_curves, loss_around
+from analysis.front import FrontModel, fit_front
+from analysis.hyperparameters import hyperparameter_curves, loss_around
 from analysis.multiplier import compute_multiplier
 from carbs import LogSpace, Observation, Param, SearchSpace
 

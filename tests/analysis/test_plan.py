@@ -16,11 +16,8 @@ import optuna
 import pytest
 import yaml
 
-from analysis.hyperparameters import (
-    FrontModel,
-    fit_front,
-    hyperparameter_curves,
-)
+from analysis.front import FrontModel, fit_front
+from analysis.hyperparameters import hyperparameter_curves
 from analysis.plan import check, fit_front_law, plan
 from analysis.trials import trials_frame
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from analysis.hyperparameters import FrontModel, fit_front
+from analysis.front import FrontModel, fit_front
 from analysis.plan import fit_front_law
 from analysis.plots import front_trials
 from analysis.power_laws import ComputeLaw, fit_compute_law

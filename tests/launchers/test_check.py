@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.hyperparameters import fit_front
+from analysis.front import fit_front
 from launchers.check import predict_check, run_check
 from launchers.config import load_sweep
 from launchers.sweep import Sweep
