@@ -38,6 +38,14 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteModule
 
 
 @pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """What the jobs of a sweep append to."""
+    path = tmp_path / "log.txt"
+    path.touch()
+    return path
+
+
+@pytest.fixture
 def write_sweep(tmp_path: Path) -> Callable[..., Path]:
     """Writes a small sweep file, with some keys changed."""
 

@@ -69,13 +69,6 @@ def ask(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "log.txt"
-    path.touch()
-    return path
-
-
-@pytest.fixture
 def make_sweep(
     write_module: Callable[[str], str],
     write_sweep: Callable[..., Path],

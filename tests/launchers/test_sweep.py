@@ -60,13 +60,6 @@ def train(params, job):
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "log.txt"
-    path.touch()
-    return path
-
-
-@pytest.fixture
 def make_sweep(write_module: WriteModule, write_sweep: WriteSweep, log: Path) -> Callable[..., Any]:
     """Writes a sweep whose function has this body; returns its file."""
 
@@ -76,6 +69,16 @@ def make_sweep(write_module: WriteModule, write_sweep: WriteSweep, log: Path) ->
         return write_sweep(function=f"{name}:train", settings=settings, **keys)
 
     return make_sweep
+
+
+@pytest.fixture
+def wait_for(wait_until: WaitUntil, log: Path) -> Callable[..., None]:
+    """Waits until the jobs have noted these lines."""
+
+    def wait_for(*lines: str) -> None:
+        wait_until(lambda: set(lines) <= set(log.read_text().splitlines()), f"{lines}")
+
+    return wait_for
 
 
 def open_sweep(file: Path, **overrides: Any) -> Sweep:
@@ -439,7 +442,7 @@ def test_ctrl_c_leaves_jobs_running_and_the_same_command_continues(
     make_sweep: Callable[..., Path],
     tmp_path: Path,
     carbs: Carbs,
-    wait_until: WaitUntil,
+    wait_for: Callable[..., None],
     log: Path,
 ) -> None:
     go, folder = tmp_path / "go", tmp_path / "sweep"
@@ -447,9 +450,6 @@ def test_ctrl_c_leaves_jobs_running_and_the_same_command_continues(
     body = 'wait_until((Path(job.settings["go"]) / job.folder.name[:5]).exists)'
     file = make_sweep(body, {"go": str(go)})
     command = ("sweep", file, "--folder", folder)
-
-    def wait_for(*lines: str) -> None:
-        wait_until(lambda: set(lines) <= set(log.read_text().splitlines()), f"{lines}")
 
     controller = carbs(*command)
     wait_for("start 00000-1", "start 00001-1")
@@ -482,7 +482,7 @@ def test_local_jobs_get_gpus_of_their_own(
     make_sweep: Callable[..., Path],
     tmp_path: Path,
     carbs: Carbs,
-    wait_until: WaitUntil,
+    wait_for: Callable[..., None],
     log: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -492,9 +492,6 @@ def test_local_jobs_get_gpus_of_their_own(
     body = """note(job, os.environ["CUDA_VISIBLE_DEVICES"] or "none")
     wait_until((Path(job.settings["go"]) / job.folder.name[:5]).exists)"""
     command = ("sweep", make_sweep(body, {"go": str(go)}), "--folder", tmp_path / "sweep")
-
-    def wait_for(*lines: str) -> None:
-        wait_until(lambda: set(lines) <= set(log.read_text().splitlines()), f"{lines}")
 
     controller = carbs(*command)
     wait_for("3 00000-1", "GPU-7 00001-1")
