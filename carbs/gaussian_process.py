@@ -5,14 +5,18 @@ Notation
 Z        basic points, shape ``(n, d)``
 Y        standardised targets, shape ``(n, m)``: m functions with the same covariance
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
-k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (z.z' + 1), after z is scaled to a unit box
+k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (sum_i w_i z_i z'_i + 1), after z is scaled to
+         a unit box
+w        share of a dimension in its parameter: 1, or 1/n of the n shares of a mixture
 s        earlier sweeps; where there are any, a row of Z ends with s more coordinates, of which the
          one of the run's own sweep is 1 and the others are 0; all are 0 in the new sweep
 
-The linear part is a straight line on log parameters, with unknown level and slopes (each of
-variance t = 1) integrated out: cost laws are nearly log-linear, and so is the distance of a loss
-from its irreducible level. Beyond the data the process therefore continues the trend, with an
-uncertainty that grows, where a stationary one would fall back to its prior.
+The linear part is a straight line on log parameters, with unknown level and slopes (of variances t
+and w t, with t = 1) integrated out: cost laws are nearly log-linear, and so is the distance of a
+loss from its irreducible level. Beyond the data the process therefore continues the trend, with an
+uncertainty that grows, where a stationary one would fall back to its prior. The shares of a mixture
+have the slope of one parameter between them: with one each, their many slopes would take up what a
+few runs say.
 
 Between sweeps all of the covariance but the level's (earlier sweeps come with theirs adjusted) is
 multiplied by a correlation, ``exp(-theta_i)`` between the new one and the i-th earlier one,
@@ -59,7 +63,8 @@ class Kernel:
     Attributes:
         lengthscales: of the Matern part, shape ``(d,)``.
         outputscale: variance of the Matern part.
-        trend: variance of the level and of each slope of the linear part.
+        trend: variance of the level, and of a parameter's slope, of the linear part.
+        shares: of that in each dimension, shape ``(d,)``.
         noise: variance of one measurement around the function.
         middle, width: a basic point is scaled to ``(z - middle) / width``, both ``(d,)``.
         distrust: theta, for each earlier sweep, shape ``(s,)``.
@@ -68,21 +73,30 @@ class Kernel:
     lengthscales: FloatArray
     outputscale: float
     trend: float
+    shares: FloatArray
     noise: float
     middle: FloatArray
     width: FloatArray
     distrust: FloatArray
 
     @classmethod
-    def likely(cls, Z: FloatArray, n_sweeps: int = 0) -> Kernel:
-        """What the priors expect, scaled to the points ``(n, d + s)``."""
+    def likely(cls, Z: FloatArray, n_sweeps: int = 0, shares: FloatArray | None = None) -> Kernel:
+        """What the priors expect, scaled to the points ``(n, d + s)``.
+
+        Args:
+            Z: the points.
+            n_sweeps: s.
+            shares: of each dimension in its parameter, ``(d,)``; one by default.
+        """
         Z = Z[:, : Z.shape[1] - n_sweeps]
         lowest, highest = Z.min(axis=0), Z.max(axis=0)
         # At least one unit: a dimension that has hardly varied must not look wild.
         width = np.maximum(highest - lowest, 1.0)
         lengthscales = np.full(Z.shape[1], 0.5 * math.sqrt(Z.shape[1]))
         distrust = np.full(n_sweeps, math.exp(_DISTRUST_PRIOR[0]))
-        return cls(lengthscales, 0.7, _TREND, 1e-2, (lowest + highest) / 2, width, distrust)
+        shares = np.ones(Z.shape[1]) if shares is None else shares
+        middle = (lowest + highest) / 2
+        return cls(lengthscales, 0.7, _TREND, shares, 1e-2, middle, width, distrust)
 
     def refitted_to(self, Z: FloatArray) -> Kernel:
         """The same function of the distance, in the unit box of other points ``(n, d + s)``."""
@@ -109,8 +123,7 @@ class Kernel:
         X, other = X[:, :d], other[:, :d]
         covariance = _matern(_distances(X / self.lengthscales, other / self.lengthscales))
         covariance *= self.outputscale
-        slopes = X @ other.T
-        slopes *= self.trend
+        slopes = (self.trend * self.shares * X) @ other.T
         covariance += slopes
         if len(self.distrust):
             covariance *= _correlation(sweeps, others, self.distrust)
@@ -119,7 +132,7 @@ class Kernel:
 
     def diagonal(self, X: FloatArray) -> FloatArray:
         """Variances ``(n,)`` at unit points ``(n, d + s)``."""
-        squares = np.square(X[:, : len(self.middle)]).sum(axis=1)
+        squares = np.square(X[:, : len(self.middle)]) @ self.shares
         return np.asarray(self.outputscale + self.trend * (squares + 1))
 
 
@@ -212,6 +225,7 @@ def fit_kernel(
     *,
     noise_prior: tuple[float, float] = (-4.0, 1.0),
     fixed_noise: float | None = None,
+    shares: FloatArray | None = None,
     start: Kernel | None = None,
 ) -> Kernel:
     """The kernel's parameters at their posterior mode.
@@ -220,9 +234,10 @@ def fit_kernel(
         data: one target, ``m = 1``.
         noise_prior: mean and deviation of the logarithm of the noise variance.
         fixed_noise: the noise variance where it is known; otherwise it is fitted.
+        shares: of each dimension in its parameter, ``(d,)``; one by default.
         start: where the climb begins, best a fit to part of the data.
     """
-    likely = Kernel.likely(data.Z, data.n_sweeps)
+    likely = Kernel.likely(data.Z, data.n_sweeps, shares)
     kernel = likely if start is None else start.refitted_to(data.Z)
     if fixed_noise is not None:
         kernel = replace(kernel, noise=fixed_noise)
@@ -297,7 +312,7 @@ class KernelPosterior:
         r = _distances(scaled, scaled)
         decay = np.exp(-r)
         matern = (1 + r * (1 + r / 3)) * decay
-        K = kernel.outputscale * matern + kernel.trend * (X @ X.T)
+        K = kernel.outputscale * matern + (kernel.trend * kernel.shares * X) @ X.T
         if data.n_sweeps:
             correlation = _correlation(sweeps, sweeps, kernel.distrust)
             K *= correlation

@@ -467,6 +467,7 @@ class SearchSpace:
     Attributes:
         n_dims: the number of basic dimensions of all parameters.
         slices: for each parameter's name, its place among the basic dimensions.
+        shares: of each basic dimension in its parameter, ``1 / n`` where that has n: ``(n_dims,)``.
         center: the basic point at which the search starts, shape ``(n_dims,)``.
         center_params: its configuration.
 
@@ -483,12 +484,14 @@ class SearchSpace:
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"parameter names must be distinct, but {twice} occur twice")
-        ends = np.cumsum([param.space.n_dims for param in self.params]).tolist()
+        sizes = [param.space.n_dims for param in self.params]
+        ends = np.cumsum(sizes).tolist()
         self.n_dims: int = ends[-1]
         self.slices = {
             param.name: slice(end - param.space.n_dims, end)
             for param, end in zip(self.params, ends, strict=True)
         }
+        self.shares = np.repeat(1 / np.array(sizes), sizes)
         self._conditions = _conditions(self.params)
         centers: Params = {param.name: param.search_center for param in self.params}
         active = self.active_names(centers)

@@ -208,6 +208,7 @@ class _Measured:
 
     Attributes:
         deviations: of losses that are forecasts; zero where measured, shape ``(n,)``.
+        shares: of each dimension in its parameter, shape ``(d,)``.
         n_sweeps: s.
     """
 
@@ -215,6 +216,7 @@ class _Measured:
     losses: FloatArray
     deviations: FloatArray
     log_costs: FloatArray
+    shares: FloatArray
     n_sweeps: int = 0
 
     def only(self, indices: NDArray[np.intp] | slice) -> _Measured:
@@ -246,6 +248,7 @@ def fit_surrogate(
         np.array([observation.output for observation in observations]),
         np.array([observation.output_deviation for observation in observations]),
         np.log([observation.cost for observation in observations]),
+        space.shares,
     )
     first = new.only(slice(n_fitted(len(new.Z))))
     told = new.only(_most_telling(new.losses, new.log_costs, _N_TELLING))
@@ -253,7 +256,7 @@ def fit_surrogate(
     failed = [failed_Z[: n_fitted(len(failed_Z))]], [failed_Z[_evenly(len(failed_Z), _N_TELLING)]]
     n_succeeded, n_failed = len(new.Z), len(failed_Z)
     if earlier:
-        pasts = [_past(runs, _N_EARLIER // len(earlier)) for runs in earlier]
+        pasts = [_past(runs, space.shares, _N_EARLIER // len(earlier)) for runs in earlier]
         first, told = _together(first, pasts), _together(told, pasts)
         for runs in earlier:
             some = runs.failed_points[_evenly(len(runs.failed_points), _N_EARLIER)]
@@ -266,15 +269,16 @@ def fit_surrogate(
     # The rate of success, as if one more had succeeded and one more had failed.
     rate = (n_succeeded + 1) / (n_succeeded + n_failed + 2)
     failed_first, failed_told = (_of_sweeps(parts) for parts in failed)
-    success = _fit_success((first.Z, failed_first), (told.Z, failed_told), rate, told.n_sweeps)
+    success = _fit_success(first, failed_first, told, failed_told, rate)
     return replace(surrogate, success=success)
 
 
 def _fit(first: _Measured, told: _Measured) -> Surrogate:
     """Kernels fitted to the first runs, processes conditioned on those told."""
-    n_sweeps = told.n_sweeps
-    output_kernel = _output_kernel(_Runs(first.Z, first.losses, first.deviations, n_sweeps))
-    cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, n_sweeps=n_sweeps))
+    n_sweeps, shares = told.n_sweeps, told.shares
+    runs = _Runs(first.Z, first.losses, shares, first.deviations, n_sweeps)
+    output_kernel = _output_kernel(runs)
+    cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, shares, n_sweeps=n_sweeps))
     Z, losses, log_costs = told.Z, told.losses, told.log_costs
 
     losses = _draw_in(losses, Z)
@@ -296,9 +300,9 @@ def _fit(first: _Measured, told: _Measured) -> Surrogate:
     )
 
 
-def _past(runs: EarlierRuns, n_most: int) -> tuple[_Measured, Surrogate]:
+def _past(runs: EarlierRuns, shares: FloatArray, n_most: int) -> tuple[_Measured, Surrogate]:
     """An earlier sweep's most telling runs, and what is believed from them alone."""
-    measured = _Measured(runs.Z, runs.outputs, runs.deviations, runs.log_costs)
+    measured = _Measured(runs.Z, runs.outputs, runs.deviations, runs.log_costs, shares)
     measured = measured.only(_most_telling(runs.outputs, runs.log_costs, n_most))
     return measured, _fit(measured, measured)
 
@@ -312,6 +316,7 @@ def _together(new: _Measured, pasts: Sequence[tuple[_Measured, Surrogate]]) -> _
         np.concatenate([part.losses for part in parts]),
         np.concatenate([part.deviations for part in parts]),
         np.concatenate([part.log_costs for part in parts]),
+        new.shares,
         n_sweeps=len(pasts),
     )
 
@@ -371,12 +376,14 @@ class _Runs:
         self,
         Z: FloatArray,
         y: FloatArray,
+        shares: FloatArray,
         deviations: FloatArray | None = None,
         n_sweeps: int = 0,
     ) -> None:
-        self.Z, self.y, self.n_sweeps = Z, y, n_sweeps
+        self.Z, self.y, self.shares, self.n_sweeps = Z, y, shares, n_sweeps
         self.deviations = np.zeros(len(y)) if deviations is None else deviations
-        self._key = (Z.shape, n_sweeps, Z.tobytes(), y.tobytes(), self.deviations.tobytes())
+        arrays = (Z, y, shares, self.deviations)
+        self._key = (Z.shape, n_sweeps, *(array.tobytes() for array in arrays))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Runs) and self._key == other._key
@@ -392,7 +399,7 @@ class _Runs:
         n = n_fitted(len(self) // 2)
         if n < 8:
             return None
-        return _Runs(self.Z[:n], self.y[:n], self.deviations[:n], self.n_sweeps)
+        return _Runs(self.Z[:n], self.y[:n], self.shares, self.deviations[:n], self.n_sweeps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -405,9 +412,10 @@ def _output_kernel(runs: _Runs) -> Kernel:
     if earlier is not None:
         start = _output_kernel(earlier)
     else:
-        start = fit_kernel(data.only(len(warps) // 2))
+        start = fit_kernel(data.only(len(warps) // 2), shares=runs.shares)
     evidence = _log_evidence(GaussianProcess(start.refitted_to(runs.Z), data), warps, losses)
-    return fit_kernel(data.only(int(np.argmax(evidence))), start=start)
+    best = data.only(int(np.argmax(evidence)))
+    return fit_kernel(best, shares=runs.shares, start=start)
 
 
 @functools.lru_cache(maxsize=256)
@@ -416,13 +424,13 @@ def _cost_kernel(runs: _Runs) -> Kernel:
     start = None if earlier is None else _cost_kernel(earlier)
     scaled = _cost_scale(runs.y).apply(runs.y)
     data = Data.pooled(runs.Z, scaled[:, None], n_sweeps=runs.n_sweeps)
-    return fit_kernel(data, noise_prior=_COST_NOISE_PRIOR, start=start)
+    return fit_kernel(data, noise_prior=_COST_NOISE_PRIOR, shares=runs.shares, start=start)
 
 
 @functools.lru_cache(maxsize=256)
 def _success_kernel(runs: _Runs, noise: float) -> Kernel:
     data = Data.pooled(runs.Z, runs.y[:, None], n_sweeps=runs.n_sweeps)
-    return fit_kernel(data, fixed_noise=noise)
+    return fit_kernel(data, fixed_noise=noise, shares=runs.shares)
 
 
 def _cost_scale(log_costs: FloatArray) -> Standardisation:
@@ -490,27 +498,27 @@ def _warps(losses: FloatArray) -> tuple[Warp, ...]:
 
 
 def _fit_success(
-    first: tuple[FloatArray, FloatArray],
-    told: tuple[FloatArray, FloatArray],
+    first: _Measured,
+    failed_first: FloatArray,
+    told: _Measured,
+    failed_told: FloatArray,
     rate: float,
-    n_sweeps: int,
 ) -> SuccessModel:
-    """The points, in each pair, are those that succeeded and those that failed.
+    """The kernel is fitted to the first runs, the process conditioned on those told.
 
     Args:
-        first: what the kernel is fitted to.
-        told: what the process is conditioned on.
+        first, told: runs that succeeded.
+        failed_first, failed_told: points that failed.
         rate: of success.
-        n_sweeps: earlier sweeps.
     """
     var_seen, var_unseen = math.log(1 / (1 + _ALPHA) + 1), math.log(1 / _ALPHA + 1)
     score = math.log(1 + _ALPHA) - var_seen / 2 - math.log(_ALPHA) + var_unseen / 2
     mean = math.log(rate / (1 - rate)) / score
     noise = (var_seen + var_unseen) / score**2
-    points, labels = _labelled(*first)
-    kernel = _success_kernel(_Runs(points, labels, n_sweeps=n_sweeps), noise)
-    points, labels = _labelled(*told)
-    data = Data.pooled(points, (labels - mean)[:, None], n_sweeps=n_sweeps)
+    points, labels = _labelled(first.Z, failed_first)
+    kernel = _success_kernel(_Runs(points, labels, told.shares, n_sweeps=told.n_sweeps), noise)
+    points, labels = _labelled(told.Z, failed_told)
+    data = Data.pooled(points, (labels - mean)[:, None], n_sweeps=told.n_sweeps)
     return SuccessModel(GaussianProcess(kernel, data), mean, score)
 
 

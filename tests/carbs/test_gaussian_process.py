@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
+from carbs import LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.gaussian_process import Data, GaussianProcess, Kernel, KernelPosterior, fit_kernel
 from carbs.space import FloatArray
 
@@ -83,7 +84,8 @@ def test_the_gradient_is_that_of_the_value_also_with_repeats_forecasts_and_earli
     Z = Z[rng.integers(10, size=18)]
     y = rng.normal(size=18)
     data = Data.pooled(Z, y[:, None], 0.1 * rng.random(18), n_sweeps)
-    posterior = KernelPosterior(data, Kernel.likely(Z, n_sweeps), NOISE_PRIOR)
+    kernel = Kernel.likely(Z, n_sweeps, shares=np.array([1.0, 0.25]))
+    posterior = KernelPosterior(data, kernel, NOISE_PRIOR)
     theta = random_theta(posterior, seed)
     _, gradient = posterior(theta)
     steps = 1e-5 * np.eye(len(theta))
@@ -117,6 +119,22 @@ def test_the_evidence_is_a_normal_density() -> None:
     expected = multivariate_normal(np.zeros(9), covariance).logpdf(y)
     process = GaussianProcess(kernel, Data.pooled(Z, y[:, None]))
     assert process.log_marginal_likelihood()[0] == pytest.approx(expected)
+
+
+def test_the_shares_of_a_mixture_have_the_slope_of_one_parameter() -> None:
+    """Far along all four at once, the line varies as far along a single number."""
+    kernel = Kernel.likely(np.zeros((1, 5)), shares=np.array([1.0, 0.25, 0.25, 0.25, 0.25]))
+    number, mixture = np.array([[1e3, 0, 0, 0, 0], [0, 1e3, 1e3, 1e3, 1e3]])[:, None]
+    assert kernel.diagonal(number) == pytest.approx(kernel.diagonal(mixture))
+    for Z in (number, mixture):
+        assert kernel(Z, Z)[0] == pytest.approx(kernel.diagonal(Z))
+    space = SearchSpace(
+        [
+            Param("rate", LogSpace(), 1.0),
+            Param("mix", MixtureSpace(list("abcd")), dict.fromkeys("abcd", 0.25)),
+        ]
+    )
+    assert space.shares.tolist() == [1, 0.25, 0.25, 0.25, 0.25]
 
 
 def test_a_forecast_that_may_be_far_off_pulls_less() -> None:
