@@ -48,8 +48,18 @@ def constant_exponent(exponent: float) -> AbstractContextManager[Any]:
     return patch.object(optimizer, "_cost_exponent", lambda n_known: exponent)
 
 
+def full_slopes() -> AbstractContextManager[Any]:
+    """Every share of a mixture with the slope of a whole parameter."""
+
+    def fit(data: gaussian_process.Data, shares: Any, **options: Any) -> gaussian_process.Kernel:
+        return gaussian_process.fit_kernel(data, **options)
+
+    return patch.object(surrogate, "fit_kernel", fit)
+
+
 WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "the whole search": nullcontext,
+    "one slope for a mixture": full_slopes,
     "trend of the loss": partial(stationary, "_output_kernel"),
     "irreducible loss (warp)": lambda: patch.object(surrogate, "_SHIFTS", (30.0,)),
     "drawing in of bad losses": lambda: patch.object(surrogate, "_draw_in", lambda y, Z: y),
@@ -64,6 +74,8 @@ WITHOUT: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 def run(name: str, without: str, seed: int) -> list[float]:
     task = TASKS[name]()
+    for fitted in (surrogate._output_kernel, surrogate._cost_kernel, surrogate._success_kernel):
+        fitted.cache_clear()  # of a search with other parts
     with WITHOUT[without]():
         return scores(task, search(task, Ours(task, seed), 1000 + seed, in_flight=1))[:4]
 
