@@ -225,7 +225,7 @@ class LocalExecutor:
                 return False
             self._found[folder] = process
             with contextlib.suppress(psutil.Error):
-                self._gpus[folder] = _listed(process.environ()["CUDA_VISIBLE_DEVICES"])
+                self._gpus[folder] = _listed(process.environ().get("CUDA_VISIBLE_DEVICES", ""))
         process = self._found[folder]
         with contextlib.suppress(psutil.NoSuchProcess):
             return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
