@@ -297,6 +297,8 @@ def search(
             done.n_asked += 1
             cost = task.cost(values)
             loss: float | None = task.loss(values) + task.noise * rng.standard_normal()
+            if task.cost_noise:
+                cost *= math.exp(task.cost_noise * rng.standard_normal())
             if task.fails(values):
                 loss, charge = None, 0.3 * min(cost, task.cap)
             elif cost > task.cap:

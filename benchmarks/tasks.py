@@ -55,6 +55,7 @@ class Task:
         budget: cost of all trials together.
         front: (costs, losses) of the best known configurations, cheapest first.
         error: what the surrogate behind the task gets wrong, in words.
+        cost_noise: standard deviation of the logarithm of a measured cost.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     budget: float
     front: tuple[FloatArray, FloatArray]
     error: str = "exact"
+    cost_noise: float = 0.0
 
     @property
     def center(self) -> dict[str, Any]:
