@@ -51,8 +51,9 @@ CONSTANTS = {
     "initial": (optimizer, "_INITIAL_RADIUS"),
     "margin": (optimizer, "_TRUST_MARGIN"),
     "growth": (optimizer, "_TRUST_GROWTH"),
-    "kernels": (surrogate, "_N_KERNELS"),
+    "straying": (surrogate, "_STRAYING"),
     "beyond": (acquisition, "_BEYOND_CAP"),
+    "width": (gaussian_process, "_LEAST_WIDTH"),
     "trend": (gaussian_process, "_TREND"),
 }
 

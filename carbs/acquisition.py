@@ -28,9 +28,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
-from botorch.acquisition.analytic import _log_ei_helper
-from scipy.special import log_ndtr
+from scipy.special import erfcx, log_ndtr
 
 from carbs.pareto import pareto_front
 from carbs.space import AllowedPoints, FloatArray, SearchSpace
@@ -44,6 +42,10 @@ _REACH = 0.5 * math.log(10)
 # The front is worth something over at least these two decades below the cap, even where the
 # search starts at a dear centre.
 _DEPTH = 2 * math.log(10)
+# Discrete spaces of so many points are looked at whole.
+_N_ENUMERATED = 2000
+# Off the score of a point that was tried before: below all that were not.
+_TRIED = 1e6
 _N_LOCAL, _N_GLOBAL, _N_KEPT, _N_REFINED, _N_ROUNDS = 768, 128, 16, 16, 5
 
 
@@ -113,7 +115,7 @@ class FrontImprovement:
         inside = lengths > 0
         gains = ((levels - mean[:, None]) / std[:, None])[inside]
         terms = np.full(inside.shape, -np.inf)
-        terms[inside] = _log_ei_helper(torch.as_tensor(gains)).numpy() + np.log(lengths[inside])
+        terms[inside] = _log_improvement(gains) + np.log(lengths[inside])
         # A candidate beyond all segments has no terms.
         largest = np.maximum(terms.max(axis=1), -1e300)
         with np.errstate(divide="ignore"):
@@ -127,12 +129,31 @@ class FrontImprovement:
         return np.asarray(score)
 
 
+def _log_improvement(gains: FloatArray) -> FloatArray:
+    """Logarithm of ``u Phi(u) + phi(u)``, the expected improvement in units of the deviation.
+
+    Far below zero the two cancel: there it is ``phi(u)`` times a bracket in the scaled
+    complementary error function, and at last ``phi(u) / u^2`` (Ament et al. 2023, "Unexpected
+    Improvements to Expected Improvement for Bayesian Optimization", eq. 9).
+    """
+    near = np.maximum(gains, -1.0)
+    log_density = -0.5 * np.square(gains) - 0.5 * math.log(2 * math.pi)
+    direct = np.exp(-0.5 * np.square(near)) / math.sqrt(2 * math.pi) + near * np.exp(log_ndtr(near))
+    below = np.clip(gains, -1e5, -1.0)
+    bracket = 1 + below * math.sqrt(math.pi / 2) * erfcx(-below / math.sqrt(2))
+    far = log_density + np.where(
+        gains > -1e4, np.log(np.maximum(bracket, 1e-16)), -2 * np.log(np.maximum(-gains, 1.0))
+    )
+    return np.asarray(np.where(gains > -1.0, np.log(direct), far))
+
+
 @dataclass(frozen=True)
 class TrustBox:
     """Where the next candidate may lie: at most a margin beyond what has done well so far.
 
     The surrogate continues its trends for ever, and a space needs no bounds; this keeps the search
-    from following a trend to where nothing good has been seen near. It grows with each success.
+    from following a trend to where nothing good has been seen near. It grows with each success, in
+    proportion to how far what did well already reaches: a scale that was misstated is outgrown.
 
     Attributes:
         low, high: shape ``(d,)``.
@@ -142,8 +163,11 @@ class TrustBox:
     high: FloatArray
 
     @classmethod
-    def around(cls, good_Z: FloatArray, margin: float) -> TrustBox:
-        return cls(good_Z.min(axis=0) - margin, good_Z.max(axis=0) + margin)
+    def around(cls, good_Z: FloatArray, margin: float, growth: float) -> TrustBox:
+        """Beyond the good points by ``margin``, or by ``growth`` times their extent, if larger."""
+        low, high = good_Z.min(axis=0), good_Z.max(axis=0)
+        margins = np.maximum(margin, growth * (high - low))
+        return cls(low - margins, high + margins)
 
     def bring_in(self, Z: FloatArray, parents: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Redraw coordinates outside between the parent's and the edge, so that none pile up."""
@@ -157,19 +181,34 @@ def maximize(
     space: SearchSpace,
     parents: FloatArray,
     box: TrustBox,
+    known: FloatArray,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """The best basic point found, shape ``(d,)``.
+    """The best basic point found, shape ``(d,)``, and one that is not known wherever there is one.
 
     Candidates are drawn around the parents (the front) at radii over two orders of magnitude, some
     of them along few dimensions, and some anywhere in the box; the best are refined by ever smaller
     steps. Every candidate is snapped to a configuration before it is scored. Only those that the
-    constraints allow are kept; where few are, the refinement closes in on the parents.
+    constraints allow are kept; where few are, the refinement closes in on the parents. A small
+    discrete space is enumerated instead.
 
     Args:
         parents: basic points to search around, shape ``(p, d)``.
         box: that candidates stay inside of.
+        known: points that were tried or are pending, shape ``(n, d)``: a configuration is repeated
+            only when no other is left.
     """
+    allowed = AllowedPoints(space)
+    tried = {_key(z) for z in known}
+
+    def rated(Z: FloatArray) -> FloatArray:
+        is_tried = np.array([_key(z) in tried for z in Z], dtype=bool)
+        return np.asarray(score(Z) - _TRIED * is_tried)
+
+    every = space.all_points(_N_ENUMERATED)
+    if every is not None:
+        order = np.argsort(-rated(every), kind="stable")
+        return np.asarray(every[allowed.first(every, order, 1)[0]])
     n_dims = space.n_dims
     origins = parents[rng.integers(len(parents), size=_N_LOCAL)]
     radii = 10 ** rng.uniform(-2.0, 0.3, size=(_N_LOCAL, 1))
@@ -179,8 +218,7 @@ def maximize(
     candidates = space.snap(np.concatenate([box.bring_in(local, origins, rng), wide]))
     if space.constraints:  # a last resort: the centre is always allowed
         candidates = np.concatenate([candidates, parents, space.center[None, :]])
-    scores = score(candidates)
-    allowed = AllowedPoints(space)
+    scores = rated(candidates)
     for step in range(_N_ROUNDS):
         best = allowed.first(candidates, np.argsort(-scores, kind="stable"), _N_KEPT)
         candidates, scores = candidates[best], scores[best]
@@ -190,6 +228,11 @@ def maximize(
         moves *= rng.random(origins.shape) < 0.5
         refined = space.snap(box.bring_in(origins + moves, origins, rng))
         candidates = np.concatenate([candidates, refined])
-        scores = np.concatenate([scores, score(refined)])
+        scores = np.concatenate([scores, rated(refined)])
     best = allowed.first(candidates, np.argsort(-scores, kind="stable"), 1)
     return np.asarray(candidates[best[0]])
+
+
+def _key(z: FloatArray) -> bytes:
+    """Equal for points that differ by rounding."""
+    return (np.round(z, 9) + 0.0).tobytes()

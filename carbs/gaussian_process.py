@@ -51,6 +51,10 @@ _LEAST_NOISE = 1e-6
 # Prior of theta: mean and deviation of its logarithm.
 _DISTRUST_PRIOR = (-3.0, 1.5)
 _TREND = 1.0
+# Deviation of the logarithm of a lengthscale.
+_LENGTHSCALE_PRIOR = 0.8
+# In basic units: a dimension that has hardly varied must not look wild.
+_LEAST_WIDTH = 1.0
 # In the unit box. Far shorter ones would leave nothing of distances but their rounding.
 _LENGTHSCALES = (1e-2, 1e3)
 _LOG_2PI = math.log(2 * math.pi)
@@ -90,8 +94,7 @@ class Kernel:
         """
         Z = Z[:, : Z.shape[1] - n_sweeps]
         lowest, highest = Z.min(axis=0), Z.max(axis=0)
-        # At least one unit: a dimension that has hardly varied must not look wild.
-        width = np.maximum(highest - lowest, 1.0)
+        width = np.maximum(highest - lowest, _LEAST_WIDTH)
         lengthscales = np.full(Z.shape[1], 0.5 * math.sqrt(Z.shape[1]))
         distrust = np.full(n_sweeps, math.exp(_DISTRUST_PRIOR[0]))
         shares = np.ones(Z.shape[1]) if shares is None else shares
@@ -256,6 +259,26 @@ def fit_kernel(
     return objective.unpack(fit.x)
 
 
+def lengthscale_deviations(
+    data: Data, kernel: Kernel, noise_prior: tuple[float, float] = (-4.0, 1.0)
+) -> FloatArray:
+    """How uncertain the logarithms of a fitted kernel's lengthscales are, shape ``(d,)``.
+
+    From the curvature of the log posterior at its mode (Laplace's approximation, its diagonal), by
+    differences of gradients; nowhere more than the prior.
+    """
+    objective = KernelPosterior(data, kernel, noise_prior)
+    theta, d = objective.pack(kernel), len(kernel.lengthscales)
+    step = 0.1
+    curvatures = np.empty(d)
+    for i in range(d):
+        move = np.zeros_like(theta)
+        move[i] = step
+        above, below = objective(theta + move)[1], objective(theta - move)[1]
+        curvatures[i] = (above[i] - below[i]) / (2 * step)
+    return np.asarray(1 / np.sqrt(np.maximum(curvatures, 1 / _LENGTHSCALE_PRIOR**2)))
+
+
 @dataclass(frozen=True)
 class KernelPosterior:
     """Log posterior of a kernel's parameters, as a function that a minimiser takes.
@@ -347,7 +370,7 @@ class KernelPosterior:
         # Lengthscales that grow with the dimension, after Hvarfner, Hellsten and Nardi 2024,
         # "Vanilla Bayesian Optimization Performs Great in High Dimensions", sec. 4, but around
         # sqrt(d).
-        density, slope = _log_normal(log_l, 0.5 * math.log(d), 0.8)
+        density, slope = _log_normal(log_l, 0.5 * math.log(d), _LENGTHSCALE_PRIOR)
         value += density.sum()
         gradient[:d] += slope
         value += theta[d] - 1.5 * kernel.outputscale + 2 * math.log(1.5)  # Gamma(2, 1.5)
@@ -398,6 +421,10 @@ class GaussianProcess:
     def noise(self) -> float:
         """Variance of a measurement around the function."""
         return self._kernel.noise
+
+    def with_lengthscales(self, lengthscales: FloatArray) -> GaussianProcess:
+        """The same data under a kernel with other lengthscales, shape ``(d,)``."""
+        return GaussianProcess(replace(self._kernel, lengthscales=lengthscales), self._data)
 
     def posterior(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean ``(q, m)`` and standard deviation ``(q,)`` of the function, noise excluded."""

@@ -30,15 +30,16 @@ Direction = Literal["minimize", "maximize"]
 
 # How much cost counts in the end, and over how many runs it comes half the way there from 1.
 _COST_EXPONENT = 0.3
-_HALF_LIFE = 100.0
+_HALF_LIFE = 20.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.5
 _N_INITIAL_TRIES = 64
 # A batch asked before anything is known reaches further, after so many twice as far.
 _N_WIDENING = 32
-# How far the trust box goes beyond what has done well, in scales.
+# How far the trust box goes beyond what has done well, in scales, and in its extent.
 _TRUST_MARGIN = 1.0
+_TRUST_GROWTH = 0.25
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -78,23 +79,31 @@ def propose(
         surrogate = fit_surrogate(space, observations, failures, earlier)
     seen_Z = space.encode_all([observation.params for observation in observations])
     known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
-    conditioned = surrogate and surrogate.condition(known_Z[len(seen_Z) :])
+    failed_Z = space.encode_all([failure.params for failure in failures])
     n_before = len(known_Z)
     for id in ids:
         rng = np.random.default_rng([abs(seed), seed < 0, *id.encode()])
         n_known = len(known_Z) + len(failures)
         if n_known == 0:
             z = space.center
-        elif conditioned is None or n_known + len(earlier_Z) < _N_INITIAL:
+        elif surrogate is None or n_known + len(earlier_Z) < _N_INITIAL:
             # Around the centre, the closer the more has failed there.
             widening = 1 + min(max(n_known - _N_INITIAL, 0) / _N_WIDENING, 1.0)
             z = _step(space, widening * _INITIAL_RADIUS / (1 + len(failures)), rng)
         else:
+            drawn = surrogate.drawn(rng).condition(known_Z[len(seen_Z) :])
             z = _search(
-                space, conditioned, known_Z, len(seen_Z), earlier_Z, max_cost, cost_exponent, rng
+                space,
+                drawn,
+                known_Z,
+                len(seen_Z),
+                failed_Z,
+                earlier_Z,
+                max_cost,
+                cost_exponent,
+                rng,
             )
         known_Z = np.concatenate([known_Z, z[None, :]])
-        conditioned = conditioned and conditioned.condition(z[None, :])
     return _suggestions(space, ids, known_Z[n_before:], surrogate, sign)
 
 
@@ -116,6 +125,7 @@ def _search(
     surrogate: Surrogate,
     known_Z: FloatArray,
     n_seen: int,
+    failed_Z: FloatArray,
     earlier_Z: FloatArray,
     max_cost: float | None,
     cost_exponent: float | None,
@@ -124,6 +134,7 @@ def _search(
     if cost_exponent is None:
         cost_exponent = _cost_exponent(len(known_Z))
     pending = slice(n_seen, len(known_Z))
+    tried_Z = np.concatenate([known_Z, failed_Z])
     if not len(known_Z):  # all has failed so far
         known_Z = space.center[None, :]
     log_costs, _ = surrogate.log_cost(known_Z)
@@ -141,7 +152,8 @@ def _search(
     # Pending points, though hoped to be good, do not widen it: the trend would run away with them.
     is_good[pending] = False
     good_Z = np.concatenate([space.center[None, :], known_Z[is_good]])
-    return maximize(score, space, parents, TrustBox.around(good_Z, _TRUST_MARGIN), rng)
+    box = TrustBox.around(good_Z, _TRUST_MARGIN, _TRUST_GROWTH)
+    return maximize(score, space, parents, box, tried_Z, rng)
 
 
 def _cost_exponent(n_known: int) -> float:

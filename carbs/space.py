@@ -40,6 +40,7 @@ Value = Scalar | dict[str, float]
 Params = dict[str, Value]
 
 _LARGEST_WARP = 300.0  # 10 ** 300 is still a float
+_LARGEST_GRID = 10_000
 
 
 class _Space(BaseModel):
@@ -73,6 +74,10 @@ class _Space(BaseModel):
     def snap(self, Z: FloatArray, center: Any) -> FloatArray:
         """The nearest points that a value can have, shape ``(n, n_dims)`` in and out."""
 
+    def all_values(self, n_most: int) -> list[Value] | None:
+        """Every value, where there are at most ``n_most``; else None."""
+        return None
+
 
 class _NumericSpace(_Space):
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -105,6 +110,13 @@ class _NumericSpace(_Space):
         low = math.ceil(self.min / step) * step if math.isfinite(self.min) else self.min
         high = math.floor(self.max / step) * step if math.isfinite(self.max) else self.max
         return low, high
+
+    def all_values(self, n_most: int) -> list[Value] | None:
+        low, high = self.limits()
+        step = self.rounding_factor
+        if not self.is_integer or not (high - low) / step < n_most:
+            return None
+        return list(range(int(low), int(high) + 1, step))
 
     @abstractmethod
     def _warp(self, x: FloatArray) -> FloatArray: ...
@@ -154,13 +166,20 @@ class LinearSpace(_NumericSpace):
     """Numbers on a linear scale.
 
     Args:
-        scale: the step over which the parameter matters, in its own unit.
+        scale: the step over which the parameter matters, in its own unit. By default a quarter of
+            the range between the bounds, or one where a bound is missing.
         min, max: inclusive bounds; infinite by default.
         is_integer: whole numbers only.
         rounding_factor: whole multiples of this; needs ``is_integer``.
     """
 
     kind: Literal["linear"] = "linear"
+
+    @model_validator(mode="after")
+    def _default_scale(self) -> LinearSpace:
+        if "scale" not in self.model_fields_set and math.isfinite(self.max - self.min):
+            object.__setattr__(self, "scale", (self.max - self.min) / 4)
+        return self
 
     def _warp(self, x: FloatArray) -> FloatArray:
         return x
@@ -261,6 +280,9 @@ class ChoiceSpace(_Space):
             if _is_same(choice, value):
                 return i
         raise ValueError(f"{value!r} is none of {list(self.choices)}")
+
+    def all_values(self, n_most: int) -> list[Value] | None:
+        return list(self.choices) if len(self.choices) <= n_most else None
 
     def encode_all(self, values: Sequence[Any], center: Any) -> FloatArray:
         return np.asarray(np.eye(self.n_dims)[[self.index(value) for value in values]])
@@ -492,6 +514,8 @@ class SearchSpace:
             for param, end in zip(self.params, ends, strict=True)
         }
         self.shares = np.repeat(1 / np.array(sizes), sizes)
+        values = [param.space.all_values(_LARGEST_GRID) for param in self.params]
+        self._n_points = math.prod(math.inf if v is None else len(v) for v in values)
         self._conditions = _conditions(self.params)
         centers: Params = {param.name: param.search_center for param in self.params}
         active = self.active_names(centers)
@@ -608,6 +632,21 @@ class SearchSpace:
             for param in self.params
             if active[param.name][0]
         }
+
+    def all_points(self, n_most: int) -> FloatArray | None:
+        """Every basic point of a discrete space, ``(n, n_dims)``; None for more than ``n_most``.
+
+        Constraints are not looked at.
+        """
+        if self._n_points > n_most:
+            return None
+        each = [
+            param.space.encode_all(param.space.all_values(n_most) or (), param.search_center)
+            for param in self.params
+        ]
+        places = np.indices([len(values) for values in each]).reshape(len(each), -1)
+        Z = np.concatenate([x[i] for x, i in zip(each, places, strict=True)], axis=1)
+        return np.asarray(np.unique(self.snap(Z), axis=0))
 
     def snap(self, Z: FloatArray) -> FloatArray:
         """The nearest points that a configuration can have, shape ``(n, n_dims)`` in and out."""

@@ -35,7 +35,13 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from carbs.earlier import EarlierRuns
-from carbs.gaussian_process import Data, GaussianProcess, Kernel, fit_kernel
+from carbs.gaussian_process import (
+    Data,
+    GaussianProcess,
+    Kernel,
+    fit_kernel,
+    lengthscale_deviations,
+)
 from carbs.records import Failure, Observation
 from carbs.space import FloatArray, SearchSpace
 
@@ -49,6 +55,8 @@ _N_EARLIER = 128
 _COST_NOISE_PRIOR = (-8.0, 3.0)
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
 _ALPHA = 0.01
+# How far a drawn kernel's lengthscales stray, in deviations of their posterior.
+_STRAYING = 0.5
 # Of a prediction: a little more, and its exponential is no number.
 _LARGEST_LOG = 700.0
 
@@ -120,6 +128,7 @@ class Surrogate:
         warps: candidates for the irreducible level, with ``warp_weights`` that sum to one.
         cost_process: of the log cost, standardised by ``cost_scale``.
         success: None while nothing has failed.
+        log_lengthscale_deviations: how uncertain the loss's lengthscales are, shape ``(d,)``.
     """
 
     output_process: GaussianProcess
@@ -128,6 +137,18 @@ class Surrogate:
     cost_process: GaussianProcess
     cost_scale: Standardisation
     success: SuccessModel | None
+    log_lengthscale_deviations: FloatArray
+
+    def drawn(self, rng: np.random.Generator) -> Surrogate:
+        """With one of the kernels of the loss that the runs allow, in place of the likeliest.
+
+        A kernel at its mode is certain where it ought not to be: a suggestion that comes out as
+        predicted then changes nothing, and the next one is the same.
+        """
+        lengthscales = self.output_process.kernel.lengthscales
+        stray = _STRAYING * self.log_lengthscale_deviations * rng.standard_normal(len(lengthscales))
+        drawn = self.output_process.with_lengthscales(lengthscales * np.exp(stray))
+        return replace(self, output_process=drawn)
 
     @property
     def best_warp(self) -> int:
@@ -277,7 +298,7 @@ def _fit(first: _Measured, told: _Measured) -> Surrogate:
     """Kernels fitted to the first runs, processes conditioned on those told."""
     n_sweeps, shares = told.n_sweeps, told.shares
     runs = _Runs(first.Z, first.losses, shares, first.deviations, n_sweeps)
-    output_kernel = _output_kernel(runs)
+    output_kernel, deviations = _output_kernel(runs)
     cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, shares, n_sweeps=n_sweeps))
     Z, losses, log_costs = told.Z, told.losses, told.log_costs
 
@@ -297,6 +318,7 @@ def _fit(first: _Measured, told: _Measured) -> Surrogate:
         GaussianProcess(cost_kernel, cost_data),
         cost_scale,
         success=None,
+        log_lengthscale_deviations=deviations,
     )
 
 
@@ -403,19 +425,20 @@ class _Runs:
 
 
 @functools.lru_cache(maxsize=256)
-def _output_kernel(runs: _Runs) -> Kernel:
-    """Fitted at the warp that is likeliest under a first guess of the kernel."""
+def _output_kernel(runs: _Runs) -> tuple[Kernel, FloatArray]:
+    """Fitted at the warp that is likeliest under a first guess, and its lengthscales' deviations."""
     earlier = runs.earlier()
     losses = _draw_in(runs.y, runs.Z)
     warps = _warps(losses)
     data = _warped(runs.Z, losses, warps, runs.deviations, runs.n_sweeps)
     if earlier is not None:
-        start = _output_kernel(earlier)
+        start, _ = _output_kernel(earlier)
     else:
         start = fit_kernel(data.only(len(warps) // 2), shares=runs.shares)
     evidence = _log_evidence(GaussianProcess(start.refitted_to(runs.Z), data), warps, losses)
     best = data.only(int(np.argmax(evidence)))
-    return fit_kernel(best, shares=runs.shares, start=start)
+    kernel = fit_kernel(best, shares=runs.shares, start=start)
+    return kernel, lengthscale_deviations(best, kernel)
 
 
 @functools.lru_cache(maxsize=256)
