@@ -38,8 +38,18 @@ from rich.table import Table
 from search import OPTIMIZERS, THREADS, Search, search, start_worker
 from tasks import N_FRONT, Task
 
-from carbs import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace, Param
-from carbs import acquisition, gaussian_process, optimizer, surrogate
+from carbs import (
+    ChoiceSpace,
+    LinearSpace,
+    LogitSpace,
+    LogSpace,
+    MixtureSpace,
+    Param,
+    acquisition,
+    gaussian_process,
+    optimizer,
+    surrogate,
+)
 from carbs.space import FloatArray
 
 N_TRIALS = (25, 50, 100)
@@ -134,7 +144,9 @@ def _draw(rng: np.random.Generator, name: str) -> Task | None:
         )
         params.append(Param("width", space, width_0))
         depths = _at_least(bounds(depth_0, depth_0 * math.sqrt(reach)), 1)
-        params.append(Param("depth", LogSpace(scale=scale(0.3), is_integer=True, **depths), depth_0))
+        params.append(
+            Param("depth", LogSpace(scale=scale(0.3), is_integer=True, **depths), depth_0)
+        )
     params.append(Param("D", LogSpace(scale=scale(0.5), **bounds(d_0, d_0 * reach)), d_0))
     aspect = rng.uniform(1.0, 2.0)
     n_center = 12 * width_0**2 * depth_0 if scaling == "width, depth, D" else n_0
@@ -244,7 +256,9 @@ def _draw(rng: np.random.Generator, name: str) -> Task | None:
 
     def inside(name: str, x: FloatArray, x_0: float) -> FloatArray:
         low, high = limits.get(name, (0.0, math.inf))
-        return np.asarray((x >= math.log10(low / x_0) if low > 0 else True) & (x <= np.log10(high / x_0)))
+        return np.asarray(
+            (x >= math.log10(low / x_0) if low > 0 else True) & (x <= np.log10(high / x_0))
+        )
 
     grid = np.linspace(-4, 5, 3601) if scaling != "D" else np.zeros(1)
     costs = np.geomspace(cost(center) * (0.3 if overhead < 0.5 else 1.0), cap, N_FRONT)
@@ -263,7 +277,17 @@ def _draw(rng: np.random.Generator, name: str) -> Task | None:
         return None
     front = costs, np.minimum.accumulate(losses)
     return Task(
-        name, params, loss, cost, fails, noise * losses[-1], cap, math.inf, front, "exact", cost_noise
+        name,
+        params,
+        loss,
+        cost,
+        fails,
+        noise * losses[-1],
+        cap,
+        math.inf,
+        front,
+        "exact",
+        cost_noise,
     )
 
 
@@ -290,7 +314,8 @@ def _axis(
         best *= width
         center = best + 2 * off * width
         space: Any = LinearSpace(
-            scale=scale(width), **bounds(min(best, center) - width, max(best, center) + width, False)
+            scale=scale(width),
+            **bounds(min(best, center) - width, max(best, center) + width, False),
         )
         by_n, by_d = by_n * width, by_d * width
         return Axis(
@@ -347,7 +372,9 @@ def changed(changes: Mapping[str, float]) -> Iterator[None]:
         fitted.cache_clear()
     with ExitStack() as stack:
         for name, value in changes.items():
-            stack.enter_context(patch.object(*CONSTANTS[name], type(getattr(*CONSTANTS[name]))(value)))
+            stack.enter_context(
+                patch.object(*CONSTANTS[name], type(getattr(*CONSTANTS[name]))(value))
+            )
         yield
 
 
@@ -425,8 +452,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             base = rows if base is None else base
             print(variant, *summary(rows), inside, flush=True)
     table.title = (
-        f"{parsed.worlds} worlds ({parsed.half}), {parsed.in_flight} in flight: mean / worst decile; "
-        "below, differences from the first row, of the worst decile in the column 'worst'"
+        f"{parsed.worlds} worlds ({parsed.half}), {parsed.in_flight} in flight: mean / worst "
+        "decile; below, differences from the first row, of the worst decile in the column 'worst'"
     )
     Console(width=120).print(table)
 

@@ -199,10 +199,10 @@ def maximize(
             only when no other is left.
     """
     allowed = AllowedPoints(space)
-    tried = {_key(z) for z in known}
+    tried = set(keys(known))
 
     def rated(Z: FloatArray) -> FloatArray:
-        is_tried = np.array([_key(z) in tried for z in Z], dtype=bool)
+        is_tried = np.array([key in tried for key in keys(Z)], dtype=bool)
         return np.asarray(score(Z) - _TRIED * is_tried)
 
     every = space.all_points(_N_ENUMERATED)
@@ -233,6 +233,6 @@ def maximize(
     return np.asarray(candidates[best[0]])
 
 
-def _key(z: FloatArray) -> bytes:
-    """Equal for points that differ by rounding."""
-    return (np.round(z, 9) + 0.0).tobytes()
+def keys(Z: FloatArray) -> list[bytes]:
+    """Of basic points ``(n, d)``: equal for those that differ by rounding."""
+    return [row.tobytes() for row in np.round(Z, 9) + 0.0]

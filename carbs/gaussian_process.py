@@ -54,7 +54,7 @@ _TREND = 1.0
 # Deviation of the logarithm of a lengthscale.
 _LENGTHSCALE_PRIOR = 0.8
 # In basic units: a dimension that has hardly varied must not look wild.
-_LEAST_WIDTH = 1.0
+_LEAST_WIDTH = 0.33
 # In the unit box. Far shorter ones would leave nothing of distances but their rounding.
 _LENGTHSCALES = (1e-2, 1e3)
 _LOG_2PI = math.log(2 * math.pi)

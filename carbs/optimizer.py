@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from carbs.acquisition import FrontImprovement, TrustBox, maximize
+from carbs.acquisition import FrontImprovement, TrustBox, keys, maximize
 from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
@@ -30,10 +30,10 @@ Direction = Literal["minimize", "maximize"]
 
 # How much cost counts in the end, and over how many runs it comes half the way there from 1.
 _COST_EXPONENT = 0.3
-_HALF_LIFE = 20.0
+_HALF_LIFE = 10.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
-_INITIAL_RADIUS = 0.5
+_INITIAL_RADIUS = 0.2
 _N_INITIAL_TRIES = 64
 # A batch asked before anything is known reaches further, after so many twice as far.
 _N_WIDENING = 32
@@ -89,7 +89,8 @@ def propose(
         elif surrogate is None or n_known + len(earlier_Z) < _N_INITIAL:
             # Around the centre, the closer the more has failed there.
             widening = 1 + min(max(n_known - _N_INITIAL, 0) / _N_WIDENING, 1.0)
-            z = _step(space, widening * _INITIAL_RADIUS / (1 + len(failures)), rng)
+            radius = widening * _INITIAL_RADIUS / (1 + len(failures))
+            z = _step(space, radius, np.concatenate([known_Z, failed_Z]), rng)
         else:
             drawn = surrogate.drawn(rng).condition(known_Z[len(seen_Z) :])
             z = _search(
@@ -107,17 +108,25 @@ def propose(
     return _suggestions(space, ids, known_Z[n_before:], surrogate, sign)
 
 
-def _step(space: SearchSpace, radius: float, rng: np.random.Generator) -> FloatArray:
-    """A random step from the centre that the constraints allow, the shorter the fewer they allow.
+def _step(
+    space: SearchSpace, radius: float, tried_Z: FloatArray, rng: np.random.Generator
+) -> FloatArray:
+    """A random step from the centre to where nothing was tried.
 
-    Where that is none of many, the centre.
+    It gets shorter while the constraints forbid it, and longer while it leads to what was tried.
+    Where none of many is both allowed and new, one that is allowed, and at last the centre.
     """
-    for i in range(_N_INITIAL_TRIES):
-        step = 0.95**i * radius * rng.standard_normal((1, space.n_dims))
-        Z = space.snap(space.center + step)
-        if space.allows(space.decode(Z[0])):
+    tried, repeated = set(keys(tried_Z)), space.center
+    for _ in range(_N_INITIAL_TRIES):
+        Z = space.snap(space.center + radius * rng.standard_normal((1, space.n_dims)))
+        if not space.allows(space.decode(Z[0])):
+            radius *= 0.95
+        elif keys(Z)[0] in tried:
+            repeated = Z[0]
+            radius *= 1.2
+        else:
             return np.asarray(Z[0])
-    return space.center
+    return np.asarray(repeated)
 
 
 def _search(

@@ -426,7 +426,7 @@ class _Runs:
 
 @functools.lru_cache(maxsize=256)
 def _output_kernel(runs: _Runs) -> tuple[Kernel, FloatArray]:
-    """Fitted at the warp that is likeliest under a first guess, and its lengthscales' deviations."""
+    """Fitted at the warp likeliest under a first guess; and its lengthscales' deviations."""
     earlier = runs.earlier()
     losses = _draw_in(runs.y, runs.Z)
     warps = _warps(losses)

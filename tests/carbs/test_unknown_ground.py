@@ -1,0 +1,146 @@
+"""Spaces that nobody has tuned: scales that are wrong or missing, few configurations, a trap."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carbs import CARBS, ChoiceSpace, LinearSpace, LogSpace, Param
+from carbs.acquisition import _log_improvement
+
+Function = Callable[[dict[str, Any]], tuple[float, float]]
+
+
+def run(optimizer: CARBS, function: Function, n_trials: int) -> list[dict[str, Any]]:
+    tried = []
+    for _ in range(n_trials):
+        suggestion = optimizer.suggest()
+        loss, cost = function(suggestion.params)
+        optimizer.observe(suggestion, output=loss, cost=cost)
+        tried.append(suggestion.params)
+    return tried
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_linear_space_without_a_scale_crosses_its_range(seed: int) -> None:
+    """The optimum lies at the far end, thirty times the centre."""
+
+    def function(params: dict[str, Any]) -> tuple[float, float]:
+        return 2.0 + 3.0 * (1 - params["batch"] / 1024) ** 2, 10.0
+
+    space = LinearSpace(min=8, max=1024, is_integer=True)
+    tried = run(CARBS([Param("batch", space, 32)], seed=seed), function, 25)
+    assert max(params["batch"] for params in tried) > 900
+
+
+def test_the_scale_of_a_bounded_linear_space_comes_from_its_bounds() -> None:
+    assert LinearSpace(min=0, max=100).scale == 25
+    assert LinearSpace(min=0, max=100, scale=1).scale == 1
+    assert LinearSpace(min=0).scale == 1
+    space = LinearSpace(min=0, max=100)
+    assert LinearSpace.model_validate_json(space.model_dump_json()) == space
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
+def test_a_misstated_scale_is_outgrown(factor: float) -> None:
+    """The learning rate's optimum lies two decades away and a decade is what matters."""
+
+    def function(params: dict[str, Any]) -> tuple[float, float]:
+        distance = math.log10(params["lr"] / 1e-2)
+        return 1.0 + params["n"] ** -0.4 + 0.2 * distance**2 / (1 + 0.1 * distance**2), params["n"]
+
+    reached = []
+    for seed in range(3):
+        optimizer = CARBS(
+            [
+                Param("n", LogSpace(scale=0.5, min=1, max=1e4), 10.0),
+                Param("lr", LogSpace(scale=factor), 1e-4),
+            ],
+            max_cost=1000,
+            seed=seed,
+        )
+        tried = run(optimizer, function, 40)
+        best = min(tried, key=lambda params: function(params)[0])
+        reached.append(abs(math.log10(best["lr"] / 1e-2)))
+    assert np.median(reached) < 0.5
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_a_small_space_is_tried_whole_before_anything_is_repeated(noise: float) -> None:
+    rng = np.random.default_rng(0)
+
+    def function(params: dict[str, Any]) -> tuple[float, float]:
+        loss = abs(params["a"] - 4) + 0.5 * abs(params["b"] - 3) + (params["c"] != "y")
+        return 1.0 + 0.1 * loss + noise * rng.standard_normal(), 1.0 + params["a"]
+
+    optimizer = CARBS(
+        [
+            Param("a", LinearSpace(min=1, max=6, is_integer=True), 1),
+            Param("b", LinearSpace(min=1, max=6, is_integer=True), 1),
+            Param("c", ChoiceSpace(["x", "y", "z"]), "x"),
+        ]
+    )
+    every = set(itertools.product(range(1, 7), range(1, 7), "xyz"))
+    tried = [tuple(params.values()) for params in run(optimizer, function, len(every) + 5)]
+    # The first few are drawn around the centre.
+    assert len(set(tried[: len(every)])) >= 0.9 * len(every)
+    assert set(tried) == every
+
+
+def test_what_failed_is_not_tried_again() -> None:
+    optimizer = CARBS([Param("a", ChoiceSpace(list(range(12))), 0)])
+    tried = []
+    for _ in range(12):
+        suggestion = optimizer.suggest()
+        tried.append(suggestion.params["a"])
+        if suggestion.params["a"] % 2:
+            optimizer.observe_failure(suggestion, reason="out of memory")
+        else:
+            optimizer.observe(suggestion, output=1.0 / (1 + suggestion.params["a"]), cost=1.0)
+    assert len(set(tried)) >= 11
+
+
+def test_a_trap_at_a_bound_is_left() -> None:
+    """Cheap runs are a little better at the lower bound, and far better where none has been."""
+
+    def function(params: dict[str, Any]) -> tuple[float, float]:
+        size, u = params["n"], math.log10(params["lr"] / 1e-4)
+        dip = 0.01 * min(u, 0.3)
+        well = 0.25 * math.exp(-(((u - 1.0) / 0.3) ** 2))
+        return 2.0 + size**-0.3 + dip - well, size
+
+    left = 0
+    for seed in range(4):
+        optimizer = CARBS(
+            [
+                Param("n", LogSpace(scale=0.5, min=1, max=1e4), 10.0),
+                Param("lr", LogSpace(min=1e-4, max=1e-1), 1.5e-4),
+            ],
+            max_cost=1000,
+            seed=seed,
+        )
+        tried = run(optimizer, function, 50)
+        left += min(abs(math.log10(params["lr"] / 1e-3)) for params in tried[25:]) < 0.3
+    assert left >= 3
+
+
+def test_the_expected_improvement_is_that_of_a_normal_variable() -> None:
+    u = np.array([-1e6, -300.0, -40.0, -8.0, -1.0, -0.999, 0.0, 1.0, 30.0])
+    logs = _log_improvement(u)
+    assert np.isfinite(logs).all()
+    assert (np.diff(logs) > 0).all()
+    # By quadrature, where it can be had.
+    t = np.linspace(-12, 45, 2_000_001)
+    for value in (-8.0, -1.0, 0.0, 1.0, 30.0):
+        density = np.exp(-0.5 * np.square(t - value)) / math.sqrt(2 * math.pi)
+        direct = np.trapezoid(np.maximum(t, 0) * density, t)
+        assert _log_improvement(np.array([value]))[0] == pytest.approx(math.log(direct), abs=1e-5)
+    # And far below by its series.
+    assert logs[1] == pytest.approx(
+        -0.5 * 300**2 - 0.5 * math.log(2 * math.pi) - 2 * math.log(300), abs=1e-3
+    )
