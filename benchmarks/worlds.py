@@ -63,7 +63,6 @@ CONSTANTS = {
     "growth": (optimizer, "_TRUST_GROWTH"),
     "straying": (surrogate, "_STRAYING"),
     "beyond": (acquisition, "_BEYOND_CAP"),
-    "width": (gaussian_process, "_LEAST_WIDTH"),
     "trend": (gaussian_process, "_TREND"),
 }
 

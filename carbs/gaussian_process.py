@@ -53,8 +53,6 @@ _DISTRUST_PRIOR = (-3.0, 1.5)
 _TREND = 1.0
 # Deviation of the logarithm of a lengthscale.
 _LENGTHSCALE_PRIOR = 0.8
-# In basic units: a dimension that has hardly varied must not look wild.
-_LEAST_WIDTH = 0.33
 # In the unit box. Far shorter ones would leave nothing of distances but their rounding.
 _LENGTHSCALES = (1e-2, 1e3)
 _LOG_2PI = math.log(2 * math.pi)
@@ -94,7 +92,8 @@ class Kernel:
         """
         Z = Z[:, : Z.shape[1] - n_sweeps]
         lowest, highest = Z.min(axis=0), Z.max(axis=0)
-        width = np.maximum(highest - lowest, _LEAST_WIDTH)
+        # At least one unit: a dimension that has hardly varied must not look wild.
+        width = np.maximum(highest - lowest, 1.0)
         lengthscales = np.full(Z.shape[1], 0.5 * math.sqrt(Z.shape[1]))
         distrust = np.full(n_sweeps, math.exp(_DISTRUST_PRIOR[0]))
         shares = np.ones(Z.shape[1]) if shares is None else shares

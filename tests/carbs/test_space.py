@@ -177,7 +177,7 @@ def test_a_scale_is_one_unit_of_distance() -> None:
 
 
 def test_snap_picks_the_nearest() -> None:
-    space = LinearSpace(min=-7, max=30, is_integer=True, rounding_factor=4)
+    space = LinearSpace(min=-7, max=30, scale=1, is_integer=True, rounding_factor=4)
     Z = np.array([[-100.0], [1.9], [2.1], [27.0], [100.0]])
     assert space.snap(Z, 0).ravel().tolist() == [-4, 0, 4, 28, 28]
 
