@@ -1,16 +1,15 @@
 """What a sweep has taught: frames, laws, curves, plans and reports."""
 
-from analysis.accuracy_laws import AccuracyLaw, fit_accuracy_law
-from analysis.backtest import Backtest, backtest
-from analysis.budget import GPUS, Budget, Failures
-from analysis.expectation import Expectation, SweepBacktest, backtest_sweep
-from analysis.front import FrontModel, fit_front
-from analysis.hyperparameters import Curve, hyperparameter_curves
-from analysis.mixing import BestMix, MixingLaw, fit_mixing_law
-from analysis.multiplier import Multiplier, compute_multiplier
-from analysis.optimum_laws import OptimumLaw, fit_optimum_law, regret
-from analysis.plan import Plan, Rung, Verdict, check, fit_front_law, plan
-from analysis.power_laws import (
+from analysis.front.expectation import Expectation, SweepBacktest, backtest_sweep
+from analysis.front.hyperparameters import Curve, hyperparameter_curves
+from analysis.front.model import FrontModel, fit_front
+from analysis.front.trials import study_space, trials_frame
+from analysis.laws.accuracy import AccuracyLaw, fit_accuracy_law
+from analysis.laws.backtest import Backtest, backtest
+from analysis.laws.mixing import BestMix, MixingLaw, fit_mixing_law
+from analysis.laws.multiplier import Multiplier, compute_multiplier
+from analysis.laws.optimum import OptimumLaw, fit_optimum_law, regret
+from analysis.laws.power import (
     Allocation,
     ComputeLaw,
     ExtrapolationWarning,
@@ -20,9 +19,10 @@ from analysis.power_laws import (
     fit_compute_law,
     fit_loss_law,
 )
-from analysis.report import write_report
-from analysis.runs import RunsFit, fit_runs
-from analysis.trials import study_space, trials_frame
+from analysis.laws.runs import RunsFit, fit_runs
+from analysis.planning.budget import GPUS, Budget, Failures
+from analysis.planning.plan import Plan, Rung, Verdict, check, fit_front_law, plan
+from analysis.report.report import write_report
 
 __all__ = [
     "GPUS",

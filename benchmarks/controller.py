@@ -23,10 +23,10 @@ from carbs.optimizer import Direction, propose
 from carbs.records import Observation, Suggestion
 from carbs.space import LogSpace, Param, SearchSpace
 from carbs.study import CarbsSampler, Records
-from launchers.config import SweepConfig
-from launchers.executors import Handle, JobState, Submission
-from launchers.job import Finished, Result, write_report
-from launchers.sweep import Ended, Sweep
+from launchers.cluster.executors import Handle, JobState, Submission
+from launchers.controller.config import SweepConfig
+from launchers.controller.sweep import Ended, Sweep
+from launchers.job.protocol import Finished, Result, write_report
 
 PARAMS = [
     Param(name, LogSpace(scale=0.5), search_center=1.0)

@@ -37,8 +37,8 @@ from carbs import CARBS, SearchSpace
 from carbs.early_stopping import FinishedRun, forecast, is_off_front
 from carbs.pareto import pareto_front
 from carbs.space import FloatArray
-from launchers.config import load_sweep
-from launchers.job import BadConfigurationError, Job, read_curve
+from launchers.controller.config import load_sweep
+from launchers.job.protocol import BadConfigurationError, Job, read_curve
 from launchers.lm.train import train
 
 MISS_SHARES = (0.05, 0.1)

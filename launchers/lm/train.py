@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from launchers.checkpoint import EVERY_S, Checkpoints
-from launchers.distributed import TIMEOUT_S, World, local_device, process_group
-from launchers.job import BadConfigurationError, Job, Result
+from launchers.job.checkpoint import EVERY_S, Checkpoints
+from launchers.job.distributed import TIMEOUT_S, World, local_device, process_group
+from launchers.job.protocol import BadConfigurationError, Job, Result
 from launchers.lm.answers import evaluate, load_questions
 from launchers.lm.data import BUILTIN, BUILTIN_SETS, DataMix, prepare
 from launchers.lm.model import ModelConfig, Transformer

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import plots
-from analysis.expectation import SweepBacktest
-from analysis.front import FrontModel, fit_front
-from analysis.hyperparameters import hyperparameter_curves, loss_around
-from analysis.multiplier import compute_multiplier
+from analysis.front.expectation import SweepBacktest
+from analysis.front.hyperparameters import hyperparameter_curves, loss_around
+from analysis.front.model import FrontModel, fit_front
+from analysis.laws.multiplier import compute_multiplier
+from analysis.report import plots
 from carbs import LogSpace, Observation, Param, SearchSpace
 
 

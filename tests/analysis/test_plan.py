@@ -16,10 +16,10 @@ import optuna
 import pytest
 import yaml
 
-from analysis.front import FrontModel, fit_front
-from analysis.hyperparameters import hyperparameter_curves
-from analysis.plan import check, fit_front_law, plan
-from analysis.trials import trials_frame
+from analysis.front.hyperparameters import hyperparameter_curves
+from analysis.front.model import FrontModel, fit_front
+from analysis.front.trials import trials_frame
+from analysis.planning.plan import check, fit_front_law, plan
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace
 from carbs.study import distributions, flatten
 

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.hyperparameters import Curve
-from analysis.plots import (
+from analysis.front.hyperparameters import Curve
+from analysis.laws.power import ComputeLaw, fit_compute_law
+from analysis.report.plots import (
     failed,
     finished,
     front_trials,
@@ -22,7 +23,6 @@ from analysis.plots import (
     plot_predictions,
     predicted_trials,
 )
-from analysis.power_laws import ComputeLaw, fit_compute_law
 from carbs.records import Observation
 
 COSTS = np.geomspace(1.0, 100.0, 5)

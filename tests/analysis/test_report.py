@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from analysis.front import FrontModel, fit_front
-from analysis.plan import fit_front_law
-from analysis.plots import front_trials
-from analysis.power_laws import ComputeLaw, fit_compute_law
-from analysis.report import category_shares, write_report
-from analysis.trials import trials_frame
+from analysis.front.model import FrontModel, fit_front
+from analysis.front.trials import trials_frame
+from analysis.laws.power import ComputeLaw, fit_compute_law
+from analysis.planning.plan import fit_front_law
+from analysis.report.plots import front_trials
+from analysis.report.report import category_shares, write_report
 from carbs.space import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.study import (
     FAILURE,

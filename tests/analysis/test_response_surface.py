@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.response_surface import CostModel, ResponseSurface
+from analysis.front.response_surface import CostModel, ResponseSurface
 from carbs import LogSpace, Observation, Param, SearchSpace
 
 SPACE = SearchSpace(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import ComputeLaw, LossLaw
-from analysis.runs import fit_runs
+from analysis.laws.runs import fit_runs
 
 rng = np.random.default_rng(0)
 N = np.geomspace(1e7, 1e9, 6).repeat(6)

@@ -7,7 +7,7 @@ import math
 import optuna
 import pytest
 
-from analysis.trials import study_space, trials_frame
+from analysis.front.trials import study_space, trials_frame
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.study import (
     STOPPED,

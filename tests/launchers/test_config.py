@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from carbs import LogitSpace, LogSpace, MixtureSpace, Param
-from launchers.config import CheckConfig, EarlyStoppingConfig, SweepConfig, load_sweep
+from launchers.cluster.options import slurm_options
+from launchers.controller.config import CheckConfig, EarlyStoppingConfig, SweepConfig, load_sweep
 from launchers.errors import SweepFileError
-from launchers.options import slurm_options
 
 WriteSweep = Callable[..., Path]
 

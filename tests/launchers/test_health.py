@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from launchers import health
-from launchers.health import (
+from launchers.job import health
+from launchers.job.health import (
     Check,
     HealthReport,
     check_kernel_log,

@@ -202,7 +202,7 @@ MISHAPS = """
     if job.seed == 5 and first:
         wait_until(job.should_checkpoint)
         (job.checkpoint_folder / "step-00000001.pt").touch()
-        from launchers.job import Preempted
+        from launchers.job.protocol import Preempted
         raise Preempted(job.preemption())
     if job.seed == 7:
         (job.folder / "nothing").write_text("OSError: [Errno 28] No space left on device")

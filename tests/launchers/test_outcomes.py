@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launchers.job import Failed, Finished, Result, Stopped
-from launchers.outcomes import (
+from launchers.controller.outcomes import (
     MAX_ATTEMPTS,
     BadConfiguration,
     BadMachine,
@@ -14,6 +13,7 @@ from launchers.outcomes import (
     StoppedRun,
     classify,
 )
+from launchers.job.protocol import Failed, Finished, Result, Stopped
 
 RESULT = Result(output=1.5, cost=2.0, metrics={"steps": 3})
 FINISHED = Finished(result=RESULT)

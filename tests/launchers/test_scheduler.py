@@ -9,14 +9,22 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from launchers.config import load_sweep
+from launchers.cli.status import read_status
+from launchers.cluster.executors import SlurmExecutor
+from launchers.cluster.slurm import Slurm, SlurmState, sbatch_script
+from launchers.controller.config import load_sweep
+from launchers.controller.sweep import Ended, Interrupted, Sweep
 from launchers.errors import SchedulerDownError, SweepStoppedError
-from launchers.executors import SlurmExecutor
-from launchers.job import Failed, Finished, Result, Start, Unhealthy, write_report, write_start
-from launchers.runner import JobRun
-from launchers.slurm import Slurm, SlurmState, sbatch_script
-from launchers.status import read_status
-from launchers.sweep import Ended, Interrupted, Sweep
+from launchers.job.process import JobRun
+from launchers.job.protocol import (
+    Failed,
+    Finished,
+    Result,
+    Start,
+    Unhealthy,
+    write_report,
+    write_start,
+)
 
 WriteSweep = Callable[..., Path]
 GRACE_S = 10.0

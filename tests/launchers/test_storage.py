@@ -10,11 +10,11 @@ import pytest
 from optuna.exceptions import StorageInternalError
 
 from carbs.study import create_study
-from launchers import storage
-from launchers.config import load_sweep
+from launchers.controller import database as storage
+from launchers.controller.config import load_sweep
+from launchers.controller.database import database_url, network_warning, open_study
+from launchers.controller.sweep import Sweep, read_config
 from launchers.errors import FolderError, SweepFileError
-from launchers.storage import database_url, network_warning, open_study
-from launchers.sweep import Sweep, read_config
 
 SECRET = "se/cr@t"
 

@@ -15,13 +15,13 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from analysis import study_space
-from launchers.config import load_sweep
+from launchers.cli.progress import best_by_decade, measured
+from launchers.cli.progress import line as progress_line
+from launchers.controller.config import load_sweep
+from launchers.controller.outcomes import BadConfiguration
+from launchers.controller.sweep import Ended, Interrupted, Status, Sweep
 from launchers.errors import FolderError, SweepFileError, SweepStoppedError
-from launchers.job import Result
-from launchers.outcomes import BadConfiguration
-from launchers.progress import best_by_decade, measured
-from launchers.progress import line as progress_line
-from launchers.sweep import Ended, Interrupted, Status, Sweep
+from launchers.job.protocol import Result
 
 WriteModule = Callable[[str], str]
 WriteSweep = Callable[..., Path]
@@ -32,7 +32,7 @@ TRAINING = '''
 import math, os, threading
 from pathlib import Path
 import numpy as np
-from launchers.job import BadConfigurationError, StoppedEarly
+from launchers.job.protocol import BadConfigurationError, StoppedEarly
 
 def note(job, what):
     """One line in one write: jobs append at the same time."""

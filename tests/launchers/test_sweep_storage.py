@@ -12,8 +12,8 @@ import pytest
 from optuna.trial import TrialState
 
 from carbs.storage import PatientStorage
-from launchers.config import load_sweep
-from launchers.sweep import Ended, Sweep
+from launchers.controller.config import load_sweep
+from launchers.controller.sweep import Ended, Sweep
 
 TRAINING = """
 def train(params, job):

@@ -125,7 +125,7 @@ class Chaos:
         self._storage = PatientStorage(self.url)
 
     def start_controller(self) -> None:
-        program = "from launchers.cli import main; main()"
+        program = "from launchers.cli.app import main; main()"
         command = [sys.executable, "-c", program, "sweep", str(self.file)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.controller = subprocess.Popen(

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from launchers.checkpoint import last_step
-from launchers.distributed import meeting_place
-from launchers.job import (
+from launchers.job.checkpoint import last_step
+from launchers.job.distributed import meeting_place
+from launchers.job.protocol import (
     Failed,
     Finished,
     JobFile,
@@ -49,7 +49,7 @@ def new_job(tmp_path: Path) -> Callable[..., Path]:
     def new_job(name: str, around: str = "", **settings: Any) -> Path:
         function = "launchers.lm.train:train"
         if around:
-            source = "from launchers.job import task\nfrom launchers.lm import train as module\n"
+            source = "from launchers.job.protocol import task\nfrom launchers.lm import train as module\n"
             (tmp_path / f"around_{name}.py").write_text(source + around)
             function = f"around_{name}:train"
         job_file = JobFile(
@@ -88,7 +88,7 @@ def start(folder: Path, n: int = 2) -> list[ForkServerProcess]:
         }
         code = (
             f"import os; os.environ.update({environment})\n"
-            f"from launchers.job import run; run({str(folder)!r})"
+            f"from launchers.job.protocol import run; run({str(folder)!r})"
         )
         tasks.append(TASKS.Process(target=exec, args=(code,)))
         tasks[-1].start()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from launchers.checkpoint import Checkpoints, last_step
-from launchers.job import (
+from launchers.job.checkpoint import Checkpoints, last_step
+from launchers.job.protocol import (
     BadConfigurationError,
     Job,
     Preempted,

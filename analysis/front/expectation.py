@@ -1,0 +1,171 @@
+"""What a run beyond the sweep is expected to measure, by two forms of the law.
+
+The response surface (:mod:`analysis.front.response_surface`) continues a scaling law with an irreducible
+loss; the search's surrogate (:mod:`carbs.surrogate`) continues a trend in log parameters. Neither
+is right, and what each believes of its own uncertainty is a belief. So both are tried inside the
+sweep, where the answer is known: fitted to the cheap runs, each predicts the dearer ones near the
+front. How well each foretold them gives its weight, and how far off both together were, in units of
+their own deviation, widens the interval. Random splits would not do: they ask for what lies between
+the runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr, ndtri, softmax
+
+from analysis.front.model import FrontModel
+from analysis.front.response_surface import ResponseSurface
+from carbs.space import FloatArray
+from carbs.surrogate import fit_surrogate
+
+# Fitted to runs of at most these shares of the largest cost.
+SPLITS = (1 / 3, 1 / 8)
+# Least number of runs to fit to.
+_N_FITTED = 16
+# What a prior of "one form is as good as the other", and one of "as wide as they say", counts,
+# in splits.
+_PRIOR_OF_WEIGHTS, _PRIOR_OF_WIDTH = 2.0, 2.0
+_GRID: list[float] = ndtr(np.linspace(-4, 4, 161)).tolist()
+
+
+@dataclass(frozen=True)
+class SweepBacktest:
+    """Predictions of dear runs from cheap ones.
+
+    Attributes:
+        share: of the largest cost that the runs fitted to had at most.
+        factors: each dear run's cost over the largest fitted to, ``(n,)``.
+        measured: their outputs, ``(n,)``.
+        predicted, low, high: at the 90% level, the forms in equal parts, ``(n,)`` each.
+        scores: normal quantiles of the measurements' places in the predictions, ``(n,)``.
+        log_density: mean of each form's predictive log density, ``(2,)``.
+    """
+
+    share: float
+    factors: FloatArray
+    measured: FloatArray
+    predicted: FloatArray
+    low: FloatArray
+    high: FloatArray
+    scores: FloatArray
+    log_density: FloatArray
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A mixture of the forms, widened as the backtests ask.
+
+    Attributes:
+        weights: of the surface and of the surrogate.
+        widening: of the mixture's distance from its median.
+    """
+
+    front: FrontModel
+    backtests: tuple[SweepBacktest, ...]
+    weights: tuple[float, float]
+    widening: float
+
+    @classmethod
+    def of(cls, front: FrontModel) -> Expectation:
+        """With the backtests of the front's sweep."""
+        backtests = backtest_sweep(front)
+        # A split is one chance, not as many as it has runs: they share its error.
+        n = len(backtests)
+        log_weights = np.sum([test.log_density for test in backtests] or [np.zeros(2)], axis=0)
+        weights = _PRIOR_OF_WEIGHTS * 0.5 + n * softmax(log_weights)
+        weights /= _PRIOR_OF_WEIGHTS + n
+        squares = sum(float(np.mean(np.square(test.scores))) for test in backtests)
+        widening = math.sqrt((_PRIOR_OF_WIDTH + squares) / (_PRIOR_OF_WIDTH + n))
+        return cls(front, backtests, (float(weights[0]), float(weights[1])), widening)
+
+    def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
+        """Of a new measurement, to be minimised, at basic points ``(n, d)``: ``(n, n_levels)``."""
+        parts = [
+            self.front.surface.quantiles(Z, _GRID),
+            self.front.surrogate.output_quantiles(Z, _GRID),
+        ]
+        found = mixed(parts, self.weights, (0.5, *levels))
+        middle, others = found[:, :1], found[:, 1:]
+        return np.asarray(middle + self.widening * (others - middle))
+
+
+def mixed(
+    parts: Sequence[FloatArray], weights: Sequence[float], levels: Sequence[float]
+) -> FloatArray:
+    """Quantiles ``(n, n_levels)`` of a mixture, from each part's at ``_GRID``, ``(n, n_grid)``."""
+    found = np.empty((len(parts[0]), len(levels)))
+    for i in range(len(found)):
+        at = np.sort(np.concatenate([part[i] for part in parts]))
+        below = sum(
+            weight * np.interp(at, part[i], _GRID, left=0.0, right=1.0)
+            for weight, part in zip(weights, parts, strict=True)
+        )
+        found[i] = np.interp(levels, below, at)
+    return found
+
+
+def backtest_sweep(
+    front: FrontModel, splits: Sequence[float] = SPLITS
+) -> tuple[SweepBacktest, ...]:
+    """Fit the cheap runs and predict the dear ones, inside the sweep.
+
+    Of the dear runs, those are judged that were predicted to do well: half of them, chosen before
+    their outcome is looked at. Splits that leave too few runs on a side are left out.
+
+    Args:
+        front: whose runs are used.
+        splits: shares of the largest cost that runs may have to be fitted to.
+    """
+    sign = 1.0 if front.direction == "minimize" else -1.0
+    runs = [o.model_copy(update={"output": sign * o.output}) for o in front.observations]
+    measured = [o for o in runs if not o.is_forecast]
+    largest = float(np.quantile([o.cost for o in measured], 0.98)) if measured else 0.0
+    found = []
+    for share in splits:
+        cheap = [o for o in runs if o.cost <= share * largest]
+        dear = [o for o in measured if o.cost > share * largest]
+        if len(cheap) < _N_FITTED or len(dear) < 2 or len({o.cost for o in cheap}) < 4:
+            continue
+        surface = ResponseSurface.of(front.space, cheap)
+        surrogate = fit_surrogate(front.space, cheap)
+        Z = front.space.encode_all([o.params for o in dear])
+        parts = [surface.quantiles(Z, _GRID), surrogate.output_quantiles(Z, _GRID)]
+        y = np.array([o.output for o in dear])
+        bands = mixed(parts, (0.5, 0.5), (0.05, 0.5, 0.95))
+        promising = np.argsort(bands[:, 1], kind="stable")[: max(2, math.ceil(len(dear) / 2))]
+        parts, y, bands = [part[promising] for part in parts], y[promising], bands[promising]
+        places = np.array(
+            [
+                sum(0.5 * np.interp(y[i], part[i], _GRID, left=0.0, right=1.0) for part in parts)
+                for i in range(len(y))
+            ]
+        )
+        low, middle, high = sign * bands.T
+        found.append(
+            SweepBacktest(
+                share,
+                np.array([dear[i].cost for i in promising]) / max(o.cost for o in cheap),
+                sign * y,
+                middle,
+                np.minimum(low, high),
+                np.maximum(low, high),
+                sign * ndtri(np.clip(places, _GRID[0], _GRID[-1])),
+                np.array([_log_density(part, y) for part in parts]),
+            )
+        )
+    return tuple(found)
+
+
+def _log_density(quantiles: FloatArray, y: FloatArray) -> float:
+    """Mean log density at ``y`` ``(n,)`` of distributions given by quantiles, ``(n, n_grid)``."""
+    logs = []
+    for row, at in zip(quantiles, y, strict=True):
+        i = int(np.clip(np.searchsorted(row, at), 1, len(row) - 1))
+        width = max(float(row[i] - row[i - 1]), 1e-12)
+        logs.append(math.log((_GRID[i] - _GRID[i - 1]) / width))
+    return float(np.mean(logs))

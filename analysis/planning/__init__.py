@@ -1,0 +1,1 @@
+"""What to run beyond the sweep: from a budget to a configuration and its expected loss."""

@@ -1,0 +1,479 @@
+"""From a budget to a configuration, with the loss and the cost to expect; and the check run.
+
+The configuration has the predicted cost that is asked for. It lies on the lines of
+:mod:`analysis.front.model`, or beside them like one of the runs near the front: whichever is expected to
+do best. What to expect of it says :mod:`analysis.front.expectation`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from optuna.study import Study
+
+from analysis.front.expectation import Expectation
+from analysis.front.hyperparameters import hyperparameter_curves
+from analysis.front.model import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
+from analysis.front.response_surface import CostModel
+from analysis.front.trials import run_metrics
+from analysis.laws.power import ComputeLaw, fit_compute_law
+from analysis.planning.budget import GPUS, Budget, Failures
+from carbs.optimizer import Direction
+from carbs.pareto import pareto_front
+from carbs.records import Observation
+from carbs.space import (
+    AllowedPoints,
+    FloatArray,
+    LinearSpace,
+    LogitSpace,
+    LogSpace,
+    Params,
+    SearchSpace,
+)
+
+# Further out than this, the trend has been followed for longer than it was seen.
+_FAR = 10.0
+# A candidate that the bounds keep further than this from the cost, in decades, is none.
+_SAME_COST = 0.05
+# Where the constraints forbid the configuration: how many near it are looked at.
+_N_NEAR = 4096
+# A law is uncertain when its band is wider than this many decades where it is used.
+_WIDE = 0.6
+# Check runs: shares of the large run's cost, of which some are proposed that cost together at most
+# so much of it.
+_RUNGS = (0.003, 0.01, 0.03, 0.1)
+_LADDER_SHARE = 0.15
+# Up to four epochs, repeated tokens are almost as good as new ones (Muennighoff et al. 2023,
+# "Scaling Data-Constrained Language Models", sec. 5).
+_HARMLESS_EPOCHS = 4.0
+# Mixed-precision Adam: two bytes each for weights and gradients, twelve for the optimizer's state
+# (Rajbhandari et al. 2020, "ZeRO", sec. 3.1).
+_BYTES_PER_PARAMETER = 16
+_TOKENS = ("tokens", "n_tokens", "D")
+_PARAMETERS = ("n_params", "parameters", "N")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A check run on the way.
+
+    Attributes:
+        cost: of it, in the sweep's unit; ``share`` of the large run's.
+        params: its configuration.
+        output, output_interval: what it is expected to give.
+        tells: the share of the uncertainty about the large run's loss (its variance) that would be
+            gone with its measurement.
+    """
+
+    cost: float
+    share: float
+    params: Params
+    output: float
+    output_interval: tuple[float, float]
+    tells: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, before it is started.
+
+    Attributes:
+        params: the configuration.
+        target_cost: what was asked for, in the sweep's unit.
+        extrapolation: ``target_cost`` over the sweep's dearest run.
+        level: of the intervals.
+        output, cost: medians of the predicted measurements.
+        output_interval, cost_interval: where they are expected, at ``level``.
+        warnings: what to know before betting on it.
+        n_params, tokens: of the run, as far as the sweep tells; else None.
+        epochs: tokens over the unique ones; None where these were not given.
+        memory_gib: of weights, gradients and Adam's state in mixed precision, without activations.
+        budget: in FLOPs, GPU-hours and money, with what failures take; None for a bare cost.
+        ladder: check runs, cheapest first.
+        job: a sweep file for this one configuration, as ``carbs sweep`` takes it.
+        expectation: of what runs measure, with the front that it rests on.
+    """
+
+    params: Params
+    target_cost: float
+    extrapolation: float
+    level: float
+    output: float
+    output_interval: tuple[float, float]
+    cost: float
+    cost_interval: tuple[float, float]
+    warnings: tuple[str, ...]
+    n_params: float | None = None
+    tokens: float | None = None
+    epochs: float | None = None
+    memory_gib: float | None = None
+    budget: Budget | None = None
+    ladder: tuple[Rung, ...] = ()
+    job: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    expectation: Expectation | None = field(default=None, repr=False, compare=False)
+
+    def job_file(self) -> str:
+        """``job`` as YAML: ``carbs sweep FILE`` trains the configuration, once."""
+        return yaml.safe_dump(dict(self.job), sort_keys=False)
+
+    def summary(self) -> pd.DataFrame:
+        """The predictions: quantity, estimate, interval."""
+        return pd.DataFrame(
+            [
+                ["output", self.output, *self.output_interval],
+                ["cost", self.cost, *self.cost_interval],
+            ],
+            columns=["quantity", "estimate", "low", "high"],
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A measured run beside its prediction, and what it means for the large one.
+
+    Attributes:
+        verdict: ``on the curve``, or ``better`` or ``worse`` than its interval.
+        output: as measured; ``expected`` with its ``interval``.
+        before, after: the large run's plan without and with this measurement.
+    """
+
+    verdict: Literal["on the curve", "better", "worse"]
+    output: float
+    expected: float
+    interval: tuple[float, float]
+    before: Plan
+    after: Plan
+
+
+def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
+    """The law of loss over cost, through the runs on the Pareto front.
+
+    The cheapest run is on every front, however bad it is: only runs that do better than the one
+    nearest the search centre count.
+
+    Raises:
+        ValueError: outputs to be maximised, or fewer than four such runs.
+    """
+    if front.direction == "maximize":
+        raise ValueError("a scaling law needs a loss, but the outputs are to be maximized")
+    measured = [observation for observation in front.observations if not observation.is_forecast]
+    costs = np.array([observation.cost for observation in measured])
+    losses = np.array([observation.output for observation in measured])
+    Z = front.space.encode_all([observation.params for observation in measured])
+    center_loss = losses[np.argmin(np.square(Z).sum(axis=1))]
+    chosen = pareto_front(costs, losses)
+    chosen = chosen[losses[chosen] <= center_loss]
+    return fit_compute_law(costs[chosen], losses[chosen], n_resamples)
+
+
+def plan(
+    data: FrontModel | Study | pd.DataFrame,
+    cost: float | None = None,
+    *,
+    flops: float | None = None,
+    gpu_hours: float | None = None,
+    money: float | None = None,
+    gpu: str = "H100",
+    n_gpus: int = 1,
+    utilisation: float = 0.4,
+    price_per_gpu_hour: float | None = None,
+    failures: Failures | None = None,
+    unique_tokens: float | None = None,
+    space: SearchSpace | None = None,
+    direction: Direction | None = None,
+    level: float = 0.9,
+    sweep: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The best configuration for a budget, and what to expect of it.
+
+    A budget in FLOPs, GPU-hours or money becomes a cost through the FLOPs that the sweep's runs
+    recorded (the metric ``flops``). Without them, the sweep's cost is taken to be FLOPs for a
+    budget in FLOPs, and GPU-seconds for the others, and a warning says so.
+
+    Args:
+        data: a study, a frame of runs, or a front from :func:`analysis.front.model.fit_front`.
+        cost: of the run, in the sweep's unit; or one of the next three.
+        flops: of useful work.
+        gpu_hours: rented.
+        money: in the unit of ``price_per_gpu_hour``.
+        gpu, n_gpus, utilisation, price_per_gpu_hour, failures: as for :class:`Budget`.
+        unique_tokens: that there are, for the epochs.
+        space, direction, level: as for :func:`analysis.front.hyperparameters.hyperparameter_curves`.
+        sweep: the sweep file's contents, for the job file: its function, settings, executor.
+
+    Raises:
+        ValueError: no budget or more than one, or one that cannot be understood.
+    """
+    front = as_front(data, space=space, direction=direction, level=level)
+    metrics = (
+        run_metrics(data, front.space)
+        if isinstance(data, (Study, pd.DataFrame))
+        else pd.DataFrame()
+    )
+    notes: list[str] = []
+    budget = None
+    if cost is None:
+        budget = Budget.of(
+            flops=flops,
+            gpu_hours=gpu_hours,
+            money=money,
+            gpu=gpu,
+            n_gpus=n_gpus,
+            utilisation=utilisation,
+            price_per_gpu_hour=price_per_gpu_hour,
+            failures=failures,
+        )
+        cost, note = _cost_of(budget, front, metrics, is_flops=flops is not None)
+        notes += [note] if note else []
+    elif not all(amount is None for amount in (flops, gpu_hours, money)):
+        raise ValueError("give a cost, or a budget in FLOPs, GPU-hours or money, and not both")
+    elif not (math.isfinite(cost) and cost > 0):
+        raise ValueError(f"cost is {cost}, expected a positive, finite number")
+    expectation = Expectation.of(front)
+    z = _at_cost(expectation, cost)
+    params = front.space.decode(z)
+    low, middle, high = _expected(expectation, z)
+    tail = (1 - front.level) / 2
+    costs = front.surface.cost.quantiles(z[None, :], (tail, 0.5, 1 - tail))[0]
+    tokens = _number(_TOKENS, params, metrics, front, z)
+    n_params = _number(_PARAMETERS, params, metrics, front, z)
+    epochs = tokens / unique_tokens if tokens is not None and unique_tokens else None
+    memory = None if n_params is None else n_params * _BYTES_PER_PARAMETER / 2**30
+    notes += _warnings(front, z, cost, float(costs[1]))
+    if epochs is not None and epochs > _HARMLESS_EPOCHS:
+        notes.append(
+            f"{epochs:.1f} epochs over {unique_tokens:.3g} unique tokens: beyond four, repeated "
+            "tokens are worth less and less, which the prediction does not know"
+        )
+    if memory is not None and budget is not None and memory > GPUS[gpu].memory_gib * n_gpus:
+        notes.append(f"{memory:.0f} GiB of weights and optimizer do not fit on {n_gpus} x {gpu}")
+    notes += _mixed_versions(metrics)
+    return Plan(
+        params=params,
+        target_cost=cost,
+        extrapolation=cost / front.dearest,
+        level=front.level,
+        output=middle,
+        output_interval=(low, high),
+        cost=float(costs[1]),
+        cost_interval=(float(costs[0]), float(costs[2])),
+        warnings=tuple(notes),
+        n_params=n_params,
+        tokens=tokens,
+        epochs=epochs,
+        memory_gib=memory,
+        budget=budget,
+        ladder=_ladder(front, expectation, z, cost),
+        job=_job(front.space, params, sweep or {}),
+        expectation=expectation,
+    )
+
+
+def check(
+    planned: Plan, run: Observation | Mapping[str, Any], *, level: float | None = None
+) -> Verdict:
+    """Lay a measured run beside what was expected of it, and say what the plan becomes with it.
+
+    Args:
+        planned: the large run.
+        run: with ``params``, ``output`` and ``cost``.
+        level: of the interval that the run is judged by; the plan's by default.
+
+    Raises:
+        ValueError: the plan has no front, or the run no such values.
+    """
+    if planned.expectation is None:
+        raise ValueError("this plan does not know its sweep: make it with plan()")
+    front = planned.expectation.front
+    if not isinstance(run, Observation):
+        try:
+            run = Observation(
+                params=front.space.check(run["params"]), output=run["output"], cost=run["cost"]
+            )
+        except KeyError as error:
+            raise ValueError(f"the run lacks {error}: give params, output and cost") from None
+    judged = replace(planned.expectation, front=replace(front, level=level or front.level))
+    z = front.space.encode(run.params)
+    low, middle, high = _expected(judged, z)
+    sign = 1.0 if front.direction == "minimize" else -1.0
+    if low <= run.output <= high:
+        verdict: Literal["on the curve", "better", "worse"] = "on the curve"
+    else:
+        verdict = "better" if sign * run.output < sign * middle else "worse"
+    refitted = fit_front(
+        front.space,
+        [*front.observations, run],
+        front.failures,
+        direction=front.direction,
+        level=front.level,
+    )
+    after = plan(refitted, planned.target_cost)
+    return Verdict(verdict, run.output, middle, (low, high), planned, after)
+
+
+def _expected(expectation: Expectation, z: FloatArray) -> tuple[float, float, float]:
+    """(low, median, high) of a measurement, in the output's own direction."""
+    front = expectation.front
+    tail = (1 - front.level) / 2
+    sign = 1.0 if front.direction == "minimize" else -1.0
+    low, middle, high = np.sort(
+        sign * expectation.quantiles(z[None, :], (tail, 0.5, 1 - tail))[0]
+    ).tolist()
+    return low, middle, high
+
+
+def _cost_of(
+    budget: Budget, front: FrontModel, metrics: pd.DataFrame, is_flops: bool
+) -> tuple[float, str | None]:
+    """A budget in the sweep's unit of cost, and what had to be assumed."""
+    if "flops" in metrics:
+        known = metrics[np.isfinite(metrics["flops"]) & (metrics["flops"] > 0)]
+        if len(known) >= 4:
+            x, y = np.log(known["flops"].to_numpy()), np.log(known["cost"].to_numpy())
+            # On the dear half: overheads matter less there, and less still beyond.
+            dear = y >= np.median(y)
+            slope, level = np.polyfit(x[dear], y[dear], 1)
+            return float(np.exp(level + slope * math.log(budget.flops))), None
+    if is_flops:
+        return budget.flops, "no FLOPs are recorded: the sweep's cost is taken to be in FLOPs"
+    seconds = budget.gpu_hours * 3600 * (1 - budget.failures_share)
+    return seconds, "no FLOPs are recorded: the sweep's cost is taken to be seconds of that GPU"
+
+
+def _number(
+    names: tuple[str, ...],
+    params: Params,
+    metrics: pd.DataFrame,
+    front: FrontModel,
+    z: FloatArray,
+) -> float | None:
+    """A parameter of one of these names, or a metric, continued like a cost."""
+    for name in names:
+        value = params.get(name)
+        if isinstance(value, (int, float)):
+            return float(value)
+    for name in names:
+        if name in metrics:
+            known = metrics[np.isfinite(metrics[name]) & (metrics[name] > 0)]
+            ids = {observation.id: observation for observation in front.observations}
+            rows = [(ids[i], v) for i, v in zip(known["id"], known[name], strict=True) if i in ids]
+            if len(rows) >= 4:
+                Z = front.space.encode_all([observation.params for observation, _ in rows])
+                model = CostModel.fit(Z, np.array([float(value) for _, value in rows]))
+                return float(model.quantiles(z[None, :], (0.5,))[0, 0])
+    return None
+
+
+def _ladder(
+    front: FrontModel, expectation: Expectation, z: FloatArray, cost: float
+) -> tuple[Rung, ...]:
+    rungs = []
+    for share in _RUNGS:
+        if share * cost < 1.2 * front.dearest:
+            continue
+        own = _at_cost(expectation, share * cost)
+        tells = front.surface.tells(own, z)
+        low, middle, high = _expected(expectation, own)
+        params = front.space.decode(own)
+        rungs.append(Rung(share * cost, share, params, middle, (low, high), tells))
+    chosen: list[Rung] = []
+    for rung in sorted(rungs, key=lambda rung: -rung.tells):
+        if sum(other.share for other in chosen) + rung.share <= _LADDER_SHARE:
+            chosen.append(rung)
+    return tuple(sorted(chosen, key=lambda rung: rung.cost))
+
+
+def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep file with one trial: the search centre is the configuration."""
+    job: dict[str, Any] = {
+        "name": f"{sweep.get('name', 'plan')}-large",
+        "function": sweep.get("function", "my_training:train"),
+    }
+    job["parameters"] = {}
+    for param in space.params:
+        entry = param.space.model_dump(exclude_defaults=True, mode="python")
+        entry = {"space": param.space.kind, **{k: v for k, v in entry.items() if k != "kind"}}
+        entry = {k: list(v) if isinstance(v, tuple) else v for k, v in entry.items()}
+        entry["search_center"] = params.get(param.name, param.search_center)
+        if param.when:
+            entry["when"] = {name: list(values) for name, values in param.when.items()}
+        job["parameters"][param.name] = entry
+    kept = ("constraints", "settings", "direction", "executor", "executor_options", "seed")
+    job |= {name: copy.deepcopy(sweep[name]) for name in kept if sweep.get(name)}
+    job |= {name: sweep[name] for name in ("output_unit", "cost_unit") if sweep.get(name)}
+    return {**job, "max_trials": 1}
+
+
+def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
+    """The point with a predicted cost that is expected to do best, shape ``(d,)``.
+
+    Where the posterior has two minds, the median of its lines may lie between them, where nothing
+    is good. So the runs near the front are candidates too, each carried along the front to the
+    cost. Where the constraints do not allow the best: the nearest to it, in place and predicted
+    cost, that they do allow, of many around it.
+    """
+    front, space = expectation.front, expectation.front.space
+    surface = front.surface
+    c = surface.cost.scale_of(cost)
+    beside = surface.s[surface.near_front(surface.c)]
+    carried = surface.chart.points(np.full(len(beside), c), beside)
+    has_cost = np.abs(surface.cost.scale(carried)[0] - c) < _SAME_COST
+    candidates = np.concatenate([front.best_at(math.log10(cost))[None], carried[has_cost]])
+    best = np.asarray(candidates[np.argmin(expectation.quantiles(candidates, (0.5,))[:, 0])])
+    if space.allows(space.decode(best)):
+        return best
+    rng = np.random.default_rng(0)
+    candidates = nearby(space, np.tile(best, (_N_NEAR, 1)), rng)
+    off = np.abs(surface.cost.scale(candidates)[0] - c)
+    distances = np.linalg.norm(candidates - best, axis=1) + off / COST_TOLERANCE
+    nearest = AllowedPoints(space).first(candidates, np.argsort(distances, kind="stable"), 1)
+    return np.asarray(candidates[nearest[0]])
+
+
+def _warnings(front: FrontModel, z: FloatArray, cost: float, median_cost: float) -> list[str]:
+    found = []
+    extrapolation = cost / front.dearest
+    if extrapolation > _FAR:
+        found.append(f"{extrapolation:.0f} times the sweep's dearest run: check on the way there")
+    if not 1 / 1.5 < median_cost / cost < 1.5:
+        found.append(
+            f"the space allows no such run: this one is expected to cost {median_cost:.3g} where "
+            f"{cost:.3g} was asked for; widen the bounds"
+        )
+    probability = float(front.surrogate.success_probability(z[None, :])[0])
+    if probability < 0.9:
+        found.append(f"the run is expected to fail with probability {1 - probability:.0%}")
+    params = front.space.decode(z)
+    for param in front.space.params:
+        if isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)) and param.name in params:
+            value = params[param.name]
+            if value in param.space.limits():
+                found.append(f"{param.name} = {value:g} lies on its bound: widen it")
+    for curve in hyperparameter_curves(front):
+        if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
+            continue
+        low, high = (float(bound) for bound in curve.interval(cost, front.level))
+        if low > 0 and math.log10(high / low) > _WIDE:
+            found.append(
+                f"{curve.name} is uncertain there: its law says {low:.3g} to {high:.3g} "
+                f"({front.level:.0%})"
+            )
+    return found
+
+
+def _mixed_versions(metrics: pd.DataFrame) -> list[str]:
+    found = []
+    for name in metrics.columns:
+        if name.startswith("environment."):
+            values = sorted({str(value) for value in metrics[name].dropna()})
+            if len(values) > 1:
+                what = name.removeprefix("environment.")
+                found.append(f"the sweep's runs differ in {what}: {', '.join(values[:5])}")
+    return found

@@ -1,0 +1,1 @@
+"""What the user types: the commands of `carbs`, and what they print; no decision about a trial."""

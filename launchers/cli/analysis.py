@@ -1,0 +1,195 @@
+"""``carbs plan`` and ``carbs fit``: what a sweep, or a table of runs, says of a large run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from analysis.laws.power import ComputeLaw, LossLaw
+from analysis.laws.runs import fit_runs
+from analysis.planning.budget import GPUS, Failures
+from analysis.planning.plan import Plan, plan
+from launchers.cli.progress import format_params
+from launchers.controller.sweep import Sweep
+from launchers.errors import SweepStoppedError
+
+console = Console()
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+_DEFAULTS = Failures()
+
+
+def plan_command(
+    folder: Annotated[Path, typer.Argument(help="Of a sweep.")],
+    flops: Annotated[float | None, typer.Option(help="Budget in FLOPs of useful work.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="Budget in GPU-hours.")] = None,
+    money: Annotated[float | None, typer.Option(help="Budget in the unit of --price.")] = None,
+    cost: Annotated[float | None, typer.Option(help="Budget in the sweep's unit of cost.")] = None,
+    gpu: Annotated[str, typer.Option(help=f"One of {', '.join(GPUS)}.")] = "H100",
+    n_gpus: Annotated[int, typer.Option(help="That run at once.")] = 1,
+    utilisation: Annotated[float, typer.Option(help="Of the GPU's peak rate.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Of a GPU-hour.")] = None,
+    unique_tokens: Annotated[float | None, typer.Option(help="For the epochs.")] = None,
+    failures: Annotated[
+        float, typer.Option(help="An hour for each 1,000 GPUs; Llama 3's by default.")
+    ] = _DEFAULTS.per_hour_per_1000_gpus,
+    resume: Annotated[
+        float, typer.Option(help="Minutes to resume after a failure; MegaScale's by default.")
+    ] = _DEFAULTS.minutes_to_resume,
+    checkpoint: Annotated[
+        float, typer.Option(help="Minutes between checkpoints.")
+    ] = _DEFAULTS.checkpoint_minutes,
+    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
+    job_file: Annotated[
+        Path | None, typer.Option(help="Write a sweep file that trains this configuration once.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="The study's database, where the sweep file names one.")
+    ] = None,
+) -> None:
+    """From a budget to a configuration, with the loss and the cost to expect, and a ladder."""
+    sweep = Sweep.open(folder, storage)
+    try:
+        planned = plan(
+            sweep.study,
+            cost,
+            flops=flops,
+            gpu_hours=gpu_hours,
+            money=money,
+            gpu=gpu,
+            n_gpus=n_gpus,
+            utilisation=utilisation,
+            price_per_gpu_hour=price,
+            failures=Failures(failures, resume, checkpoint),
+            unique_tokens=unique_tokens,
+            space=sweep.space,
+            direction=sweep.config.direction,
+            level=level,
+            sweep=sweep.config.model_dump(mode="json"),
+        )
+    except ValueError as error:
+        raise SweepStoppedError(f"no plan from {sweep.folder}: {error}") from None
+    _say(planned, sweep.config.output_unit, sweep.config.cost_unit)
+    if job_file is not None:
+        job_file.write_text(planned.job_file(), encoding="utf-8")
+        console.print(f"job file: {job_file}; run it with: carbs sweep {job_file}", **_PLAIN)
+
+
+def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:
+    level = f"{planned.level:.0%}"
+    console.print(f"configuration: {format_params(planned.params)}", **_PLAIN)
+    low, high = planned.output_interval
+    console.print(
+        f"loss: {planned.output:.4f} [{low:.4f}, {high:.4f}] {output_unit} ({level})", **_PLAIN
+    )
+    low, high = planned.cost_interval
+    console.print(
+        f"cost: {planned.cost:.4g} [{low:.4g}, {high:.4g}] {cost_unit} ({level}), "
+        f"{planned.extrapolation:.3g} times the sweep's dearest run",
+        **_PLAIN,
+    )
+    facts = {"parameters": planned.n_params, "tokens": planned.tokens, "epochs": planned.epochs}
+    facts["GiB of weights and optimizer"] = planned.memory_gib
+    known = [f"{value:.4g} {name}" for name, value in facts.items() if value is not None]
+    if known:
+        console.print("; ".join(known), **_PLAIN)
+    if planned.budget is not None:
+        budget = planned.budget
+        text = f"{budget.flops:.3g} FLOPs; {budget.gpu_hours:.4g} GPU-hours"
+        text += f", {budget.hours:.4g} hours, {budget.failures_share:.1%} of it lost to failures"
+        if budget.money == budget.money:
+            text += f"; {budget.money:.4g} in money"
+        console.print(text, **_PLAIN)
+    for warning in planned.warnings:
+        console.print(f"warning: {warning}", **_PLAIN)
+    if not planned.ladder:
+        return
+    table = Table(title="check runs on the way")
+    for name in (f"cost ({cost_unit})", "share", "expected loss", level, "tells"):
+        table.add_column(name, justify="right")
+    for rung in planned.ladder:
+        low, high = rung.output_interval
+        table.add_row(
+            f"{rung.cost:.4g}",
+            f"{rung.share:.1%}",
+            f"{rung.output:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            f"{rung.tells:.0%}",
+        )
+    console.print(table)
+
+
+def fit_command(
+    file: Annotated[Path, typer.Argument(help="A CSV file, one row a run.")],
+    loss: Annotated[str | None, typer.Option(help="Column; guessed from its name else.")] = None,
+    params: Annotated[str | None, typer.Option(help="Column of the parameters.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Column of the tokens.")] = None,
+    compute: Annotated[str | None, typer.Option(help="Column of the compute.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column that names a run.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="Predict the best run with this compute.")
+    ] = None,
+) -> None:
+    """Fit a scaling law to runs that no sweep of ours made."""
+    names = ("loss", "n_params", "n_tokens", "compute", "group")
+    given = dict(zip(names, (loss, params, tokens, compute, group), strict=True))
+    try:
+        found = fit_runs(pd.read_csv(file), {k: v for k, v in given.items() if v is not None})
+    except (OSError, ValueError) as error:
+        raise SweepStoppedError(f"no law from {file}: {error}") from None
+    law = found.law
+    console.print(found.said(), **_PLAIN)
+    form = "E + A N^-alpha + B D^-beta" if isinstance(law, LossLaw) else "E + k C^-g"
+    console.print(f"L = {form}, fitted to {law.fitted_to}", **_PLAIN)
+    table = Table()
+    for name in ("coefficient", "estimate", "90% low", "90% high"):
+        table.add_column(name, justify="right")
+    for name, *numbers in law.summary().itertuples(index=False, name=None):
+        table.add_row(name, *(f"{number:.4g}" for number in numbers))
+    console.print(table)
+    if flops is not None:
+        with _warnings_said():
+            _print_best(law, flops)
+
+
+def _print_best(law: ComputeLaw | LossLaw, flops: float) -> None:
+    """What the law says of a run with that much compute."""
+    if isinstance(law, LossLaw):
+        best = law.compute_optimal(flops)
+        shown = (
+            ("loss", float(best.loss), best.loss_interval),
+            ("parameters", float(best.n_params), best.n_params_interval),
+            ("tokens", float(best.n_tokens), best.n_tokens_interval),
+        )
+        texts = [f"{value:.4g} {name} [{a:.4g}, {b:.4g}]" for name, value, (a, b) in shown]
+        console.print(f"best at {flops:.3g} FLOPs: {', '.join(texts)}", **_PLAIN)
+    else:
+        low, high = law.interval(flops)
+        console.print(
+            f"at {flops:.3g}: loss {float(law.predict(flops)):.4f} "
+            f"[{float(low):.4f}, {float(high):.4f}]",
+            **_PLAIN,
+        )
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """The laws' warnings as lines of the output."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        console.print(f"warning: {text}", **_PLAIN)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Both, under their names."""
+    app.command("plan")(plan_command)
+    app.command("fit")(fit_command)

@@ -1,0 +1,326 @@
+"""The sweep file: YAML, checked against one schema; an unknown key is an error.
+
+name: my-sweep
+function: my_module:train            # importable, or a file beside the sweep file
+parameters:
+  width: {space: log, min: 16, max: 512, is_integer: true, rounding_factor: 16, search_center: 64}
+  mix: {space: mixture, components: [code, prose], search_center: {code: 0.5, prose: 0.5}}
+  optimizer: {space: choice, choices: [adamw, sgd], search_center: adamw}
+  momentum: {space: logit, search_center: 0.9, when: {optimizer: sgd}}
+constraints: ["width <= 256 or mix['code'] > 0.1"]
+warm_start: [{folder: earlier-sweep, defaults: {optimizer: sgd}}]
+executor: slurm
+executor_options: {partition: gpu, gpus_per_node: 1, timeout_min: 240}
+tiers:
+  large: {when: "width >= 256", options: {nodes: 2}}
+max_trials: 60
+max_cost: 15
+budget: 300
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from carbs.constraints import Expression
+from carbs.earlier import EarlierSweep
+from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
+from carbs.space import Param, Params, SearchSpace
+from launchers.cluster.options import check_options
+from launchers.controller.outcomes import Pattern
+from launchers.errors import SweepFileError
+
+
+class CheckConfig(BaseModel):
+    """The check run: predicted from the sweep, then trained.
+
+    Attributes:
+        cost_factor: its cost, as a multiple of the sweep's dearest run.
+        level: of its prediction intervals.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cost_factor: float = Field(default=8.0, ge=1, allow_inf_nan=False)
+    level: float = Field(default=0.9, gt=0, lt=1)
+
+
+class WarmStartConfig(BaseModel):
+    """Another sweep to learn from, by its folder, or by its study and the database that holds it.
+
+    It is read once, when the new sweep begins.
+
+    Attributes:
+        folder: of a sweep, where its study lies in it; relative to the working directory.
+        storage, study: a database URL, and the study's name.
+        defaults: what it used of parameters that it did not search.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str | None = None
+    storage: str | None = None
+    study: str | None = None
+    defaults: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_place(self) -> WarmStartConfig:
+        has = (self.folder is not None, self.storage is not None, self.study is not None)
+        if has not in ((True, False, False), (False, True, True)):
+            raise ValueError("give either the folder of a sweep, or both storage and study")
+        return self
+
+
+class EarlyStoppingConfig(BaseModel):
+    """Which runs are stopped early (see :mod:`carbs.early_stopping`).
+
+    Attributes:
+        miss_share: of the runs that would be on the Pareto front, so many may be stopped.
+        min_progress: no run is stopped before this share of it is done.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    miss_share: float = Field(default=MISS_SHARE, gt=0, lt=1)
+    min_progress: float = Field(default=MIN_PROGRESS, gt=0, lt=1)
+
+
+class TierConfig(BaseModel):
+    """Resources for some of the trials: those to which all that is given here applies.
+
+    Attributes:
+        when: an expression over the parameters, as a constraint is one.
+        min_cost: predicted cost from which on it applies, in the sweep's unit. A trial without a
+            prediction, such as the first, counts as cheap.
+        options: over the sweep's ``executor_options``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    when: str | None = None
+    min_cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    options: dict[str, Any] = {}
+
+
+class SweepConfig(BaseModel):
+    """What a sweep file says.
+
+    Attributes:
+        name: of the study.
+        function: ``module:function``, called as ``function(params, job)`` (see ``launchers.job.protocol``).
+        parameters: what is searched, by name; each with its space and its ``search_center``, and
+            ``when`` it exists.
+        constraints: expressions over the parameters that every trial meets.
+        warm_start: other sweeps to learn from, over these parameters or others.
+        settings: handed to the function as they are.
+        direction: whether a low or a high output is good.
+        executor: where jobs run: ``local`` processes, ``slurm``, or ``debug`` (in the controller).
+        executor_options: submitit's parameters, such as ``timeout_min`` or ``partition``.
+        tiers: other options for some trials, by name; the first that applies to a trial counts.
+        batch_size: trials that are suggested at a time; on Slurm, one job array.
+        max_in_flight: jobs at a time.
+        max_cost_in_flight: predicted cost of what runs at a time.
+        max_trials: trials in all.
+        max_cost: of one run, in the function's unit of cost (seconds unless it says otherwise).
+        budget: of all runs together, in the same unit; None for no limit.
+        output_unit, cost_unit: for tables and figures.
+        seed: of the search and of every job.
+        storage: a database URL; None for an SQLite file in the sweep's folder. ``${NAME}`` stands
+            for an environment variable: passwords do not belong into files that others read.
+        storage_file: a file that holds the URL, in place of ``storage``.
+        machine_retries: how often a trial is tried again in a row because of a machine.
+        outcomes: what the words in a log or an exception mean, before the built-in table.
+        exclude_node_for_s: how long no job is sent to a node that was found broken.
+        health_check: whether a job first checks its node; by default on Slurm.
+        max_slowdown: a node that is so many times slower than the sweep's others is broken; None
+            for no comparison.
+        poll_s: between two looks at the queue.
+        grace_s: how long a job must have been gone without a report before it counts as lost.
+        check: the run that checks the prediction at the end; None for none.
+        early_stopping: of runs that report their progress; None for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    name: str = Field(min_length=1)
+    function: str
+    parameters: list[Param] = Field(min_length=1)
+    constraints: list[str] = []
+    warm_start: list[WarmStartConfig] = []
+    settings: dict[str, Any] = {}
+    direction: Literal["minimize", "maximize"] = "minimize"
+    executor: Literal["local", "slurm", "debug"] = "local"
+    executor_options: dict[str, Any] = {}
+    tiers: dict[str, TierConfig] = {}
+    batch_size: int = Field(default=1, ge=1)
+    max_in_flight: int = Field(default=2, ge=1)
+    max_cost_in_flight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    max_trials: int = Field(default=60, ge=1)
+    max_cost: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    output_unit: str = ""
+    cost_unit: str = "s"
+    seed: int = 0
+    storage: str | None = None
+    storage_file: str | None = None
+    machine_retries: int = Field(default=3, ge=0)
+    outcomes: list[Pattern] = []
+    exclude_node_for_s: float = Field(default=3600, gt=0)
+    health_check: bool | None = None
+    max_slowdown: float | None = Field(default=1.5, gt=1, allow_inf_nan=False)
+    poll_s: float = Field(default=2, gt=0)
+    grace_s: float = Field(default=15, ge=0)
+    check: CheckConfig | None = None
+    early_stopping: EarlyStoppingConfig | None = None
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _parameters_by_name(cls, parameters: Any) -> Any:
+        if not isinstance(parameters, dict):
+            return parameters
+        return [_parameter(str(name), fields) for name, fields in parameters.items()]
+
+    @field_validator("function")
+    @classmethod
+    def _module_and_function(cls, function: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", function):
+            raise ValueError(
+                f"{function!r} is not of the form module:function, such as my_module:train"
+            )
+        return function
+
+    @model_validator(mode="after")
+    def _check_space(self) -> SweepConfig:
+        space = SearchSpace(self.parameters, self.constraints)
+        for number, source in enumerate(self.warm_start):
+            try:
+                EarlierSweep(defaults=source.defaults).seen_from(space, "minimize")
+            except ValueError as error:
+                raise ValueError(f"warm_start.{number}: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_tiers(self) -> SweepConfig:
+        check_options(self.executor_options, "executor_options")
+        centers = {param.name: param.search_center for param in self.parameters}
+        for name, tier in self.tiers.items():
+            check_options({**self.executor_options, **tier.options}, f"tiers.{name}.options")
+            if tier.when is not None:
+                try:
+                    Expression(tier.when, centers)
+                except ValueError as error:
+                    raise ValueError(f"tiers.{name}.when: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_storage(self) -> SweepConfig:
+        if self.storage is not None and self.storage_file is not None:
+            raise ValueError("give storage or storage_file, not both")
+        return self
+
+    def tier(self, params: Params, predicted_cost: float | None) -> str | None:
+        """The name of the first tier that applies to a configuration; None for none."""
+        centers = {param.name: param.search_center for param in self.parameters}
+        for name, tier in self.tiers.items():
+            if tier.min_cost is not None and (predicted_cost or 0.0) < tier.min_cost:
+                continue
+            if tier.when is None or _holds(tier.when, params, centers):
+                return name
+        return None
+
+    def options(self, tier: str | None) -> dict[str, Any]:
+        """The executor's options for jobs of a tier."""
+        return self.executor_options | (self.tiers[tier].options if tier in self.tiers else {})
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> SweepConfig:
+        if self.budget is not None and self.max_cost is not None and self.budget < self.max_cost:
+            raise ValueError(
+                f"budget {self.budget:g} is smaller than one run may cost (max_cost "
+                f"{self.max_cost:g}): raise budget or lower max_cost"
+            )
+        return self
+
+
+def _holds(expression: str, params: Params, examples: Params) -> bool:
+    """Whether it names only parameters that are active, and is true of them."""
+    condition = Expression(expression, examples)
+    return condition.names <= set(params) and condition.holds(params)
+
+
+def _parameter(name: str, fields: Any) -> dict[str, Any]:
+    if isinstance(fields, Param):
+        return {**dict(fields), "name": name}
+    if not isinstance(fields, dict) or "space" not in fields:
+        raise ValueError(f"parameter {name!r} needs a space: linear, log, logit, choice or mixture")
+    if "search_center" not in fields:
+        raise ValueError(
+            f"parameter {name!r} has no search_center: give a good, cheap value to start from"
+        )
+    own = {key: fields[key] for key in ("search_center", "when") if key in fields}
+    space = {key: value for key, value in fields.items() if key not in ("space", *own)}
+    return {"name": name, "space": {"kind": fields["space"], **space}, **own}
+
+
+def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
+    """Read a sweep file.
+
+    Args:
+        path: of the YAML file.
+        overrides: keys of the file to replace; None leaves the file's value.
+
+    Raises:
+        SweepFileError: names every key at fault, what was expected, and what may have been meant.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SweepFileError(f"cannot read the sweep file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SweepFileError(f"{path} is no YAML file: {error}") from None
+    if not isinstance(content, dict):
+        raise SweepFileError(f"{path} must hold a mapping of keys, such as 'name: my-sweep'")
+    content |= {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return SweepConfig.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_problem(detail, content)}" for detail in error.errors())
+        raise SweepFileError(f"{path}:\n{problems}") from None
+
+
+def _problem(detail: Any, content: dict[str, Any]) -> str:
+    """One line on one error of pydantic's: where, what, and the remedy."""
+    place = list(detail["loc"])
+    if len(place) > 1 and place[0] == "parameters" and isinstance(place[1], int):
+        place[1] = list(content["parameters"])[place[1]]
+        # In the file a space's fields stand beside its name: parameters.x.max, not .space.log.max.
+        if len(place) > 4 and place[2] == "space":
+            del place[2:4]
+    where = ".".join(str(part) for part in place)
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden" and len(place) == 1:
+        known = list(SweepConfig.model_fields)
+        close = difflib.get_close_matches(str(place[0]), known, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
+        return f"unknown key {where!r}{meant}"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    if detail["type"] == "union_tag_invalid":
+        context = detail["ctx"]
+        return f"{where}: unknown space {context['tag']!r}, expected {context['expected_tags']}"
+    if detail["type"] == "missing":
+        return f"missing key {where!r}"
+    return f"{where}: {message}" if where else message

@@ -1,0 +1,740 @@
+"""The control loop: ask, submit, poll, tell.
+
+The study and the job folders hold all that matters; what the loop keeps in memory it can read from
+them again. So a controller may die at any moment: the next one finds the running trials, looks for
+their reports, re-attaches to jobs that are alive and resubmits those that are lost.
+
+A trial goes through these steps, each written down before the next is taken:
+
+    asked                 RUNNING, with its parameters and the sweep's id
+    ``job.json``          what the job has to do
+    attribute ``job``     the attempt: its folder, tier, and the name under which it is submitted
+    attribute ``job``     the same with the scheduler's id
+    ``curve.jsonl``       where the function reports its progress
+    attribute ``stopped`` if it is to be stopped early, the forecast of its end; then ``stop.json``
+    ``report.json``       written by the job, in one step
+    told                  COMPLETE, PRUNED or FAIL, after its curve and metrics
+
+Several controllers may work on one study, each in a folder of its own. A trial belongs to the
+folder in which it was begun, and a folder to whoever holds its lock: so none is submitted twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import TypeAdapter
+
+from carbs.records import Suggestion
+from carbs.space import Param, Params, SearchSpace
+from carbs.study import (
+    CURVE,
+    PREDICTED,
+    STOPPED,
+    CarbsSampler,
+    FrontPruner,
+    Records,
+    unflatten,
+)
+from launchers.cluster.executors import Executor, SlurmExecutor, make_executor
+from launchers.controller.attempts import Attempt, Ending, Jobs, Lost, PastAttempt, Run
+from launchers.controller.config import SweepConfig
+from launchers.controller.database import database_url, has_password, open_study
+from launchers.controller.ledger import OWNER, Account, Ledger
+from launchers.controller.nodes import Nodes
+from launchers.controller.outcomes import BadConfiguration, Completed, StoppedRun
+from launchers.controller.warm_start import CONFIG_FILE, keep_earlier, kept_earlier
+from launchers.errors import FolderError, SweepStoppedError
+from launchers.job.protocol import Result
+
+JOB = "job"
+PAST = "attempts"
+EVIDENCE = "evidence"
+SPEED = "speed"
+SPACE = "space"
+CONSTRAINTS = "constraints"
+
+_ID = "sweep.id"
+_LOCK = "controller.lock"
+_CANCEL = "cancel"
+_CHANGED = "changed"
+_PARAMS = TypeAdapter(list[Param])
+_POLL_S = 0.05
+_REFRESH_S = 30.0
+_SHARED_REFRESH_S = 1.0
+_OPENING_PATIENCE_S = 60.0
+# Between the first Ctrl-C and the second.
+_SECOND_CTRL_C_S = 2.0
+# When this many trials have failed and none has finished, something is wrong with all of them.
+_HOPELESS_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Status:
+    """A sweep at one moment.
+
+    Attributes:
+        spent: cost of everything that ended, failures and stopped runs included.
+        reserved: predicted cost of what is running.
+        last: the newest suggestion.
+        trouble: what the sweep waits for, where the scheduler or the database does not answer.
+    """
+
+    config: SweepConfig
+    records: Records
+    spent: float
+    reserved: float
+    last: Suggestion | None
+    trouble: str | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial that just ended: ``result``, or ``reason`` where it failed or was stopped early."""
+
+    number: int
+    params: Params
+    result: Result | None
+    reason: str | None
+    is_stopped: bool = False
+    is_lost: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial as it would be submitted.
+
+    Attributes:
+        script: for the scheduler; None where there is none.
+    """
+
+    suggestion: Suggestion
+    tier: str | None
+    script: str | None
+
+
+class Interrupted(Exception):  # noqa: N818  # a request by the user, not an error
+    """Ctrl-C: nothing more was submitted.
+
+    Attributes:
+        is_cancelled: whether the jobs were cancelled; else what runs goes on running.
+    """
+
+    def __init__(self, is_cancelled: bool = False) -> None:
+        super().__init__(is_cancelled)
+        self.is_cancelled = is_cancelled
+
+
+class Sweep:
+    """A sweep in its folder. At most one controller at a time works on it.
+
+    Args:
+        config: what the sweep file says.
+        folder: of the study, the jobs and the report; made where it does not exist.
+        python_path: where the training function is imported from, besides the usual places.
+        executor: in place of the one that the configuration names.
+        notify: told of what the user should know while the sweep goes on.
+        clock: Unix time.
+
+    Raises:
+        FolderError: the folder cannot be written, or holds a sweep over other parameters.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: Path,
+        python_path: tuple[str, ...] = (),
+        *,
+        executor: Executor | None = None,
+        notify: Callable[[str], None] = lambda message: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.folder = folder.resolve()
+        self.space = SearchSpace(config.parameters, config.constraints)
+        self._notify = notify
+        try:
+            for name in ("jobs", "shared", "checkpoints"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderError(
+                f"cannot write the sweep's folder {self.folder} ({error.strerror}): "
+                "name another with --folder"
+            ) from None
+        if not os.access(self.folder, os.W_OK):
+            raise FolderError(f"cannot write into {self.folder}: name another with --folder")
+        self.study = self._open_study()
+        self._write_config()
+        self._sampler = CarbsSampler(
+            config.parameters,
+            constraints=config.constraints,
+            earlier=kept_earlier(config, self.folder),
+            seed=config.seed,
+        )
+        self.study.sampler = self._sampler
+        id = _sweep_id(self.folder)
+        self.ledger = Ledger(self.study, self.space, id)
+        self.nodes = Nodes(self.ledger, self.folder / "health", config.exclude_node_for_s, clock)
+        self.jobs = Jobs(
+            config,
+            self.folder,
+            id,
+            python_path,
+            executor or make_executor(config),
+            self.nodes.excluded,
+            self.nodes.add,
+            clock,
+        )
+        self.executor: Executor = self.jobs.executor
+        self._in_flight: dict[int, Run] = {}
+        self._locks = ExitStack()
+        self._interrupts = 0
+        self._declined: tuple[float, float, int] | None = None
+        # A database of its own may have other controllers; a file in the folder has this one.
+        is_shared = config.storage is not None or config.storage_file is not None
+        self._refresh_s = _SHARED_REFRESH_S if is_shared else _REFRESH_S
+        self._refreshed = float("-inf")
+        self._changed: float | None = None
+
+    @classmethod
+    def open(cls, folder: Path, storage: str | None = None) -> Sweep:
+        """The sweep in a folder, as it was last configured.
+
+        Args:
+            folder: of the sweep.
+            storage: the database's URL, where the folder does not say it.
+
+        Raises:
+            FolderError: the folder holds no sweep.
+        """
+        config = read_config(folder)
+        if storage is not None:
+            config = config.model_copy(update={"storage": storage, "storage_file": None})
+        return cls(config, folder)
+
+    def _write_config(self) -> None:
+        # A URL with a password in it is kept nowhere; one with a variable in its place is.
+        secret = self.config.storage is not None and has_password(self.config.storage)
+        text = self.config.model_dump_json(
+            indent=1, exclude={"warm_start", *(["storage"] if secret else [])}
+        )
+        (self.folder / CONFIG_FILE).write_text(text + "\n")
+
+    def _open_study(self) -> Study:
+        config = self.config
+        url = database_url(config.storage, config.storage_file)
+        # What has begun had its database: if that does not answer, it may be starting again.
+        has_begun = url is not None and (self.folder / CONFIG_FILE).exists()
+        patience_s = _OPENING_PATIENCE_S if has_begun else 0.0
+        study = open_study(config.name, self.folder, url, config.direction, patience_s)
+        params = config.parameters
+        before = study.user_attrs.get(SPACE)
+        if before is not None and _PARAMS.validate_json(before) != params:
+            raise FolderError(
+                f"study {config.name!r} in {self.folder} searches other parameters than the "
+                "sweep file: name another --folder, or take back the change to the parameters"
+            )
+        if before is None:
+            keep_earlier(config, self.space, self.folder)
+            space = json.dumps([param.model_dump(mode="json") for param in params])
+            study.set_user_attr(SPACE, space)
+        # These may change from run to run: what violates them is still data.
+        study.set_user_attr(CONSTRAINTS, config.constraints)
+        return study
+
+    @contextmanager
+    def controlling(self) -> Iterator[None]:
+        """Be the one controller of this sweep; Ctrl-C ends the loop in an orderly way.
+
+        Raises:
+            FolderError: another controller is at work.
+        """
+        lock = _lock(self.folder)
+        if lock is None:
+            raise FolderError(
+                f"another controller is running the sweep in {self.folder}: wait for it, or stop it"
+            )
+
+        def interrupt(*_: Any) -> None:
+            # No more than a count: a handler that took a lock could wait for what it interrupts.
+            self._interrupts += 1
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        self._locks.callback(lock.release)
+        (self.folder / _CANCEL).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            self._locks.close()
+
+    def status(self) -> Status:
+        """Read the study."""
+        self.ledger.refresh()
+        return self._status()
+
+    def _status(self) -> Status:
+        account = self.ledger.account()
+        last = account.records.pending[-1] if account.records.pending else None
+        return Status(
+            self.config,
+            account.records,
+            account.spent,
+            account.reserved,
+            last,
+            self.jobs.trouble,
+        )
+
+    def run(
+        self,
+        on_change: Callable[[Status], None] = lambda status: None,
+        on_end: Callable[[Ended], None] = lambda ended: None,
+    ) -> Status:
+        """Search until the trials or the budget are used up; call inside :meth:`controlling`.
+
+        Args:
+            on_change: called when a trial was started or has ended.
+            on_end: called for each trial that ends.
+
+        Raises:
+            Interrupted: by Ctrl-C, or by ``carbs cancel``.
+            SweepStoppedError: every trial so far has failed.
+        """
+        while (pause := self.tick(on_change, on_end)) is not None:
+            time.sleep(pause)
+        return self._status()
+
+    def tick(
+        self,
+        on_change: Callable[[Status], None] = lambda status: None,
+        on_end: Callable[[Ended], None] = lambda ended: None,
+    ) -> float | None:
+        """One round: collect what has ended, start what may start.
+
+        Returns:
+            Seconds to wait until the next; None once all is done.
+
+        Raises:
+            As :meth:`run`.
+        """
+        trouble = self.jobs.trouble
+        self._keep_up_with_others()
+        for run, ending in self.jobs.poll(list(self._in_flight.values())):
+            number = int(run.key)
+            del self._in_flight[number]
+            on_end(self._tell(number, run, ending))
+            on_change(self._status())
+        for number, run in self._in_flight.items():
+            self._follow(number, run)
+        self._raise_if_hopeless()
+        self._heed_interrupts()
+        pause = _POLL_S
+        while runs := self._next_batch():
+            self.jobs.submit(runs)
+            pause = 0.0
+            on_change(self._status())
+            self._heed_interrupts()
+            if any(self.jobs.has_report(run) for run in runs):
+                break  # a job that ran inside the controller: see first what it has taught
+        if self.jobs.trouble != trouble:
+            on_change(self._status())
+        return pause if self._in_flight else None
+
+    def plan(self, n: int, folder: Path | None = None) -> list[Planned]:
+        """The next trials, as they would be submitted; nothing is written or started.
+
+        Args:
+            n: how many, at the most.
+            folder: in whose place this one stands; None for this one.
+        """
+        self.ledger.refresh()
+        account = self.ledger.account()
+        known, number = account.records, self.ledger.next_number
+        jobs = self.jobs if folder is None else self.jobs.moved_to(folder.resolve())
+        planned = []
+        for i in range(min(n, self.config.max_trials - account.n_trials)):
+            self._set_limits(account)
+            suggestion = self._sampler.suggest(known, number + i, self.ledger.direction)
+            known.pending.append(suggestion)  # of our own copy
+            tier = self.config.tier(suggestion.params, suggestion.predicted_cost)
+            key = f"{number + i:05d}"
+            planned.append(Planned(suggestion, tier, jobs.script(key, tier)))
+        return planned
+
+    def run_one(self, params: Params, name: str) -> Result | BadConfiguration:
+        """Run one configuration outside the search, such as a check run; resumes as trials do.
+
+        Args:
+            params: the configuration.
+            name: of its folder among the jobs; asked again, the same name gives the same result.
+
+        Raises:
+            Interrupted: by Ctrl-C.
+        """
+        file = self.folder / "jobs" / f"{name}.json"
+
+        def save(attempt: Attempt) -> None:
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(attempt.model_dump_json())
+            temporary.replace(file)
+
+        tier = self.config.tier(params, None)
+        attempt = self.jobs.first_attempt(name, tier)
+        if file.exists():
+            attempt = Attempt.model_validate_json(file.read_text())
+        run = Run(name, params, self.config.seed, save, lambda past: None, attempt)
+        while True:
+            for _, ending in self.jobs.poll([run]):
+                match ending:
+                    case Completed(result=result):
+                        return result
+                    case StoppedRun(spent=spent):
+                        return BadConfiguration("the run stopped itself, unasked", spent)
+                    case Lost(reason=reason):
+                        return BadConfiguration(reason)
+                    case BadConfiguration():
+                        return ending
+            self._heed_interrupts([run])
+            time.sleep(_POLL_S)
+
+    def cancel(self) -> int:
+        """Cancel the sweep's jobs, also those that no controller knows of; and its controller.
+
+        When the sweep is continued, its running trials start anew.
+
+        Returns:
+            How many jobs there were.
+
+        Raises:
+            FolderError: the controller does not end.
+            SchedulerDownError: the scheduler does not answer.
+        """
+        lock = _lock(self.folder)
+        if lock is None:
+            (self.folder / _CANCEL).touch()
+            lock = _lock(self.folder, timeout_s=60)
+        if lock is None:
+            raise FolderError(
+                f"the controller of {self.folder} does not heed the request to end: stop it, then "
+                "cancel again"
+            )
+        with lock:
+            self._adopt(self.ledger.refresh())
+            runs = list(self._in_flight.values())
+            self.jobs.cancel(runs)
+            n_jobs = len([run for run in runs if run.attempt.id is not None])
+            if isinstance(self.executor, SlurmExecutor):
+                n_jobs = max(n_jobs, len(self.executor.cancel_named(f"{self.jobs.id}-")))
+            (self.folder / _CANCEL).unlink(missing_ok=True)
+            return n_jobs
+
+    def retry(self, number: int) -> str:
+        """Try a trial again: one that runs on another machine, one that has ended as a new trial.
+
+        Returns:
+            What was done.
+
+        Raises:
+            FolderError: there is no such trial.
+        """
+        trial = self.trial(number)
+        if trial.state == TrialState.RUNNING:
+            self.executor.cancel(
+                [self.jobs.handle(_attempt(trial))] if JOB in trial.user_attrs else []
+            )
+            return f"trial {number} is running: its job was cancelled, and is started anew"
+        self.ledger.drop(number)
+        self.study.enqueue_trial(trial.params, user_attrs={"retry_of": number})
+        self._tell_controller()
+        return f"trial {number} no longer counts; its configuration is tried again as a new trial"
+
+    def drop(self, number: int) -> str:
+        """Take a trial out: the search forgets it, and its job is cancelled.
+
+        Returns:
+            What was done.
+
+        Raises:
+            FolderError: there is no such trial.
+        """
+        trial = self.trial(number)
+        self.ledger.drop(number)
+        if trial.state == TrialState.RUNNING:
+            if JOB in trial.user_attrs:
+                self.executor.cancel([self.jobs.handle(_attempt(trial))])
+            self.ledger.forget(number, "dropped by the user")
+        self._tell_controller()
+        return f"trial {number} is dropped: it teaches nothing and counts for nothing"
+
+    def trial(self, number: int) -> FrozenTrial:
+        """A trial as it is stored.
+
+        Raises:
+            FolderError: there is none of that number.
+        """
+        try:
+            return self.ledger.read(number)
+        except KeyError:
+            raise FolderError(
+                f"study {self.config.name!r} has no trial {number}: `carbs status` lists them"
+            ) from None
+
+    def _tell_controller(self) -> None:
+        """Make a controller at work read the study anew."""
+        (self.folder / _CHANGED).write_text(uuid.uuid4().hex)
+
+    def _keep_up_with_others(self) -> None:
+        """Read the study anew at first, now and then, and when a command has changed it."""
+        try:
+            changed = (self.folder / _CHANGED).stat().st_mtime
+        except FileNotFoundError:
+            changed = None
+        now = time.monotonic()
+        if changed == self._changed and now - self._refreshed < self._refresh_s:
+            return
+        is_first = self._refreshed == float("-inf")
+        self._changed, self._refreshed = changed, now
+        running = self.ledger.refresh()
+        self.nodes.refresh()
+        numbers = {trial.number for trial in running}
+        for number in [number for number in self._in_flight if number not in numbers]:
+            self.jobs.give_up(self._in_flight.pop(number))
+        self._adopt(running, is_first)
+
+    def _adopt(self, running: list[FrozenTrial], is_first: bool = True) -> None:
+        """Take on the running trials of this folder that no run here stands for."""
+        for trial in running:
+            owner = trial.user_attrs.get(OWNER)
+            is_ours = owner == self.jobs.id or (owner is None and is_first)
+            if trial.number in self._in_flight or not is_ours:
+                continue
+            if unflatten(self.space, trial.params) is None:
+                # The controller died while it asked: there is nothing to run.
+                self.ledger.forget(trial.number, "the controller died while asking")
+                continue
+            run = self._in_flight[trial.number] = self._run_of(trial)
+            if run.is_stopped:
+                self.jobs.stop(run)
+
+    def _run_of(self, trial: FrozenTrial) -> Run:
+        params = unflatten(self.space, trial.params)
+        assert params is not None
+        number, attributes = trial.number, trial.user_attrs
+        predicted = attributes.get(PREDICTED, {}).get("predicted_cost")
+        key = f"{number:05d}"
+        if JOB in attributes:
+            attempt = _attempt(trial)
+        else:
+            attempt = self.jobs.first_attempt(key, self.config.tier(params, predicted))
+        return Run(
+            key=key,
+            params=params,
+            seed=self.config.seed + number,
+            save=lambda attempt: self.ledger.set(number, JOB, attempt.model_dump(mode="json")),
+            save_past=lambda past: self.ledger.set(
+                number, PAST, [attempt.model_dump(mode="json") for attempt in past]
+            ),
+            attempt=attempt,
+            past=[PastAttempt.model_validate(past) for past in attributes.get(PAST, [])],
+            is_stopped=STOPPED in attributes,
+            curve=attributes.get(CURVE, []),
+        )
+
+    def _next_batch(self) -> list[Run]:
+        """New trials that may start now: recorded, but not submitted."""
+        account = self.ledger.account()
+        left = self.config.max_trials - account.n_trials
+        size = min(self.config.batch_size, left, self.config.max_in_flight)
+        if len(self._in_flight) + size > self.config.max_in_flight:
+            return []
+        batch: list[Run] = []
+        while len(batch) < size and (trial := self._ask(account)) is not None:
+            run = self._run_of(trial)
+            self._in_flight[trial.number] = run
+            batch.append(run)
+            account = self.ledger.account()
+        return batch
+
+    def _ask(self, account: Account) -> FrozenTrial | None:
+        """A new trial that the rest of the budget can pay for; None where there is none now."""
+        if self._declined == (account.spent, account.reserved, account.n_trials):
+            return None
+        budget = self.config.budget
+        cheapest = account.cheapest
+        if budget is not None and cheapest is not None and self._unreserved(account) < cheapest:
+            return None
+        claimed = self.ledger.claim(self._sampler)
+        if claimed is not None:
+            return claimed
+        self._set_limits(account)
+        number = self.ledger.next_number
+        suggestion = self._sampler.suggest(account.records, number, self.ledger.direction)
+        cost = suggestion.predicted_cost or account.dearest or 0.0
+        cap = self.config.max_cost_in_flight
+        is_too_much_now = cap is not None and account.reserved > 0 and account.reserved + cost > cap
+        if is_too_much_now or (budget is not None and cost > self._unreserved(account)):
+            # Until something ends the answer would be the same.
+            self._declined = (account.spent, account.reserved, account.n_trials)
+            return None
+        return self.ledger.begin(self._sampler, suggestion)
+
+    def _unreserved(self, account: Account) -> float:
+        assert self.config.budget is not None
+        return self.config.budget - account.spent - account.reserved
+
+    def _set_limits(self, account: Account) -> None:
+        limits = [self.config.max_cost]
+        if self.config.budget is not None:
+            limits.append(self._unreserved(account))
+        self._sampler.max_cost = min((limit for limit in limits if limit is not None), default=None)
+        self._sampler.cost_exponent = self._cost_exponent(account)
+
+    def _cost_exponent(self, account: Account) -> float | None:
+        """How much cost counts: the less, the more the budget has left for each trial.
+
+        Trials spread evenly over the logarithm of cost, from the centre's to the limit, would cost
+        ``(high - low) / log(high / low)`` on average. Where the budget pays for that, the number of
+        trials is what is scarce.
+        """
+        observations, config = account.records.observations, self.config
+        if config.budget is None or config.max_cost is None or not observations:
+            return None
+        low, high = observations[0].cost, config.max_cost
+        if low >= high:
+            return None
+        affordable = self._unreserved(account) / max(config.max_trials - account.n_trials, 1)
+        return float(np.clip(1 - affordable * np.log(high / low) / (high - low), 0.0, 1.0))
+
+    def _follow(self, number: int, run: Run) -> None:
+        """Write down what is new in the job's learning curve; stop the job if that is hopeless."""
+        if not self._keep_curve(number, run):
+            return
+        early = self.config.early_stopping
+        if early is not None and not run.is_stopped:
+            pruner = FrontPruner(miss_share=early.miss_share, min_progress=early.min_progress)
+            trial = self.ledger.read(number)
+            if pruner.prune(self.study, trial):
+                self.jobs.stop(run)
+
+    def _keep_curve(self, number: int, run: Run) -> bool:
+        """Whether there was anything new to write down."""
+        if run.curve == run.kept_curve:
+            return False
+        self.ledger.set(number, CURVE, run.curve)
+        run.kept_curve = run.curve
+        return True
+
+    def _tell(self, number: int, run: Run, ending: Ending) -> Ended:
+        """End a trial in the study."""
+        self._follow(number, run)
+        if run.evidence is not None:
+            self.ledger.set(number, EVIDENCE, run.evidence.model_dump(mode="json"))
+        match ending:
+            case Completed(result=result):
+                cost, speeds = self.nodes.normalised(self.jobs.start(run), result.cost)
+                if speeds is not None:
+                    self.ledger.set(number, SPEED, speeds)
+                self.ledger.complete(number, result.output, cost, result.cost, result.metrics)
+                return Ended(number, run.params, result, None)
+            case StoppedRun(spent=spent) if run.is_stopped:
+                forecast = self.ledger.read(number).user_attrs[STOPPED]["output"]
+                self.ledger.stop(number, spent)
+                reason = f"forecast {forecast:.4f}, spent {spent:.3f}"
+                return Ended(number, run.params, None, reason, is_stopped=True)
+            case StoppedRun(spent=spent):
+                reason = "the run stopped itself, unasked"
+                self.ledger.fail(number, reason, spent)
+                return Ended(number, run.params, None, reason)
+            case BadConfiguration(reason=reason, cost=cost):
+                self.ledger.fail(number, reason, cost)
+                return Ended(number, run.params, None, reason)
+            case Lost(reason=reason):
+                self.ledger.forget(number, reason)
+                return Ended(number, run.params, None, reason, is_lost=True)
+
+    def _raise_if_hopeless(self) -> None:
+        account = self.ledger.account()
+        failures, forgotten = account.records.failures, self.ledger.forgotten
+        if account.records.observations:
+            return
+        if len(failures) >= _HOPELESS_FAILURES:
+            raise SweepStoppedError(
+                f"all of the first {len(failures)} trials failed, the last with: "
+                f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause "
+                "and start in a new folder, or move the search_center to what can be trained."
+            )
+        if len(forgotten) >= _HOPELESS_FAILURES:
+            raise SweepStoppedError(
+                f"machines have spoilt all of the first {len(forgotten)} trials, the last: "
+                f"{forgotten[max(forgotten)]}\n  The logs are in {self.folder / 'jobs'}. Mend the "
+                "cause, then start the sweep again."
+            )
+
+    def _heed_interrupts(self, others: Sequence[Run] = ()) -> None:
+        """Leave off if the user wishes so: once, and jobs go on; twice, and they are cancelled."""
+        runs = [*self._in_flight.values(), *others]
+        is_cancelled = (self.folder / _CANCEL).exists()
+        if not self._interrupts and not is_cancelled:
+            return
+        if runs and not is_cancelled:
+            self._notify("interrupted; once more within two seconds cancels the running jobs")
+            last = time.monotonic() + _SECOND_CTRL_C_S
+            while self._interrupts < 2 and time.monotonic() < last:
+                time.sleep(0.02)
+        if is_cancelled or self._interrupts > 1:
+            self.jobs.cancel(runs)
+            is_cancelled = True
+        raise Interrupted(is_cancelled)
+
+
+def read_config(folder: Path) -> SweepConfig:
+    """How the sweep in a folder was last configured.
+
+    Raises:
+        FolderError: the folder holds no sweep.
+    """
+    try:
+        return SweepConfig.model_validate_json((folder / CONFIG_FILE).read_text())
+    except FileNotFoundError:
+        raise FolderError(
+            f"{folder} holds no sweep ({CONFIG_FILE} is missing): name the --folder of a sweep"
+        ) from None
+
+
+def _attempt(trial: FrozenTrial) -> Attempt:
+    return Attempt.model_validate(trial.user_attrs[JOB])
+
+
+def _sweep_id(folder: Path) -> str:
+    """What tells the sweep's jobs from all others, also from those of a folder of the same name."""
+    file = folder / _ID
+    if not file.exists():
+        draft = folder / f"{_ID}.{uuid.uuid4().hex}"
+        name = re.sub(r"[^\w.-]+", "-", folder.name)[:40]
+        draft.write_text(f"{name}-{uuid.uuid4().hex[:8]}")
+        draft.replace(file)
+    return file.read_text()
+
+
+def _lock(folder: Path, timeout_s: float = 0) -> FileLock | None:
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=timeout_s)
+    except Timeout:
+        return None
+    return lock
