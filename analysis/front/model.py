@@ -2,7 +2,8 @@
 
 Notation
 --------
-c        scale: log10 of what a cost exceeds the overhead by (:mod:`analysis.front.response_surface`)
+c        scale: log10 of what a cost exceeds the overhead by
+         (:mod:`analysis.front.response_surface`)
 z        basic coordinates of a configuration, shape ``(d,)``
 s        one of S bowls drawn from the response surface's posterior
 

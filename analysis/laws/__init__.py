@@ -1,1 +1,1 @@
-"""Scaling laws of anyone's runs: arrays and tables in, laws with intervals out; no study, no sweep."""
+"""Scaling laws of anyone's runs: tables in, laws with intervals out; no study, no sweep."""

@@ -1,8 +1,8 @@
 """From a budget to a configuration, with the loss and the cost to expect; and the check run.
 
 The configuration has the predicted cost that is asked for. It lies on the lines of
-:mod:`analysis.front.model`, or beside them like one of the runs near the front: whichever is expected to
-do best. What to expect of it says :mod:`analysis.front.expectation`.
+:mod:`analysis.front.model`, or beside them like one of the runs near the front: whichever is
+expected to do best. What to expect of it says :mod:`analysis.front.expectation`.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ def plan(
         money: in the unit of ``price_per_gpu_hour``.
         gpu, n_gpus, utilisation, price_per_gpu_hour, failures: as for :class:`Budget`.
         unique_tokens: that there are, for the epochs.
-        space, direction, level: as for :func:`analysis.front.hyperparameters.hyperparameter_curves`.
+        space, direction, level: as for
+            :func:`analysis.front.hyperparameters.hyperparameter_curves`.
         sweep: the sweep file's contents, for the job file: its function, settings, executor.
 
     Raises:

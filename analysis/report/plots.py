@@ -1,7 +1,8 @@
 """One function a figure: from data to matplotlib Axes.
 
 Every function draws on the ``ax`` that it is given, or makes a figure of its own (``ax.figure``);
-no pyplot state is touched. Trials come as the data frame of :func:`analysis.front.trials.trials_frame`.
+no pyplot state is touched. Trials come as the data frame of
+:func:`analysis.front.trials.trials_frame`.
 Lines differ in style and marker, not only in colour, so that a figure survives a grey printer.
 """
 

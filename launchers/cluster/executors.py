@@ -1,7 +1,7 @@
 """Where jobs run: local processes, Slurm, or the controller itself.
 
-An executor starts :class:`launchers.job.process.JobRun` in a job's folder. A job is known by its folder,
-its name and, once it was submitted, its id: with these a controller that starts anew finds out what
+An executor starts :class:`launchers.job.process.JobRun` in a job's folder. A job is known by its
+folder, its name and, once it was submitted, its id: with these a controller that starts anew finds out what
 has become of it.
 """
 

@@ -1,1 +1,1 @@
-"""The control loop and its records: what to run next, what the end of a job means, what the study is told."""
+"""The control loop and its records: what runs next, what an end means, what the study is told."""

@@ -120,7 +120,8 @@ class SweepConfig(BaseModel):
 
     Attributes:
         name: of the study.
-        function: ``module:function``, called as ``function(params, job)`` (see ``launchers.job.protocol``).
+        function: ``module:function``, called as ``function(params, job)`` (see
+            ``launchers.job.protocol``).
         parameters: what is searched, by name; each with its space and its ``search_center``, and
             ``when`` it exists.
         constraints: expressions over the parameters that every trial meets.

@@ -49,7 +49,8 @@ def new_job(tmp_path: Path) -> Callable[..., Path]:
     def new_job(name: str, around: str = "", **settings: Any) -> Path:
         function = "launchers.lm.train:train"
         if around:
-            source = "from launchers.job.protocol import task\nfrom launchers.lm import train as module\n"
+            source = "from launchers.job.protocol import task\n"
+            source += "from launchers.lm import train as module\n"
             (tmp_path / f"around_{name}.py").write_text(source + around)
             function = f"around_{name}:train"
         job_file = JobFile(
