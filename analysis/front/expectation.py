@@ -1,12 +1,12 @@
 """What a run beyond the sweep is expected to measure, by two forms of the law.
 
 The response surface (:mod:`analysis.front.response_surface`) continues a scaling law with an
-irreducible loss; the search's surrogate (:mod:`carbs.surrogate`) continues a trend in log parameters. Neither
-is right, and what each believes of its own uncertainty is a belief. So both are tried inside the
-sweep, where the answer is known: fitted to the cheap runs, each predicts the dearer ones near the
-front. How well each foretold them gives its weight, and how far off both together were, in units of
-their own deviation, widens the interval. Random splits would not do: they ask for what lies between
-the runs.
+irreducible loss; the search's surrogate (:mod:`carbs.surrogate`) continues a trend in log
+parameters. Neither is right, and what each believes of its own uncertainty is a belief. So both are
+tried inside the sweep, where the answer is known: fitted to the cheap runs, each predicts the
+dearer ones near the front. How well each foretold them gives its weight, and how far off both
+together were, in units of their own deviation, widens the interval. Random splits would not do:
+they ask for what lies between the runs.
 """
 
 from __future__ import annotations

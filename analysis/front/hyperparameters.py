@@ -1,9 +1,9 @@
 """Each hyperparameter's optimum as a function of cost, with its uncertainty.
 
 The front's draws (:mod:`analysis.front.model`) say which value each would choose at each cost, and
-their lines give the law, its exponents' distribution, and its continuation. What the basic coordinate is
-makes the law: log-linear for a parameter on a logarithmic scale, linear in the log odds for a
-fraction, and in the log ratio for shares of a mix.
+their lines give the law, its exponents' distribution, and its continuation. What the
+basic coordinate is makes the law: log-linear for a parameter on a logarithmic scale, linear in the
+log odds for a fraction, and in the log ratio for shares of a mix.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where jobs run: local processes, Slurm, or the controller itself.
 
 An executor starts :class:`launchers.job.process.JobRun` in a job's folder. A job is known by its
-folder, its name and, once it was submitted, its id: with these a controller that starts anew finds out what
-has become of it.
+folder, its name and, once it was submitted, its id: with these a controller that starts anew
+finds out what has become of it.
 """
 
 from __future__ import annotations

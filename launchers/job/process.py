@@ -2,8 +2,8 @@
 
 A job that was preempted or runs out of time is requeued by submitit, in the way in which it does so
 for checkpointable functions: the training function has raised
-:class:`launchers.job.protocol.Preempted` once its checkpoint is written. One that takes no notice of the signals is killed by the scheduler;
-what becomes of it is for the controller to judge.
+:class:`launchers.job.protocol.Preempted` once its checkpoint is written. One that takes no
+notice of the signals is killed by the scheduler; what becomes of it is for the controller to judge.
 """
 
 from __future__ import annotations
