@@ -1,0 +1,67 @@
+"""Which package may import which, written down once; and light imports, kept light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A package may import those of the rows above it, and its own modules.
+LAYERS = ("carbs", "analysis", "launchers")
+
+
+def modules() -> dict[str, Path]:
+    paths = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
+
+
+def imports(path: Path, known: dict[str, Path]) -> set[str]:
+    """Those that run when the module is imported: not in functions, not for type checkers alone."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & set(known)) or {node.module}
+    return found & set(known)
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    known = modules()
+    # Raises CycleError, which names the circle.
+    order = list(TopologicalSorter({m: imports(p, known) for m, p in known.items()}).static_order())
+    assert len(order) == len(known)
+
+
+def test_packages_import_downwards() -> None:
+    known = modules()
+    for module, path in known.items():
+        allowed = LAYERS[: LAYERS.index(module.split(".")[0]) + 1]
+        upwards = {other for other in imports(path, known) if other.split(".")[0] not in allowed}
+        assert not upwards, f"{module} imports {sorted(upwards)}"
+
+
+def test_a_trials_process_knows_nothing_of_the_controller() -> None:
+    known = modules()
+    for module, path in known.items():
+        if module.startswith(("launchers.job", "launchers.lm")):
+            of_controller = {
+                other
+                for other in imports(path, known)
+                if other.startswith(("launchers.controller", "launchers.cli", "launchers.cluster"))
+            }
+            assert not of_controller, f"{module} imports {sorted(of_controller)}"
+
+
+@pytest.mark.parametrize("module", ["carbs", "launchers.job.process"])
+def test_an_import_brings_no_torch(module: str) -> None:
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
