@@ -342,7 +342,7 @@ def check_in_tasks(tmp_path: Path, code: str, n: int = 2, n_start: int = 2) -> l
             "MASTER_PORT": str(port),
         }
         program = (
-            "from pathlib import Path; from launchers import health; rank = "
+            "from pathlib import Path; from launchers.job import health; rank = "
             f"{rank}\n{code}\nreport = health.check_node(Path({str(tmp_path)!r}))\n"
             "print('report', report.model_dump_json())"
         )
