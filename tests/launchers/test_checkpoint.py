@@ -324,9 +324,10 @@ def start(folder: Path) -> subprocess.Popen[str]:
 def test_a_job_of_ones_own_that_is_preempted_goes_on_where_it_was(
     tmp_path: Path, number: signal.Signals, wait_until: Callable[..., None]
 ) -> None:
-    folder = write(tmp_path, "while step == 2 and not state and not job.should_checkpoint(): pass")
+    waiting = "while step == 2 and not state and not job.should_checkpoint(): "
+    folder = write(tmp_path, waiting + '(job.folder / "waiting").touch()')
     process = start(folder)
-    wait_until((folder / "running").exists, "the job to begin")
+    wait_until((folder / "waiting").exists, "the job to come to its third step")
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
