@@ -14,7 +14,8 @@ loss      E + A (N/N_0)^-a + B (D/D_0)^-b + (reducible part at the centre) * sum
 u_i       distance of hyperparameter i from its optimum, in its own true scale; the optimum moves as
           a power of N and D; p is a bowl, steeper on one side, that flattens far away
 front     every p is zero at the optimum, so that the best loss at a cost is a minimum over N alone
-          (over the categories too), taken on a fine grid
+          (over the categories too), taken on a fine grid; where N is made of width and depth it is
+          reached but for their rounding
 
 The scores are those of ``tasks.py``, at 25, 50 and 100 trials.
 """
@@ -75,7 +76,8 @@ class Axis:
         param: as the search sees it.
         height: what a distance of one true scale costs, in shares of the reducible loss.
         width: the true scale, in decades (of the odds for fractions), or in the unit of a line.
-        best, by_n, by_d: the optimum, warped, is ``best + by_n log10(N/N_0) + by_d log10(D/D_0)``.
+        best, by_n, by_d: the optimum, warped, is ``best + by_n log10(N/N_0) + by_d log10(D/D_0)``,
+            at the nearest value that the parameter can have: so it can always be reached.
         skew: how much steeper it is above the optimum.
         plateau: the distance beyond which it flattens.
         warp: of a value, to where ``width`` is measured.
@@ -90,9 +92,16 @@ class Axis:
     skew: float
     plateau: float
     warp: Callable[[float], float]
+    unwarp: Callable[[float], float]
+
+    def optimum(self, n: float, d: float) -> float:
+        space = self.param.space
+        x = self.unwarp(self.best + self.by_n * n + self.by_d * d)
+        low, high = space.limits()
+        return float(np.clip(round(x) if space.is_integer else x, low, high))
 
     def distance(self, value: float, n: float, d: float) -> float:
-        u = (self.warp(value) - self.best - self.by_n * n - self.by_d * d) / self.width
+        u = (self.warp(value) - self.warp(self.optimum(n, d))) / self.width
         return u * self.skew if u > 0 else u
 
     def bowl(self, u: float) -> float:
@@ -161,7 +170,7 @@ def _draw(rng: np.random.Generator, name: str) -> Task | None:
 
     axes = [_axis(rng, i, scale, bounds) for i in range(int(rng.integers(1, 14)))]
     params += [axis.param for axis in axes]
-    smooth = [axis for axis in axes if axis.height > 0 and axis.width != 0]
+    smooth = [axis for axis in axes if axis.height > 0]
     pairs = []
     if len(smooth) > 1 and rng.random() < 0.5:
         pairs = [(smooth[0], smooth[1], rng.uniform(-0.7, 0.7))]
@@ -318,7 +327,16 @@ def _axis(
         )
         by_n, by_d = by_n * width, by_d * width
         return Axis(
-            Param(name, space, center, when), height, width, best, by_n, by_d, skew, plateau, float
+            Param(name, space, center, when),
+            height,
+            width,
+            best,
+            by_n,
+            by_d,
+            skew,
+            plateau,
+            float,
+            float,
         )
     if kind == "logit":
         best, width = rng.uniform(-1.5, 1.5), rng.uniform(0.3, 1.0)
@@ -328,8 +346,20 @@ def _axis(
         def odds(x: float) -> float:
             return math.log10(x / (1 - x))
 
+        def fraction(u: float) -> float:
+            return 1 / (1 + 10**-u)
+
         return Axis(
-            Param(name, space, center, when), height, width, best, by_n, by_d, skew, plateau, odds
+            Param(name, space, center, when),
+            height,
+            width,
+            best,
+            by_n,
+            by_d,
+            skew,
+            plateau,
+            odds,
+            fraction,
         )
     width = rng.uniform(0.3, 1.0)
     best = rng.uniform(1, 3) if kind == "integer" else rng.uniform(-5, 1)
@@ -350,6 +380,7 @@ def _axis(
         skew,
         plateau,
         math.log10,
+        lambda u: 10**u,
     )
 
 
