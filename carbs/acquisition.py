@@ -234,5 +234,5 @@ def maximize(
 
 
 def keys(Z: FloatArray) -> list[bytes]:
-    """Of basic points ``(n, d)``: equal for those that differ by rounding."""
+    """One for each basic point of ``(n, d)``, the same for those that differ by rounding alone."""
     return [row.tobytes() for row in np.round(Z, 9) + 0.0]
