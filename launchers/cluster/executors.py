@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import psutil
 import submitit
@@ -23,7 +23,6 @@ import torch
 
 from launchers.cluster.options import local_options
 from launchers.cluster.slurm import Slurm, place_pickle, sbatch_script
-from launchers.controller.config import SweepConfig
 from launchers.errors import SchedulerDownError, SweepFileError
 from launchers.job.process import MAX_TIMEOUTS, START_MARK, JobRun, node_name
 from launchers.job.protocol import read_report, run
@@ -107,13 +106,20 @@ class Executor(Protocol):
         """What would be handed to the scheduler; None where there is none."""
 
 
-def make_executor(config: SweepConfig) -> Executor:
-    """The executor that the sweep file names."""
-    match config.executor:
+def make_executor(
+    name: Literal["local", "slurm", "debug"], poll_s: float, grace_s: float
+) -> Executor:
+    """The executor of that name.
+
+    Args:
+        name: as the sweep file has it.
+        poll_s, grace_s: as for :class:`SlurmExecutor`.
+    """
+    match name:
         case "local":
             return LocalExecutor()
         case "slurm":
-            return SlurmExecutor(Slurm(), config.poll_s, config.grace_s)
+            return SlurmExecutor(Slurm(), poll_s, grace_s)
         case "debug":
             return DebugExecutor()
 

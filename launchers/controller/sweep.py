@@ -195,7 +195,7 @@ class Sweep:
             self.folder,
             id,
             python_path,
-            executor or make_executor(config),
+            executor or make_executor(config.executor, config.poll_s, config.grace_s),
             self.nodes.excluded,
             self.nodes.add,
             clock,
