@@ -74,7 +74,9 @@ def test_a_trials_process_knows_nothing_of_the_controller() -> None:
             assert not of_controller, f"{module} imports {sorted(of_controller)}"
 
 
-@pytest.mark.parametrize("module", ["carbs", "launchers.job.process"])
+@pytest.mark.parametrize(
+    "module", ["carbs", "analysis", "launchers.cli.app", "launchers.job.process"]
+)
 def test_an_import_brings_no_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
@@ -412,6 +411,8 @@ class ResponseSurface:
     # The fit
 
     def _climb(self, start: Hyperparameters | None) -> Hyperparameters:
+        import torch  # slow to import, and only a fit needs it
+
         d = int(self.varies.sum())
         S = torch.as_tensor(self.s[:, self.varies])
         x = torch.as_tensor(self.c - self.chart.middle)

@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -225,6 +224,8 @@ def _dry_run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) ->
 
 
 def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
+    import torch  # slow to import, and no other command needs it
+
     _check_function(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     torch.set_num_threads(1)

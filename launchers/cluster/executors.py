@@ -19,7 +19,6 @@ from typing import Any, Literal, Protocol
 
 import psutil
 import submitit
-import torch
 
 from launchers.cluster.options import local_options
 from launchers.cluster.slurm import Slurm, place_pickle, sbatch_script
@@ -355,6 +354,8 @@ def _visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return _listed(named)
+    import torch  # slow to import, and only a machine with GPUs of its own needs it
+
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
