@@ -30,7 +30,7 @@ Direction = Literal["minimize", "maximize"]
 
 # How much cost counts in the end, and over how many runs it comes half the way there from 1.
 _COST_EXPONENT = 0.3
-_HALF_LIFE = 20.0
+_HALF_LIFE = 10.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
 _INITIAL_RADIUS = 0.2
