@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from carbs.optimizer import Direction, propose
-from carbs.records import Observation, Suggestion
+from carbs.launchers.cluster.executors import Handle, JobState, Submission
+from carbs.launchers.controller.config import SweepConfig
+from carbs.launchers.controller.sweep import Ended, Sweep
+from carbs.launchers.job.protocol import Finished, Result, write_report
+from carbs.optimizer import propose
+from carbs.records import Direction, Observation, Suggestion
 from carbs.space import LogSpace, Param, SearchSpace
 from carbs.study import CarbsSampler, Records
-from launchers.cluster.executors import Handle, JobState, Submission
-from launchers.controller.config import SweepConfig
-from launchers.controller.sweep import Ended, Sweep
-from launchers.job.protocol import Finished, Result, write_report
 
 PARAMS = [
     Param(name, LogSpace(scale=0.5), search_center=1.0)

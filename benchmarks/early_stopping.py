@@ -35,11 +35,11 @@ from tasks import synthetic
 
 from carbs import CARBS, SearchSpace
 from carbs.early_stopping import FinishedRun, forecast, is_off_front
+from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.job.protocol import BadConfigurationError, Job, read_curve
+from carbs.launchers.lm.train import train
 from carbs.pareto import pareto_front
 from carbs.space import FloatArray
-from launchers.controller.config import load_sweep
-from launchers.job.protocol import BadConfigurationError, Job, read_curve
-from launchers.lm.train import train
 
 MISS_SHARES = (0.05, 0.1)
 DEMO = Path(__file__).parents[1] / "launchers" / "demo.yaml"

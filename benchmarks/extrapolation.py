@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from analysis import (
+from carbs.analysis import (
     backtest,
     fit_accuracy_law,
     fit_loss_law,

@@ -23,8 +23,8 @@ from scipy import stats
 from sweeps import make
 from tasks import TASKS
 
-from analysis import fit_front, hyperparameter_curves, plan
 from carbs import CARBS
+from carbs.analysis import fit_front, hyperparameter_curves, plan
 from carbs.space import FloatArray
 
 NAMES = ("N", "D", "lr", "bs", "wd")

@@ -1,31 +1,8 @@
-"""carbs: a cost-aware hyperparameter and scaling-law optimizer for training language models."""
+"""carbs: a cost-aware hyperparameter and scaling-law optimizer for training language models.
 
-from carbs.constraints import Constraint
-from carbs.earlier import EarlierSweep
-from carbs.optimizer import CARBS
-from carbs.records import Failure, Observation, Suggestion
-from carbs.space import (
-    ChoiceSpace,
-    LinearSpace,
-    LogitSpace,
-    LogSpace,
-    MixtureSpace,
-    Param,
-    SearchSpace,
-)
+What it offers stands in ``__init__.pyi``, and is loaded when it is first used.
+"""
 
-__all__ = [
-    "CARBS",
-    "ChoiceSpace",
-    "Constraint",
-    "EarlierSweep",
-    "Failure",
-    "LinearSpace",
-    "LogSpace",
-    "LogitSpace",
-    "MixtureSpace",
-    "Observation",
-    "Param",
-    "SearchSpace",
-    "Suggestion",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

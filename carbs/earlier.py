@@ -20,12 +20,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from carbs.records import Failure, Observation
+from carbs.records import Direction, Failure, Observation
 from carbs.space import (
     ChoiceSpace,
     FloatArray,
@@ -37,8 +37,16 @@ from carbs.space import (
     Value,
 )
 
-if TYPE_CHECKING:
-    from carbs.optimizer import CARBS
+
+class Search(Protocol):
+    """What is learnt from a search, such as :class:`carbs.CARBS`."""
+
+    @property
+    def direction(self) -> Direction: ...
+    @property
+    def observations(self) -> tuple[Observation, ...]: ...
+    @property
+    def failures(self) -> tuple[Failure, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,13 @@ class EarlierSweep(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    direction: Literal["minimize", "maximize"] = "minimize"
+    direction: Direction = "minimize"
     observations: tuple[Observation, ...] = ()
     failures: tuple[Failure, ...] = ()
     defaults: Params = {}
 
     @classmethod
-    def of(cls, optimizer: CARBS, defaults: Mapping[str, Any] | None = None) -> Self:
+    def of(cls, optimizer: Search, defaults: Mapping[str, Any] | None = None) -> Self:
         """What an optimizer has observed itself."""
         return cls(
             direction=optimizer.direction,
@@ -152,7 +160,7 @@ class EarlierSweep(BaseModel):
 class _Saved(BaseModel):
     """Of a saved optimizer's JSON what its successor needs."""
 
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     observations: tuple[Observation, ...]
     failures: tuple[Failure, ...]
 

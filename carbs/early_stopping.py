@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from carbs.optimizer import Direction
+from carbs.records import Direction
 from carbs.space import FloatArray
 
 MISS_SHARE = 0.05

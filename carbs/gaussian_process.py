@@ -40,7 +40,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.linalg.blas import dtrsm
 from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
-from scipy.optimize import minimize
 
 from carbs.space import FloatArray
 
@@ -239,6 +238,8 @@ def fit_kernel(
         shares: of each dimension in its parameter, ``(d,)``; one by default.
         start: where the climb begins, best a fit to part of the data.
     """
+    from scipy.optimize import minimize  # slow to import, and a look at a study fits nothing
+
     likely = Kernel.likely(data.Z, data.n_sweeps, shares)
     kernel = likely if start is None else start.refitted_to(data.Z)
     if fixed_noise is not None:

@@ -20,13 +20,12 @@ from carbs.acquisition import FrontImprovement, TrustBox, keys, maximize
 from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
-from carbs.records import Failure, Observation, Suggestion
+from carbs.records import Direction, Failure, Observation, Suggestion
 from carbs.space import FloatArray, Param, Params, SearchSpace
 from carbs.surrogate import Surrogate, fit_surrogate
 
 logger = logging.getLogger(__name__)
 
-Direction = Literal["minimize", "maximize"]
 
 # How much cost counts in the end, and over how many runs it comes half the way there from 1.
 _COST_EXPONENT = 0.3

@@ -7,9 +7,13 @@ a configuration that could not be trained and says why. All are frozen and go to
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.space import Params
+
+Direction = Literal["minimize", "maximize"]
 
 
 class _Record(BaseModel):

@@ -39,8 +39,7 @@ from carbs.early_stopping import (
     forecast,
     is_off_front,
 )
-from carbs.optimizer import Direction, propose, seen_from
-from carbs.records import Failure, Observation, Suggestion
+from carbs.records import Direction, Failure, Observation, Suggestion
 from carbs.space import (
     ChoiceSpace,
     FloatArray,
@@ -373,6 +372,8 @@ class CarbsSampler(BaseSampler):
 
     def suggest(self, known: Records, number: int, direction: Direction) -> Suggestion:
         """What the trial of this number is to try, by these records."""
+        from carbs.optimizer import propose, seen_from  # slow, and a look at a study needs neither
+
         if direction not in self._seen:
             self._seen[direction] = seen_from(self.space, self.earlier, direction)
         return propose(

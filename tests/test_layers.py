@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CONTROLLER = {f"carbs.launchers.{room}" for room in ("cli", "controller", "cluster")}
 # A package may import those of the rows above it, and its own modules.
-LAYERS = ("carbs", "analysis", "launchers")
+LAYERS = ("carbs", "carbs.analysis", "carbs.launchers")
 
 
 def modules() -> dict[str, Path]:
-    paths = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")]
+    """Every module by its name. `carbs/analysis` and `carbs/launchers` are links."""
+    paths = [path for layer in ("carbs", "analysis", "launchers") for path in python_files(layer)]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
+    known = [name if name.startswith("carbs") else f"carbs.{name}" for name in names]
+    return {name.removesuffix(".__init__"): path for name, path in zip(known, paths, strict=True)}
+
+
+def python_files(folder: str) -> list[Path]:
+    return [path for path in (ROOT / folder).rglob("*.py") if not path.parent.is_symlink()]
 
 
 def imports(path: Path, known: dict[str, Path]) -> set[str]:
@@ -33,9 +40,13 @@ def imports(path: Path, known: dict[str, Path]) -> set[str]:
     return found & set(known)
 
 
+def layer(module: str) -> str:
+    return next(layer for layer in reversed(LAYERS) if module.startswith(layer))
+
+
 def package(module: str) -> str:
-    """``launchers.job`` of ``launchers.job.process``; a module beside the packages is its own."""
-    return ".".join(module.split(".")[:2])
+    """``carbs.launchers.job`` of one of its modules; one beside the packages is its own."""
+    return ".".join(module.split(".")[: layer(module).count(".") + 2])
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
@@ -57,25 +68,23 @@ def test_no_package_imports_itself_by_a_detour() -> None:
 def test_packages_import_downwards() -> None:
     known = modules()
     for module, path in known.items():
-        allowed = LAYERS[: LAYERS.index(module.split(".")[0]) + 1]
-        upwards = {other for other in imports(path, known) if other.split(".")[0] not in allowed}
+        allowed = LAYERS[: LAYERS.index(layer(module)) + 1]
+        upwards = {other for other in imports(path, known) if layer(other) not in allowed}
         assert not upwards, f"{module} imports {sorted(upwards)}"
 
 
 def test_a_trials_process_knows_nothing_of_the_controller() -> None:
     known = modules()
     for module, path in known.items():
-        if module.startswith(("launchers.job", "launchers.lm")):
+        if module.startswith(("carbs.launchers.job", "carbs.launchers.lm")):
             of_controller = {
-                other
-                for other in imports(path, known)
-                if other.startswith(("launchers.controller", "launchers.cli", "launchers.cluster"))
+                other for other in imports(path, known) if package(other) in CONTROLLER
             }
             assert not of_controller, f"{module} imports {sorted(of_controller)}"
 
 
 @pytest.mark.parametrize(
-    "module", ["carbs", "analysis", "launchers.cli.app", "launchers.job.process"]
+    "module", ["carbs", "carbs.analysis", "carbs.launchers.cli.app", "carbs.launchers.job.process"]
 )
 def test_an_import_brings_no_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"

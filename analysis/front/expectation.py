@@ -1,6 +1,6 @@
 """What a run beyond the sweep is expected to measure, by two forms of the law.
 
-The response surface (:mod:`analysis.front.response_surface`) continues a scaling law with an
+The response surface (:mod:`carbs.analysis.front.response_surface`) continues a scaling law with an
 irreducible loss; the search's surrogate (:mod:`carbs.surrogate`) continues a trend in log
 parameters. Neither is right, and what each believes of its own uncertainty is a belief. So both are
 tried inside the sweep, where the answer is known: fitted to the cheap runs, each predicts the
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri, softmax
 
-from analysis.front.model import FrontModel
-from analysis.front.response_surface import ResponseSurface
+from carbs.analysis.front.model import FrontModel
+from carbs.analysis.front.response_surface import ResponseSurface
 from carbs.space import FloatArray
 from carbs.surrogate import fit_surrogate
 

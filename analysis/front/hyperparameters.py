@@ -1,7 +1,7 @@
 """Each hyperparameter's optimum as a function of cost, with its uncertainty.
 
-The front's draws (:mod:`analysis.front.model`) say which value each would choose at each cost, and
-their lines give the law, its exponents' distribution, and its continuation. What the
+The front's draws (:mod:`carbs.analysis.front.model`) say which value each would choose at each
+cost, and their lines give the law, its exponents' distribution, and its continuation. What the
 basic coordinate is makes the law: log-linear for a parameter on a logarithmic scale, linear in the
 log odds for a fraction, and in the log ratio for shares of a mix.
 """
@@ -18,8 +18,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from optuna.study import Study
 
-from analysis.front.model import FrontModel, as_front, decades_of_unit
-from carbs.optimizer import Direction
+from carbs.analysis.front.model import FrontModel, as_front, decades_of_unit
+from carbs.records import Direction
 from carbs.space import (
     ChoiceSpace,
     FloatArray,

@@ -3,7 +3,7 @@
 Notation
 --------
 c        scale: log10 of what a cost exceeds the overhead by
-         (:mod:`analysis.front.response_surface`)
+         (:mod:`carbs.analysis.front.response_surface`)
 z        basic coordinates of a configuration, shape ``(d,)``
 s        one of S bowls drawn from the response surface's posterior
 
@@ -27,10 +27,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.study import Study
 
-from analysis.front.response_surface import ResponseSurface
-from analysis.front.trials import frame_records, study_records
-from carbs.optimizer import Direction
-from carbs.records import Failure, Observation
+from carbs.analysis.front.response_surface import ResponseSurface
+from carbs.analysis.front.trials import frame_records, study_records
+from carbs.records import Direction, Failure, Observation
 from carbs.space import (
     AllowedPoints,
     ChoiceSpace,

@@ -11,8 +11,7 @@ import pandas as pd
 from optuna.study import Study, StudyDirection
 from pydantic import TypeAdapter
 
-from carbs.optimizer import Direction
-from carbs.records import Failure, Observation
+from carbs.records import Direction, Failure, Observation
 from carbs.space import (
     ChoiceSpace,
     LinearSpace,

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 from scipy.stats import t as student
 
-from analysis.laws.fitting import Form, descend
+from carbs.analysis.laws.fitting import Form, descend
 from carbs.space import FloatArray
 
 _DELTA = 0.02

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.laws.power import ExtrapolationWarning
+from carbs.analysis.laws.power import ExtrapolationWarning
 from carbs.space import FloatArray
 
 
 class Law(Protocol):
-    """What can be backtested: the laws of :mod:`analysis.laws.power`, or one of your own."""
+    """What can be backtested: the laws of :mod:`carbs.analysis.laws.power`, or one of your own."""
 
     def predict(self, *scales: Any) -> FloatArray:
         """Losses at these scales."""

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.stats import t as student
 
-from analysis.laws.fitting import Fits, Form, descend
+from carbs.analysis.laws.fitting import Fits, Form, descend
 from carbs.space import FloatArray
 
 # Factors between the largest compute that a backtest fits and the largest there is.

@@ -30,7 +30,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import norm, spearmanr
 
-from analysis.laws.fitting import Form, descend
+from carbs.analysis.laws.fitting import Form, descend
 from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
 from carbs.space import FloatArray
 

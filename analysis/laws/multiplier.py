@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
 from carbs.pareto import pareto_front
 from carbs.space import FloatArray
 

@@ -35,7 +35,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.interpolate import LinearNDInterpolator
 
-from analysis.laws.fitting import Form, descend
+from carbs.analysis.laws.fitting import Form, descend
 from carbs.space import FloatArray
 
 # Of log loss above the cell's best.

@@ -16,8 +16,8 @@ Huber loss (delta 1e-3) of log residuals summed over rows, each row alike (Hoffm
 "Training Compute-Optimal Large Language Models", eq. 3; Besiroglu et al. 2024, "Chinchilla Scaling:
 A replication attempt"). They are what to compare with other people's fits, and ``curve`` draws
 them. Its *forecast*, which ``predict`` and ``interval`` give, is the average of several plausible
-forms and weightings of :mod:`analysis.laws.forecast`, because the published form alone extrapolates
-worse, and with far more confidence than it has earned.
+forms and weightings of :mod:`carbs.analysis.laws.forecast`, because the published form alone
+extrapolates worse, and with far more confidence than it has earned.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from analysis.laws.fitting import Form
-from analysis.laws.forecast import Family, Forecast, Member, Runs, fit_forecast
+from carbs.analysis.laws.fitting import Form
+from carbs.analysis.laws.forecast import Family, Forecast, Member, Runs, fit_forecast
 from carbs.space import FloatArray
 
 # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", sec. 3 and eq. 5.

@@ -1,8 +1,8 @@
 """From a budget to a configuration, with the loss and the cost to expect; and the check run.
 
 The configuration has the predicted cost that is asked for. It lies on the lines of
-:mod:`analysis.front.model`, or beside them like one of the runs near the front: whichever is
-expected to do best. What to expect of it says :mod:`analysis.front.expectation`.
+:mod:`carbs.analysis.front.model`, or beside them like one of the runs near the front: whichever is
+expected to do best. What to expect of it says :mod:`carbs.analysis.front.expectation`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ import pandas as pd
 import yaml
 from optuna.study import Study
 
-from analysis.front.expectation import Expectation
-from analysis.front.hyperparameters import hyperparameter_curves
-from analysis.front.model import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
-from analysis.front.response_surface import CostModel
-from analysis.front.trials import run_metrics
-from analysis.laws.power import ComputeLaw, fit_compute_law
-from analysis.planning.budget import GPUS, Budget, Failures
-from carbs.optimizer import Direction
+from carbs.analysis.front.expectation import Expectation
+from carbs.analysis.front.hyperparameters import hyperparameter_curves
+from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
+from carbs.analysis.front.response_surface import CostModel
+from carbs.analysis.front.trials import run_metrics
+from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.planning.budget import GPUS, Budget, Failures
 from carbs.pareto import pareto_front
-from carbs.records import Observation
+from carbs.records import Direction, Observation
 from carbs.space import (
     AllowedPoints,
     FloatArray,
@@ -198,7 +197,7 @@ def plan(
     budget in FLOPs, and GPU-seconds for the others, and a warning says so.
 
     Args:
-        data: a study, a frame of runs, or a front from :func:`analysis.front.model.fit_front`.
+        data: a study, a frame of runs, or a front from :func:`carbs.analysis.fit_front`.
         cost: of the run, in the sweep's unit; or one of the next three.
         flops: of useful work.
         gpu_hours: rented.
@@ -206,7 +205,7 @@ def plan(
         gpu, n_gpus, utilisation, price_per_gpu_hour, failures: as for :class:`Budget`.
         unique_tokens: that there are, for the epochs.
         space, direction, level: as for
-            :func:`analysis.front.hyperparameters.hyperparameter_curves`.
+            :func:`carbs.analysis.front.hyperparameters.hyperparameter_curves`.
         sweep: the sweep file's contents, for the job file: its function, settings, executor.
 
     Raises:

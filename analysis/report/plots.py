@@ -2,7 +2,7 @@
 
 Every function draws on the ``ax`` that it is given, or makes a figure of its own (``ax.figure``);
 no pyplot state is touched. Trials come as the data frame of
-:func:`analysis.front.trials.trials_frame`.
+:func:`carbs.analysis.front.trials.trials_frame`.
 Lines differ in style and marker, not only in colour, so that a figure survives a grey printer.
 """
 
@@ -21,14 +21,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.special import ndtri
 
-from analysis.front.expectation import SweepBacktest
-from analysis.front.hyperparameters import Curve, loss_around
-from analysis.front.model import FrontModel
-from analysis.laws.multiplier import Multiplier
-from analysis.laws.power import ComputeLaw, LossLaw
-from carbs.optimizer import Direction
+from carbs.analysis.front.expectation import SweepBacktest
+from carbs.analysis.front.hyperparameters import Curve, loss_around
+from carbs.analysis.front.model import FrontModel
+from carbs.analysis.laws.multiplier import Multiplier
+from carbs.analysis.laws.power import ComputeLaw, LossLaw
 from carbs.pareto import pareto_front
-from carbs.records import Observation
+from carbs.records import Direction, Observation
 from carbs.space import FloatArray
 from carbs.study import flatten
 

@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from scipy.special import ndtri
 
-from analysis.front.expectation import backtest_sweep
-from analysis.front.hyperparameters import Curve, hyperparameter_curves
-from analysis.front.model import FrontModel
-from analysis.front.trials import trials_frame
-from analysis.laws.power import ComputeLaw
-from analysis.report import plots
-from analysis.report.markup import (
+from carbs.analysis.front.expectation import backtest_sweep
+from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
+from carbs.analysis.front.model import FrontModel
+from carbs.analysis.front.trials import trials_frame
+from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.report import plots
+from carbs.analysis.report.markup import (
     DOCUMENT,
     STYLE,
     cost_text,

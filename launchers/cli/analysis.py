@@ -6,20 +6,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from analysis.laws.power import ComputeLaw, LossLaw
-from analysis.laws.runs import fit_runs
-from analysis.planning.budget import GPUS, Failures
-from analysis.planning.plan import Plan, plan
-from launchers.cli.progress import format_params
-from launchers.controller.sweep import Sweep
-from launchers.errors import SweepStoppedError
+from carbs import analysis
+from carbs.analysis.planning.budget import GPUS, Failures
+from carbs.launchers.errors import SweepStoppedError
+
+if TYPE_CHECKING:
+    from carbs.analysis import ComputeLaw, LossLaw, Plan
 
 console = Console()
 _PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -55,9 +53,11 @@ def plan_command(
     ] = None,
 ) -> None:
     """From a budget to a configuration, with the loss and the cost to expect, and a ladder."""
+    from carbs.launchers.controller.sweep import Sweep
+
     sweep = Sweep.open(folder, storage)
     try:
-        planned = plan(
+        planned = analysis.plan(
             sweep.study,
             cost,
             flops=flops,
@@ -83,6 +83,8 @@ def plan_command(
 
 
 def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:
+    from carbs.launchers.cli.progress import format_params
+
     level = f"{planned.level:.0%}"
     console.print(f"configuration: {format_params(planned.params)}", **_PLAIN)
     low, high = planned.output_interval
@@ -138,15 +140,19 @@ def fit_command(
     ] = None,
 ) -> None:
     """Fit a scaling law to runs that no sweep of ours made."""
+    import pandas as pd
+
     names = ("loss", "n_params", "n_tokens", "compute", "group")
     given = dict(zip(names, (loss, params, tokens, compute, group), strict=True))
     try:
-        found = fit_runs(pd.read_csv(file), {k: v for k, v in given.items() if v is not None})
+        found = analysis.fit_runs(
+            pd.read_csv(file), {k: v for k, v in given.items() if v is not None}
+        )
     except (OSError, ValueError) as error:
         raise SweepStoppedError(f"no law from {file}: {error}") from None
     law = found.law
     console.print(found.said(), **_PLAIN)
-    form = "E + A N^-alpha + B D^-beta" if isinstance(law, LossLaw) else "E + k C^-g"
+    form = "E + A N^-alpha + B D^-beta" if isinstance(law, analysis.LossLaw) else "E + k C^-g"
     console.print(f"L = {form}, fitted to {law.fitted_to}", **_PLAIN)
     table = Table()
     for name in ("coefficient", "estimate", "90% low", "90% high"):
@@ -161,7 +167,7 @@ def fit_command(
 
 def _print_best(law: ComputeLaw | LossLaw, flops: float) -> None:
     """What the law says of a run with that much compute."""
-    if isinstance(law, LossLaw):
+    if isinstance(law, analysis.LossLaw):
         best = law.compute_optimal(flops)
         shown = (
             ("loss", float(best.loss), best.loss_interval),

@@ -1,32 +1,20 @@
-"""The ``carbs`` command."""
+"""The ``carbs`` command: what the user may type. A command imports what it needs when it runs."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-import tempfile
 import time
 from importlib.resources import as_file, files
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
 
-from analysis.front.model import FrontModel, fit_front
-from analysis.planning.plan import fit_front_law
-from analysis.report.report import write_report
-from launchers.cli.analysis import add_commands
-from launchers.cli.progress import Progress, format_params, measured
-from launchers.cli.status import find_sweep, log_paths, read_status, screen
-from launchers.controller.check import Check, predict_check, run_check
-from launchers.controller.config import CheckConfig, SweepConfig, load_sweep
-from launchers.controller.database import database_url, network_warning
-from launchers.controller.sweep import Interrupted, Sweep, read_config
-from launchers.controller.warm_start import CONFIG_FILE
-from launchers.errors import LauncherError, SweepFileError, SweepStoppedError
+from carbs.launchers.cli.analysis import add_commands
+from carbs.launchers.errors import LauncherError
+
+if TYPE_CHECKING:
+    from carbs.launchers.controller.sweep import Sweep
 
 app = typer.Typer(
     help="Cost-aware hyperparameter and scaling-law optimizer for training language models.",
@@ -65,13 +53,16 @@ def sweep(
 
     Ctrl-C leaves running jobs running; the same command continues. Ctrl-C twice cancels them.
     """
+    from carbs.launchers.cli.run import run_sweep, show_plan
+    from carbs.launchers.controller.config import load_sweep
+
     config = load_sweep(file, seed=seed, max_trials=max_trials, executor=executor)
-    python_path = (str(file.resolve().parent),)
+    python_path = tuple(dict.fromkeys((str(file.resolve().parent), str(Path.cwd()))))
     folder = folder or Path("sweeps") / config.name
     if dry_run:
-        _dry_run(config, folder, python_path)
+        show_plan(config, folder, python_path, console)
     else:
-        _run(config, folder, python_path)
+        run_sweep(config, folder, python_path, console)
 
 
 @app.command()
@@ -83,9 +74,12 @@ def demo(
     executor: ExecutorOption = None,
 ) -> None:
     """The main job in small: some 60 real training runs, a report, and a check run."""
-    with as_file(files("launchers") / "demo.yaml") as file:
+    from carbs.launchers.cli.run import run_sweep
+    from carbs.launchers.controller.config import load_sweep
+
+    with as_file(files("carbs.launchers") / "demo.yaml") as file:
         config = load_sweep(file, seed=seed, executor=executor)
-    _run(config, folder, ())
+    run_sweep(config, folder, (), console)
 
 
 @app.command()
@@ -96,11 +90,9 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a sweep anew, finished or not."""
-    sweep = Sweep.open(folder, storage)
-    check_file = sweep.folder / "check.json"
-    check = Check.model_validate_json(check_file.read_text()) if check_file.exists() else None
-    level = sweep.config.check.level if sweep.config.check else CheckConfig().level
-    page = _write_report(sweep, _front(sweep, level), check)
+    from carbs.launchers.cli.run import rewrite_report
+
+    page = rewrite_report(folder, storage, console)
     console.print(f"report: {page}", soft_wrap=True)
 
 
@@ -124,6 +116,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """How a sweep stands: trials, cost, jobs in flight, excluded nodes, last failures."""
+    from rich.live import Live
+
+    from carbs.launchers.cli.status import read_status, screen
+
     sweep = _find(where, folder, storage)
     if as_json:
         print(read_status(sweep).model_dump_json(indent=1))
@@ -150,6 +146,8 @@ def logs(
     lines: Annotated[int, typer.Option(help="Of each file, the last ones; 0 for all.")] = 0,
 ) -> None:
     """What a trial's job has printed."""
+    from carbs.launchers.cli.status import log_paths
+
     paths = log_paths(_find(where, folder, storage), trial, attempt)
     if not paths:
         console.print(f"trial {trial} has printed nothing yet", **_PLAIN)
@@ -192,6 +190,10 @@ def cancel(
 
 def _find(where: Path | None, folder: Path | None, storage: str | None) -> Sweep:
     """The sweep that the user means."""
+    from carbs.launchers.cli.status import find_sweep
+    from carbs.launchers.controller.config import load_sweep
+    from carbs.launchers.controller.sweep import Sweep, read_config
+
     if where is not None and where.is_file():
         config = load_sweep(where)
         found = find_sweep(folder or Path("sweeps") / config.name)
@@ -201,140 +203,6 @@ def _find(where: Path | None, folder: Path | None, storage: str | None) -> Sweep
         )
         return Sweep(last, found)
     return Sweep.open(find_sweep(folder or where), storage)
-
-
-def _dry_run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
-    _check_function(config, python_path)
-    with tempfile.TemporaryDirectory() as aside:
-        has_begun = (folder / CONFIG_FILE).exists()
-        sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
-        planned = sweep.plan(min(config.max_in_flight, 3), None if has_begun else folder)
-        for trial in planned:
-            suggestion = trial.suggestion
-            cost = suggestion.predicted_cost
-            console.print(f"trial {suggestion.id}: {format_params(suggestion.params)}", **_PLAIN)
-            console.print(f"  tier: {trial.tier or 'none'}", **_PLAIN)
-            foreseen = "unknown" if cost is None else f"{cost:.4g} {config.cost_unit}"
-            console.print(f"  predicted cost: {foreseen}", **_PLAIN)
-            if trial.script is None:
-                console.print(f"  executor {config.executor}: no script", **_PLAIN)
-            else:
-                console.print(trial.script, **_PLAIN)
-    console.print("dry run: nothing was submitted", **_PLAIN)
-
-
-def _run(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
-    import torch  # slow to import, and no other command needs it
-
-    _check_function(config, python_path)
-    # The controller thinks for a moment and jobs compute for long: leave them the machine.
-    torch.set_num_threads(1)
-    warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
-    if warning is not None:
-        _say(f"warning: {warning}")
-    sweep = Sweep(config, folder, python_path, notify=_say)
-    try:
-        with sweep.controlling():
-            with Progress(console, config.cost_unit) as progress:
-                progress.changed(sweep.status())
-                status = sweep.run(progress.changed, progress.ended)
-            n_done = len(measured(status))
-            n_stopped = len(status.records.observations) - n_done
-            stopped = f"{n_stopped} stopped early, " if n_stopped else ""
-            console.print(
-                f"{n_done} trials done, "
-                f"{len(status.records.failures)} failed, "
-                f"{stopped}cost spent {status.spent:.1f} {config.cost_unit}"
-            )
-            _conclude(sweep)
-    except Interrupted as interrupted:
-        jobs = "its jobs are cancelled" if interrupted.is_cancelled else "running jobs go on"
-        console.print(
-            f"interrupted: {jobs}. The same command continues:\n  carbs {shlex.join(sys.argv[1:])}",
-            markup=False,
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
-
-
-def _say(message: str) -> None:
-    console.print(message, **_PLAIN)
-
-
-def _check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
-    """Whether the training function's module is there, without importing it: that may take long."""
-    module = config.function.partition(":")[0]
-    sys.path[:0] = [folder for folder in python_path if folder not in sys.path]
-    try:
-        is_found = find_spec(module) is not None
-    except ModuleNotFoundError:  # of a parent package
-        is_found = False
-    if not is_found:
-        places = "".join(f" or in {folder}" for folder in python_path)
-        raise SweepFileError(
-            f"function {config.function!r}: there is no module {module!r} among the installed "
-            f"packages{places}: put the file there, or correct the name"
-        )
-
-
-def _conclude(sweep: Sweep) -> None:
-    """What the sweep has taught: the laws, the check run, the report."""
-    config = sweep.config.check
-    try:
-        front = _front(sweep, config.level if config else CheckConfig().level)
-    except SweepStoppedError as error:  # the search itself is done and recorded
-        console.print(f"note: {error}", **_PLAIN)
-        return
-    check = None
-    if config is not None:
-        check = predict_check(sweep, config, front)
-        console.print(f"best configuration at {config.cost_factor:g} times the dearest run:")
-        console.print(f"  {format_params(check.params)}", **_PLAIN)
-        for warning in check.warnings:
-            console.print(f"  note: {warning}", **_PLAIN)
-        if not check.has_ended:
-            console.print(check.line(), **_PLAIN)
-            console.print(check.cost_line(sweep.config.cost_unit), **_PLAIN)
-            console.print("check run: training it now")
-        check = run_check(sweep, check)
-    page = _write_report(sweep, front, check)
-    if check is not None:
-        console.print(check.line(), **_PLAIN)
-        console.print(check.cost_line(sweep.config.cost_unit), **_PLAIN)
-    console.print(f"report: {page}", **_PLAIN)
-
-
-def _front(sweep: Sweep, level: float) -> FrontModel:
-    known = sweep.status().records
-    try:
-        return fit_front(
-            sweep.space,
-            known.observations,
-            known.failures,
-            direction=sweep.config.direction,
-            level=level,
-            seed=sweep.config.seed,
-        )
-    except ValueError as error:
-        raise SweepStoppedError(f"no analysis of {sweep.folder}: {error}") from None
-
-
-def _write_report(sweep: Sweep, front: FrontModel, check: Check | None) -> Path:
-    try:
-        law = fit_front_law(front)
-    except ValueError as error:
-        console.print(f"note: no law of loss over cost: {error}", **_PLAIN)
-        law = None
-    facts = check.model_dump(exclude_none=True) if check is not None else None
-    return write_report(
-        sweep.folder,
-        sweep.study,
-        front,
-        law,
-        facts,
-        cost_unit=sweep.config.cost_unit,
-        output_unit=sweep.config.output_unit,
-    )
 
 
 def main() -> None:

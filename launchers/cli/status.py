@@ -17,11 +17,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from carbs.launchers.controller.sweep import EVIDENCE, JOB, PAST, Sweep
+from carbs.launchers.controller.warm_start import CONFIG_FILE
+from carbs.launchers.errors import FolderError
+from carbs.launchers.job.protocol import read_start
 from carbs.study import DROPPED, FAILURE, FORGOTTEN
-from launchers.controller.sweep import EVIDENCE, JOB, PAST, Sweep
-from launchers.controller.warm_start import CONFIG_FILE
-from launchers.errors import FolderError
-from launchers.job.protocol import read_start
 
 _N_FAILURES = 10
 

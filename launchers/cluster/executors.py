@@ -1,7 +1,7 @@
 """Where jobs run: local processes, Slurm, or the controller itself.
 
-An executor starts :class:`launchers.job.process.JobRun` in a job's folder. A job is known by its
-folder, its name and, once it was submitted, its id: with these a controller that starts anew
+An executor starts :class:`carbs.launchers.job.process.JobRun` in a job's folder. A job is known by
+its folder, its name and, once it was submitted, its id: with these a controller that starts anew
 finds out what has become of it.
 """
 
@@ -20,13 +20,14 @@ from typing import Any, Literal, Protocol
 import psutil
 import submitit
 
-from launchers.cluster.options import local_options
-from launchers.cluster.slurm import Slurm, place_pickle, sbatch_script
-from launchers.errors import SchedulerDownError, SweepFileError
-from launchers.job.process import MAX_TIMEOUTS, START_MARK, JobRun, node_name
-from launchers.job.protocol import read_report, run
+from carbs.launchers.cluster.options import PYTHON, local_options
+from carbs.launchers.cluster.slurm import Slurm, place_pickle, sbatch_script
+from carbs.launchers.errors import SchedulerDownError, SweepFileError
+from carbs.launchers.job.process import MAX_TIMEOUTS, START_MARK, JobRun, node_name
+from carbs.launchers.job.protocol import read_report, run
 
 _LOG_LINES = 40
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 @dataclass(frozen=True)
@@ -184,14 +185,16 @@ class LocalExecutor:
         return [self._start(folder, submission.options) for folder in submission.folders]
 
     def _start(self, folder: Path, options: dict[str, Any]) -> str:
-        executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
+        executor = submitit.LocalExecutor(
+            folder, MAX_TIMEOUTS, python=f"env -u {_SAFE_PATH} {PYTHON}"
+        )
         try:
             executor.update_parameters(**local_options(options))
         except (TypeError, ValueError) as error:
             raise SweepFileError(f"executor_options for local: {error}") from None
         gpus = self._gpus[folder] = self._free_gpus(executor.parameters)
         executor.parameters.update(gpus_per_node=len(gpus), visible_gpus=gpus)
-        with _detached():
+        with _detached(), _safe_path():
             job = self._started[folder] = executor.submit(JobRun(str(folder)))
         return str(job.job_id)
 
@@ -347,6 +350,20 @@ def _detached() -> Iterator[None]:
             os.close(copy)
         os.close(nowhere)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """As Python's -P, for submitit's own process, whose command we do not choose."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 def _visible_gpus() -> list[str]:

@@ -10,11 +10,16 @@ the parameters of submitit's ``SlurmExecutor``: ``partition``, ``account``, ``qo
 from __future__ import annotations
 
 import difflib
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from submitit import AutoExecutor
 from submitit.slurm.slurm import SlurmExecutor
+
+# -P: nothing in the working directory takes the place of a module that the job needs.
+PYTHON = f"{shlex.quote(sys.executable)} -P"
 
 DEFAULT_TIMEOUT_MIN = 24 * 60
 

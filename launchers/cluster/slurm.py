@@ -20,9 +20,9 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from launchers.cluster.options import slurm_options
-from launchers.errors import SchedulerDownError, SweepFileError
-from launchers.job.process import MAX_TIMEOUTS, JobRun
+from carbs.launchers.cluster.options import PYTHON, slurm_options
+from carbs.launchers.errors import SchedulerDownError, SweepFileError
+from carbs.launchers.job.process import MAX_TIMEOUTS, JobRun
 
 _TIMEOUT_S = 30
 _CHUNK = 400  # ids in one command
@@ -189,7 +189,7 @@ class _Submission(submitit.SlurmExecutor):  # type: ignore[misc]
     @classmethod
     def of(cls, folder: Path, name: str, options: Mapping[str, Any]) -> _Submission:
         native = slurm_options(options)
-        python = native.pop("python", None)
+        python = native.pop("python", None) or PYTHON
         executor = cls(folder, max_num_timeout=MAX_TIMEOUTS, python=python)
         try:
             with warnings.catch_warnings():

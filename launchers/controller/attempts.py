@@ -16,11 +16,17 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from carbs.space import Params
-from launchers.cluster.executors import Executor, Handle, JobState, Submission, log_files, read_log
-from launchers.cluster.options import n_gpus, n_tasks
-from launchers.controller.config import SweepConfig
-from launchers.controller.outcomes import (
+from carbs.launchers.cluster.executors import (
+    Executor,
+    Handle,
+    JobState,
+    Submission,
+    log_files,
+    read_log,
+)
+from carbs.launchers.cluster.options import n_gpus, n_tasks
+from carbs.launchers.controller.config import SweepConfig
+from carbs.launchers.controller.outcomes import (
     PATTERNS,
     BadConfiguration,
     BadMachine,
@@ -29,9 +35,9 @@ from launchers.controller.outcomes import (
     StoppedRun,
     classify,
 )
-from launchers.errors import SchedulerDownError
-from launchers.job.process import CANCELLED, checkpoint_progress
-from launchers.job.protocol import (
+from carbs.launchers.errors import SchedulerDownError
+from carbs.launchers.job.process import CANCELLED, checkpoint_progress
+from carbs.launchers.job.protocol import (
     CurvePoint,
     Failed,
     Finished,
@@ -46,6 +52,7 @@ from launchers.job.protocol import (
     stop,
     write_job,
 )
+from carbs.space import Params
 
 _MAX_TAIL = 4000  # characters of a log that are kept with the trial
 

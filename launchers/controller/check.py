@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from analysis.front.model import FrontModel
-from analysis.planning.plan import Plan, plan
-from launchers.controller.config import CheckConfig
-from launchers.controller.outcomes import BadConfiguration
-from launchers.controller.sweep import Sweep
-from launchers.job.protocol import Result
+from carbs.analysis.front.model import FrontModel
+from carbs.analysis.planning.plan import Plan, plan
+from carbs.launchers.controller.config import CheckConfig
+from carbs.launchers.controller.outcomes import BadConfiguration
+from carbs.launchers.controller.sweep import Sweep
+from carbs.launchers.job.protocol import Result
 
 
 class Check(BaseModel):

@@ -21,7 +21,6 @@ budget: 300
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,10 +37,11 @@ from pydantic import (
 from carbs.constraints import Expression
 from carbs.earlier import EarlierSweep
 from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
+from carbs.launchers.cluster.options import check_options
+from carbs.launchers.controller.outcomes import Pattern
+from carbs.launchers.errors import SweepFileError
+from carbs.launchers.job.protocol import FunctionName
 from carbs.space import Param, Params, SearchSpace
-from launchers.cluster.options import check_options
-from launchers.controller.outcomes import Pattern
-from launchers.errors import SweepFileError
 
 
 class CheckConfig(BaseModel):
@@ -121,7 +121,7 @@ class SweepConfig(BaseModel):
     Attributes:
         name: of the study.
         function: ``module:function``, called as ``function(params, job)`` (see
-            ``launchers.job.protocol``).
+            ``carbs.launchers.job.protocol``).
         parameters: what is searched, by name; each with its space and its ``search_center``, and
             ``when`` it exists.
         constraints: expressions over the parameters that every trial meets.
@@ -157,7 +157,7 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     name: str = Field(min_length=1)
-    function: str
+    function: FunctionName
     parameters: list[Param] = Field(min_length=1)
     constraints: list[str] = []
     warm_start: list[WarmStartConfig] = []
@@ -193,15 +193,6 @@ class SweepConfig(BaseModel):
         if not isinstance(parameters, dict):
             return parameters
         return [_parameter(str(name), fields) for name, fields in parameters.items()]
-
-    @field_validator("function")
-    @classmethod
-    def _module_and_function(cls, function: str) -> str:
-        if not re.fullmatch(r"[\w.]+:\w+", function):
-            raise ValueError(
-                f"{function!r} is not of the form module:function, such as my_module:train"
-            )
-        return function
 
     @model_validator(mode="after")
     def _check_space(self) -> SweepConfig:

@@ -21,10 +21,10 @@ from optuna.study import Study
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from carbs.optimizer import Direction
+from carbs.launchers.errors import FolderError, SweepFileError
+from carbs.records import Direction
 from carbs.storage import PatientStorage
 from carbs.study import create_study
-from launchers.errors import FolderError, SweepFileError
 
 _NETWORK = re.compile(
     r"nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|glusterfs|panfs|pvfs2|orangefs|afs|wekafs|9p|"

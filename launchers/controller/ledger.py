@@ -17,8 +17,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from carbs.optimizer import Direction
-from carbs.records import Failure, Observation, Suggestion
+from carbs.records import Direction, Failure, Observation, Suggestion
 from carbs.space import SearchSpace
 from carbs.study import (
     DROPPED,

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launchers.controller.ledger import Ledger
-from launchers.job.process import read_health
-from launchers.job.protocol import Start
+from carbs.launchers.controller.ledger import Ledger
+from carbs.launchers.job.process import read_health
+from carbs.launchers.job.protocol import Start
 
 EXCLUDED = "excluded_nodes"
 
@@ -73,7 +73,12 @@ class Nodes:
         """
         if start is None or start.health is None:
             return cost, None
-        from launchers.job.health import MIN_EARLIER, HealthReport, normalised_cost, usual_speed
+        from carbs.launchers.job.health import (
+            MIN_EARLIER,
+            HealthReport,
+            normalised_cost,
+            usual_speed,
+        )
 
         report = HealthReport.model_validate(start.health)
         peers = [r for r in read_health(self._health_folder) if r.device == report.device]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from launchers.job.protocol import Failed, Finished, JobReport, Result, Stopped, Unhealthy
+from carbs.launchers.job.protocol import Failed, Finished, JobReport, Result, Stopped, Unhealthy
 
 MAX_ATTEMPTS = 2
 

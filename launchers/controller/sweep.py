@@ -39,6 +39,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
+from carbs.launchers.cluster.executors import Executor, SlurmExecutor, make_executor
+from carbs.launchers.controller.attempts import Attempt, Ending, Jobs, Lost, PastAttempt, Run
+from carbs.launchers.controller.config import SweepConfig
+from carbs.launchers.controller.database import database_url, has_password, open_study
+from carbs.launchers.controller.ledger import OWNER, Account, Ledger
+from carbs.launchers.controller.nodes import Nodes
+from carbs.launchers.controller.outcomes import BadConfiguration, Completed, StoppedRun
+from carbs.launchers.controller.warm_start import CONFIG_FILE, keep_earlier, kept_earlier
+from carbs.launchers.errors import FolderError, SweepStoppedError
+from carbs.launchers.job.protocol import Result
 from carbs.records import Suggestion
 from carbs.space import Param, Params, SearchSpace
 from carbs.study import (
@@ -50,16 +60,6 @@ from carbs.study import (
     Records,
     unflatten,
 )
-from launchers.cluster.executors import Executor, SlurmExecutor, make_executor
-from launchers.controller.attempts import Attempt, Ending, Jobs, Lost, PastAttempt, Run
-from launchers.controller.config import SweepConfig
-from launchers.controller.database import database_url, has_password, open_study
-from launchers.controller.ledger import OWNER, Account, Ledger
-from launchers.controller.nodes import Nodes
-from launchers.controller.outcomes import BadConfiguration, Completed, StoppedRun
-from launchers.controller.warm_start import CONFIG_FILE, keep_earlier, kept_earlier
-from launchers.errors import FolderError, SweepStoppedError
-from launchers.job.protocol import Result
 
 JOB = "job"
 PAST = "attempts"
@@ -212,7 +212,7 @@ class Sweep:
         self._changed: float | None = None
 
     @classmethod
-    def open(cls, folder: Path, storage: str | None = None) -> Sweep:
+    def open(cls, folder: str | Path, storage: str | None = None) -> Sweep:
         """The sweep in a folder, as it was last configured.
 
         Args:
@@ -222,6 +222,7 @@ class Sweep:
         Raises:
             FolderError: the folder holds no sweep.
         """
+        folder = Path(folder)
         config = read_config(folder)
         if storage is not None:
             config = config.model_copy(update={"storage": storage, "storage_file": None})

@@ -11,11 +11,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from carbs.earlier import EarlierSweep
+from carbs.launchers.controller.config import SweepConfig, WarmStartConfig
+from carbs.launchers.controller.database import database_url, without_password
+from carbs.launchers.errors import FolderError
 from carbs.space import SearchSpace
 from carbs.study import earlier_sweep
-from launchers.controller.config import SweepConfig, WarmStartConfig
-from launchers.controller.database import database_url, without_password
-from launchers.errors import FolderError
 
 CONFIG_FILE = "sweep.json"
 

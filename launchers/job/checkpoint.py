@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from launchers.job.protocol import CurvePoint, Job, Preempted, read_curve, write_curve
+from carbs.launchers.job.protocol import CurvePoint, Job, Preempted, read_curve, write_curve
 
 EVERY_S = 600.0
 N_KEPT = 2

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launchers.job.protocol import Preempted, StoppedEarly, TaskLostError, task
+from carbs.launchers.job.protocol import Preempted, StoppedEarly, TaskLostError, task
 
 TIMEOUT_S = 600.0
 

@@ -32,8 +32,8 @@ import psutil
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from launchers.job.distributed import local_device, process_group
-from launchers.job.protocol import TaskLostError, task
+from carbs.launchers.job.distributed import local_device, process_group
+from carbs.launchers.job.protocol import TaskLostError, task
 
 GIB = 2**30
 SLOW = 1.5  # times as slow as the median is too slow

@@ -2,7 +2,7 @@
 
 A job that was preempted or runs out of time is requeued by submitit, in the way in which it does so
 for checkpointable functions: the training function has raised
-:class:`launchers.job.protocol.Preempted` once its checkpoint is written. One that takes no
+:class:`carbs.launchers.job.protocol.Preempted` once its checkpoint is written. One that takes no
 notice of the signals is killed by the scheduler; what becomes of it is for the controller to judge.
 """
 
@@ -22,11 +22,19 @@ from typing import TYPE_CHECKING
 
 from submitit.core.utils import DelayedSubmission
 
-from launchers.job.protocol import JobFile, Start, Unhealthy, read_report, run, task, write_report
-from launchers.job.protocol import write_start as write_start_file
+from carbs.launchers.job.protocol import (
+    JobFile,
+    Start,
+    Unhealthy,
+    read_report,
+    run,
+    task,
+    write_report,
+)
+from carbs.launchers.job.protocol import write_start as write_start_file
 
 if TYPE_CHECKING:
-    from launchers.job.health import HealthReport
+    from carbs.launchers.job.health import HealthReport
 
 # Nearer than this to its deadline, a job that is cut off is so by its time limit.
 TIME_LIMIT_MARGIN_S = 120.0
@@ -94,7 +102,7 @@ class JobRun:
         if job_file.health_folder is None:
             return start
         # It loads torch, which not every function needs.
-        from launchers.job.health import check_node, compared
+        from carbs.launchers.job.health import check_node, compared
 
         health = check_node(job_file.checkpoint_folder or path, n_devices=job_file.n_devices)
         if job_file.max_slowdown is not None:
@@ -124,7 +132,7 @@ def read_health(folder: Path, but: str | None = None) -> list[HealthReport]:
         folder: of the reports.
         but: a node to leave out.
     """
-    from launchers.job.health import HealthReport
+    from carbs.launchers.job.health import HealthReport
 
     reports = []
     for file in folder.glob("*.json"):

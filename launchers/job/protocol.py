@@ -18,7 +18,7 @@ reach. That copy ends, without a report, when it sees that another has taken ove
 
 Where the scheduler takes the machine away, by SIGTERM, SIGUSR2 or a time limit, a job that was
 preempted writes no report: its next attempt goes on from what it left in the checkpoint folder, for
-which there is :mod:`launchers.job.checkpoint`.
+which there is :mod:`carbs.launchers.job.checkpoint`.
 
 A job of several tasks runs the function in each. The report is that of the first task, or of
 whichever failed first.
@@ -29,6 +29,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -41,7 +42,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 _CURVE = "curve.jsonl"
 _STOP = "stop.json"
@@ -318,6 +319,16 @@ class Start(BaseModel):
     health: dict[str, Any] | None = None
 
 
+def _function_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError(f"{name!r} is not of the form module:function, such as my_module:train")
+    return _FORMER_NAMES.get(name, name)
+
+
+_FORMER_NAMES = {"launchers.lm.train:train": "carbs.launchers.lm.train:train"}  # until 0.1
+FunctionName = Annotated[str, AfterValidator(_function_name)]
+
+
 class JobFile(BaseModel):
     """``job.json``: all that a job process needs, written before the job is submitted.
 
@@ -333,7 +344,7 @@ class JobFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    function: str
+    function: FunctionName
     python_path: list[str]
     params: dict[str, Any]
     seed: int

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from launchers.lm.model import Transformer
+from carbs.launchers.lm.model import Transformer
 
 START = "\0"  # stands before every document in training, and so before every prompt
 

@@ -11,8 +11,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
-from launchers.lm.answers import Question
-from launchers.lm.exercises import PRINTED
+from carbs.launchers.lm.answers import Question
+from carbs.launchers.lm.exercises import PRINTED
 
 Asker = Callable[[Iterable[str], random.Random], Iterator[Question]]
 

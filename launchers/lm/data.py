@@ -40,9 +40,9 @@ import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from launchers.lm.answers import START, save_questions
-from launchers.lm.continuations import Asker, ask_lines, ask_sentences, ask_values
-from launchers.lm.exercises import write_programs
+from carbs.launchers.lm.answers import START, save_questions
+from carbs.launchers.lm.continuations import Asker, ask_lines, ask_sentences, ask_values
+from carbs.launchers.lm.exercises import write_programs
 
 BUILTIN = "builtin"
 VERSION = 1  # of the text and the questions made here: raise it when they change

@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from launchers.job.checkpoint import EVERY_S, Checkpoints
-from launchers.job.distributed import TIMEOUT_S, World, local_device, process_group
-from launchers.job.protocol import BadConfigurationError, Job, Result
-from launchers.lm.answers import evaluate, load_questions
-from launchers.lm.data import BUILTIN, BUILTIN_SETS, DataMix, prepare
-from launchers.lm.model import ModelConfig, Transformer
+from carbs.launchers.job.checkpoint import EVERY_S, Checkpoints
+from carbs.launchers.job.distributed import TIMEOUT_S, World, local_device, process_group
+from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
+from carbs.launchers.lm.answers import evaluate, load_questions
+from carbs.launchers.lm.data import BUILTIN, BUILTIN_SETS, DataMix, prepare
+from carbs.launchers.lm.model import ModelConfig, Transformer
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import fit_accuracy_law
+from carbs.analysis import fit_accuracy_law
 
 
 def measured(n: int = 30, seed: int = 0, questions: int = 4000) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis import backtest, fit_compute_law
+from carbs.analysis import backtest, fit_compute_law
 
 C = np.geomspace(1.0, 1e4, 40)
 L = (1.5 + 2 * C**-0.3) * np.exp(0.004 * np.random.default_rng(0).standard_normal(40))

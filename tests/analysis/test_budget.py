@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from analysis.planning.budget import Budget, Failures
+from carbs.analysis.planning.budget import Budget, Failures
 
 NEVER = Failures(per_hour_per_1000_gpus=0.0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from analysis.laws.fitting import descend
+from carbs.analysis.laws.fitting import descend
 
 X = np.linspace(0.0, 3.0, 30)
 

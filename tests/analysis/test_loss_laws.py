@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import (
+from carbs.analysis import (
     ExtrapolationWarning,
     LossLaw,
     UndeterminedSplitWarning,

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from analysis import MixingLaw, fit_mixing_law
+from carbs.analysis import MixingLaw, fit_mixing_law
 
 
 def loss_of(W: np.ndarray) -> np.ndarray:

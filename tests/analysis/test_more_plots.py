@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.front.expectation import SweepBacktest
-from analysis.front.hyperparameters import hyperparameter_curves, loss_around
-from analysis.front.model import FrontModel, fit_front
-from analysis.laws.multiplier import compute_multiplier
-from analysis.report import plots
 from carbs import LogSpace, Observation, Param, SearchSpace
+from carbs.analysis.front.expectation import SweepBacktest
+from carbs.analysis.front.hyperparameters import hyperparameter_curves, loss_around
+from carbs.analysis.front.model import FrontModel, fit_front
+from carbs.analysis.laws.multiplier import compute_multiplier
+from carbs.analysis.report import plots
 
 
 @pytest.fixture(scope="module")

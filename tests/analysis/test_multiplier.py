@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.laws.multiplier import compute_multiplier
+from carbs.analysis.laws.multiplier import compute_multiplier
 
 C = np.geomspace(1, 1000, 16)
 

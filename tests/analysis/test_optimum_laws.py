@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import fit_optimum_law, regret
+from carbs.analysis import fit_optimum_law, regret
 
 
 def grid(noise: float = 0.001, cells: int = 6, seed: int = 0) -> pd.DataFrame:

@@ -16,11 +16,11 @@ import optuna
 import pytest
 import yaml
 
-from analysis.front.hyperparameters import hyperparameter_curves
-from analysis.front.model import FrontModel, fit_front
-from analysis.front.trials import trials_frame
-from analysis.planning.plan import check, fit_front_law, plan
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace
+from carbs.analysis.front.hyperparameters import hyperparameter_curves
+from carbs.analysis.front.model import FrontModel, fit_front
+from carbs.analysis.front.trials import trials_frame
+from carbs.analysis.planning.plan import check, fit_front_law, plan
 from carbs.study import distributions, flatten
 
 SPACE = SearchSpace(

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.front.hyperparameters import Curve
-from analysis.laws.power import ComputeLaw, fit_compute_law
-from analysis.report.plots import (
+from carbs.analysis.front.hyperparameters import Curve
+from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.report.plots import (
     failed,
     finished,
     front_trials,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.laws.power import fit_compute_law
+from carbs.analysis.laws.power import fit_compute_law
 
 
 def runs(

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from analysis.front.model import FrontModel, fit_front
-from analysis.front.trials import trials_frame
-from analysis.laws.power import ComputeLaw, fit_compute_law
-from analysis.planning.plan import fit_front_law
-from analysis.report.plots import front_trials
-from analysis.report.report import category_shares, write_report
+from carbs.analysis.front.model import FrontModel, fit_front
+from carbs.analysis.front.trials import trials_frame
+from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.planning.plan import fit_front_law
+from carbs.analysis.report.plots import front_trials
+from carbs.analysis.report.report import category_shares, write_report
 from carbs.space import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.study import (
     FAILURE,

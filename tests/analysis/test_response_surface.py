@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from analysis.front.response_surface import CostModel, ResponseSurface
 from carbs import LogSpace, Observation, Param, SearchSpace
+from carbs.analysis.front.response_surface import CostModel, ResponseSurface
 
 SPACE = SearchSpace(
     [

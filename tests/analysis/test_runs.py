@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import ComputeLaw, LossLaw
-from analysis.laws.runs import fit_runs
+from carbs.analysis import ComputeLaw, LossLaw
+from carbs.analysis.laws.runs import fit_runs
 
 rng = np.random.default_rng(0)
 N = np.geomspace(1e7, 1e9, 6).repeat(6)

@@ -7,8 +7,8 @@ import math
 import optuna
 import pytest
 
-from analysis.front.trials import study_space, trials_frame
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs.analysis.front.trials import study_space, trials_frame
 from carbs.study import (
     STOPPED,
     CarbsSampler,

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from launchers.cli.app import main
+from carbs.launchers.cli.app import main
 
 WriteModule = Callable[[str], str]
 
@@ -97,7 +97,7 @@ class Command:
 
     def __init__(self, arguments: tuple[str | Path, ...], folder: Path) -> None:
         self._out, self._err = folder / "out.txt", folder / "err.txt"
-        program = "from launchers.cli.app import main; main()"
+        program = "from carbs.launchers.cli.app import main; main()"
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", program, *map(str, arguments)],

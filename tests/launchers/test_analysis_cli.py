@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from launchers.controller.config import load_sweep
+from carbs.launchers.controller.config import load_sweep
 
 WriteSweep = Callable[..., Path]
 WriteModule = Callable[[str], str]

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.front.model import fit_front
-from launchers.controller.check import predict_check, run_check
-from launchers.controller.config import load_sweep
-from launchers.controller.sweep import Sweep
+from carbs.analysis.front.model import fit_front
+from carbs.launchers.controller.check import predict_check, run_check
+from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.sweep import Sweep
 
 WriteSweep = Callable[..., Path]
 WriteModule = Callable[[str], str]
 
 LAW = """
-from launchers.job.protocol import BadConfigurationError
+from carbs.launchers.job.protocol import BadConfigurationError
 
 def train(params, job):
     if job.folder.name.startswith("check") and job.settings.get("breaks"):

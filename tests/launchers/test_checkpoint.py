@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from launchers.job.checkpoint import Checkpoints, last_step
-from launchers.job.protocol import (
+from carbs.launchers.job.checkpoint import Checkpoints, last_step
+from carbs.launchers.job.protocol import (
     CurvePoint,
     Finished,
     Job,
@@ -284,7 +284,7 @@ def test_of_two_attempts_in_one_folder_the_last_word_counts(new_job: Callable[..
 
 TRAINING = """
 import torch
-from launchers.job.checkpoint import Checkpoints
+from carbs.launchers.job.checkpoint import Checkpoints
 
 def train(params, job):
     checkpoints = Checkpoints(job)
@@ -316,7 +316,7 @@ def write(tmp_path: Path, then: str, steps: int = 5) -> Path:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    code = f"from launchers.job.protocol import run; print('ended', run({str(folder)!r}))"
+    code = f"from carbs.launchers.job.protocol import run; print('ended', run({str(folder)!r}))"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 

@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 from carbs import LogitSpace, LogSpace, MixtureSpace, Param
-from launchers.cluster.options import slurm_options
-from launchers.controller.config import CheckConfig, EarlyStoppingConfig, SweepConfig, load_sweep
-from launchers.errors import SweepFileError
+from carbs.launchers.cluster.options import slurm_options
+from carbs.launchers.controller.config import (
+    CheckConfig,
+    EarlyStoppingConfig,
+    SweepConfig,
+    load_sweep,
+)
+from carbs.launchers.errors import SweepFileError
+from carbs.launchers.job.protocol import load_function
+from carbs.launchers.lm.train import train
 
 WriteSweep = Callable[..., Path]
 
@@ -67,8 +74,14 @@ def test_conditions_and_constraints_are_read(write_sweep: WriteSweep) -> None:
     assert SweepConfig.model_validate_json(config.model_dump_json()) == config
 
 
+def test_the_reference_jobs_former_name_still_means_it(write_sweep: WriteSweep) -> None:
+    config = load_sweep(write_sweep(function="launchers.lm.train:train"))
+    assert config.function == "carbs.launchers.lm.train:train"
+    assert load_function(config.function) is train
+
+
 def test_the_demo_is_a_sweep_file() -> None:
-    config = load_sweep(Path(str(files("launchers") / "demo.yaml")))
+    config = load_sweep(Path(str(files("carbs.launchers") / "demo.yaml")))
     assert [param.name for param in config.parameters][-1] == "mix"
     assert config.budget is not None
     assert config.check is not None

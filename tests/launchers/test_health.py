@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from launchers.job import health
-from launchers.job.health import (
+from carbs.launchers.job import health
+from carbs.launchers.job.health import (
     Check,
     HealthReport,
     check_kernel_log,
@@ -342,7 +342,7 @@ def check_in_tasks(tmp_path: Path, code: str, n: int = 2, n_start: int = 2) -> l
             "MASTER_PORT": str(port),
         }
         program = (
-            "from pathlib import Path; from launchers.job import health; rank = "
+            "from pathlib import Path; from carbs.launchers.job import health; rank = "
             f"{rank}\n{code}\nreport = health.check_node(Path({str(tmp_path)!r}))\n"
             "print('report', report.model_dump_json())"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launchers.job.protocol import (
+from carbs.launchers.job.protocol import (
     CurvePoint,
     Failed,
     Finished,
@@ -35,7 +35,7 @@ def run_job(tmp_path: Path, write_module: Callable[[str], str]) -> RunJob:
     def run_job(body: str, **fields: Any) -> JobReport | None:
         source = (
             "import math, sys\nimport numpy as np\n"
-            "from launchers.job.protocol import BadConfigurationError, Result\n"
+            "from carbs.launchers.job.protocol import BadConfigurationError, Result\n"
             f"def train(params, job):\n    {body}\n"
         )
         write_job(

@@ -202,7 +202,7 @@ MISHAPS = """
     if job.seed == 5 and first:
         wait_until(job.should_checkpoint)
         (job.checkpoint_folder / "step-00000001.pt").touch()
-        from launchers.job.protocol import Preempted
+        from carbs.launchers.job.protocol import Preempted
         raise Preempted(job.preemption())
     if job.seed == 7:
         (job.folder / "nothing").write_text("OSError: [Errno 28] No space left on device")
@@ -315,7 +315,7 @@ def test_a_job_on_two_nodes(
     setup = [f"export PYTHONPATH={request.config.rootpath} OMP_NUM_THREADS=1"]
     options = {"nodes": 2, "tasks_per_node": 1, "mem_gb": 2, "setup": setup}
     file = make_sweep(
-        function="launchers.lm.train:train",
+        function="carbs.launchers.lm.train:train",
         parameters={
             "tokens": {"space": "log", "min": 8192, "is_integer": True, "search_center": 16384}
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launchers.controller.outcomes import (
+from carbs.launchers.controller.outcomes import (
     MAX_ATTEMPTS,
     BadConfiguration,
     BadMachine,
@@ -13,7 +13,7 @@ from launchers.controller.outcomes import (
     StoppedRun,
     classify,
 )
-from launchers.job.protocol import Failed, Finished, Result, Stopped
+from carbs.launchers.job.protocol import Failed, Finished, Result, Stopped
 
 RESULT = Result(output=1.5, cost=2.0, metrics={"steps": 3})
 FINISHED = Finished(result=RESULT)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from launchers.cli.status import read_status
-from launchers.cluster.executors import SlurmExecutor
-from launchers.cluster.slurm import Slurm, SlurmState, sbatch_script
-from launchers.controller.config import load_sweep
-from launchers.controller.sweep import Ended, Interrupted, Sweep
-from launchers.errors import SchedulerDownError, SweepStoppedError
-from launchers.job.process import JobRun
-from launchers.job.protocol import (
+from carbs.launchers.cli.status import read_status
+from carbs.launchers.cluster.executors import SlurmExecutor
+from carbs.launchers.cluster.slurm import Slurm, SlurmState, sbatch_script
+from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.sweep import Ended, Interrupted, Sweep
+from carbs.launchers.errors import SchedulerDownError, SweepStoppedError
+from carbs.launchers.job.process import JobRun
+from carbs.launchers.job.protocol import (
     Failed,
     Finished,
     Result,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from optuna.exceptions import StorageInternalError
 
+from carbs.launchers.controller import database as storage
+from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.database import database_url, network_warning, open_study
+from carbs.launchers.controller.sweep import Sweep, read_config
+from carbs.launchers.errors import FolderError, SweepFileError
 from carbs.study import create_study
-from launchers.controller import database as storage
-from launchers.controller.config import load_sweep
-from launchers.controller.database import database_url, network_warning, open_study
-from launchers.controller.sweep import Sweep, read_config
-from launchers.errors import FolderError, SweepFileError
 
 SECRET = "se/cr@t"
 

@@ -14,14 +14,15 @@ import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from analysis import study_space
-from launchers.cli.progress import best_by_decade, measured
-from launchers.cli.progress import line as progress_line
-from launchers.controller.config import load_sweep
-from launchers.controller.outcomes import BadConfiguration
-from launchers.controller.sweep import Ended, Interrupted, Status, Sweep
-from launchers.errors import FolderError, SweepFileError, SweepStoppedError
-from launchers.job.protocol import Result
+from carbs import launchers
+from carbs.analysis import study_space
+from carbs.launchers.cli.progress import best_by_decade, measured
+from carbs.launchers.cli.progress import line as progress_line
+from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.outcomes import BadConfiguration
+from carbs.launchers.controller.sweep import Ended, Interrupted, Status, Sweep
+from carbs.launchers.errors import FolderError, SweepFileError, SweepStoppedError
+from carbs.launchers.job.protocol import Result
 
 WriteModule = Callable[[str], str]
 WriteSweep = Callable[..., Path]
@@ -32,7 +33,7 @@ TRAINING = '''
 import math, os, threading
 from pathlib import Path
 import numpy as np
-from launchers.job.protocol import BadConfigurationError, StoppedEarly
+from carbs.launchers.job.protocol import BadConfigurationError, StoppedEarly
 
 def note(job, what):
     """One line in one write: jobs append at the same time."""
@@ -130,10 +131,9 @@ def test_a_sweep_in_local_processes(make_sweep: Callable[..., Path], log: Path) 
 
 
 def test_the_debug_executor_runs_inside_the_controller(make_sweep: Callable[..., Path]) -> None:
-    file = make_sweep('import sys; sys.modules["launchers"].seen_here = os.getpid()')
+    file = make_sweep('import sys; sys.modules["carbs.launchers"].seen_here = os.getpid()')
     status = run(open_sweep(file, executor="debug"))
     assert len(status.records.observations) == 6
-    import launchers
 
     assert vars(launchers).pop("seen_here") == os.getpid()
 

@@ -11,9 +11,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.sweep import Ended, Sweep
 from carbs.storage import PatientStorage
-from launchers.controller.config import load_sweep
-from launchers.controller.sweep import Ended, Sweep
 
 TRAINING = """
 def train(params, job):

@@ -42,7 +42,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launchers.lm.train import train as train_model
+from carbs.launchers.lm.train import train as train_model
 
 def note(job, what):
     with open(job.settings["log"], "a") as log:
@@ -125,7 +125,7 @@ class Chaos:
         self._storage = PatientStorage(self.url)
 
     def start_controller(self) -> None:
-        program = "from launchers.cli.app import main; main()"
+        program = "from carbs.launchers.cli.app import main; main()"
         command = [sys.executable, "-c", program, "sweep", str(self.file)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.controller = subprocess.Popen(

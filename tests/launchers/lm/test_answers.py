@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launchers.lm.answers import Question, evaluate, load_questions, save_questions
-from launchers.lm.model import ModelConfig, Transformer
+from carbs.launchers.lm.answers import Question, evaluate, load_questions, save_questions
+from carbs.launchers.lm.model import ModelConfig, Transformer
 
 QUESTIONS = [
     Question(prompt="a = 3\nprint(a)  # ", choices=["3\n", "4\n", "12\n"], answer=0),

@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launchers.lm import data
-from launchers.lm.answers import START, load_questions
-from launchers.lm.continuations import MAX_ANSWER, MAX_PROMPT
-from launchers.lm.data import BUILTIN_SETS, Corpus, DataMix, prepare, read_split
+from carbs.launchers.lm import data
+from carbs.launchers.lm.answers import START, load_questions
+from carbs.launchers.lm.continuations import MAX_ANSWER, MAX_PROMPT
+from carbs.launchers.lm.data import BUILTIN_SETS, Corpus, DataMix, prepare, read_split
 
 BUILTIN = dict.fromkeys(BUILTIN_SETS, "builtin")
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from launchers.job.checkpoint import last_step
-from launchers.job.distributed import meeting_place
-from launchers.job.protocol import (
+from carbs.launchers.job.checkpoint import last_step
+from carbs.launchers.job.distributed import meeting_place
+from carbs.launchers.job.protocol import (
     Failed,
     Finished,
     JobFile,
@@ -47,10 +47,10 @@ def new_job(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / "text" / f"{i}.txt").write_text("".join(lines))
 
     def new_job(name: str, around: str = "", **settings: Any) -> Path:
-        function = "launchers.lm.train:train"
+        function = "carbs.launchers.lm.train:train"
         if around:
-            source = "from launchers.job.protocol import task\n"
-            source += "from launchers.lm import train as module\n"
+            source = "from carbs.launchers.job.protocol import task\n"
+            source += "from carbs.launchers.lm import train as module\n"
             (tmp_path / f"around_{name}.py").write_text(source + around)
             function = f"around_{name}:train"
         job_file = JobFile(
@@ -70,7 +70,7 @@ def new_job(tmp_path: Path) -> Callable[..., Path]:
 
 # A process that has imported what takes seconds, and forks for each task.
 TASKS = multiprocessing.get_context("forkserver")
-TASKS.set_forkserver_preload(["torch._dynamo", "launchers.lm.train"])
+TASKS.set_forkserver_preload(["torch._dynamo", "carbs.launchers.lm.train"])
 
 
 def start(folder: Path, n: int = 2) -> list[ForkServerProcess]:
@@ -89,7 +89,7 @@ def start(folder: Path, n: int = 2) -> list[ForkServerProcess]:
         }
         code = (
             f"import os; os.environ.update({environment})\n"
-            f"from launchers.job.protocol import run; run({str(folder)!r})"
+            f"from carbs.launchers.job.protocol import run; run({str(folder)!r})"
         )
         tasks.append(TASKS.Process(target=exec, args=(code,)))
         tasks[-1].start()
@@ -132,7 +132,7 @@ def train(params, job):
     assert last_step(tmp_path / "checkpoints" / "preempted") == 31
     job_file = json.loads((folder / "job.json").read_text())
     (folder / "job.json").write_text(
-        json.dumps({**job_file, "function": "launchers.lm.train:train"})
+        json.dumps({**job_file, "function": "carbs.launchers.lm.train:train"})
     )
     resumed = run(folder)
     assert isinstance(resumed, Finished)

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from launchers.lm.model import ModelConfig, Transformer
+from carbs.launchers.lm.model import ModelConfig, Transformer
 
 SHAPES = [(16, 1), (48, 3), (128, 2)]
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from launchers.job.checkpoint import Checkpoints, last_step
-from launchers.job.protocol import (
+from carbs.launchers.job.checkpoint import Checkpoints, last_step
+from carbs.launchers.job.protocol import (
     BadConfigurationError,
     Job,
     Preempted,
@@ -24,8 +24,8 @@ from launchers.job.protocol import (
     read_curve,
     stop,
 )
-from launchers.lm import train as module
-from launchers.lm.train import schedule, train
+from carbs.launchers.lm import train as module
+from carbs.launchers.lm.train import schedule, train
 
 SMALL = {"width": 32, "depth": 1, "tokens": 16_384, "batch_size": 4, "learning_rate": 0.02}
 
