@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.planning.plan import fit_front_law
@@ -62,11 +63,9 @@ def run_sweep(
         LauncherError: the sweep cannot begin, or not go on.
         typer.Exit: the user has interrupted it.
     """
-    import torch  # slow to import, and no other command needs it
-
     _check_function(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
-    torch.set_num_threads(1)
+    threadpool_limits(1)
     warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
     if warning is not None:
         console.print(f"warning: {warning}", **_PLAIN)

@@ -14,32 +14,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from carbs.launchers.job import health
+from carbs.launchers.job import host
+from carbs.launchers.job.gpu import check_kernel_log, nvml_checks, xid_errors
 from carbs.launchers.job.health import (
     Check,
     HealthReport,
-    check_kernel_log,
     check_node,
     compared,
     normalised_cost,
-    nvml_checks,
     slowdown,
     usual_speed,
-    xid_errors,
 )
 
 IS_CPU_NODE = not torch.cuda.is_available()
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., HealthReport]:
     """Looks at this machine, hurriedly."""
-    best_time = health._best_time
-    monkeypatch.setattr(health, "_best_time", lambda work, device: best_time(work, device, 0.01))
+    best_time = host.best_time
+    monkeypatch.setattr(host, "best_time", lambda work, clock: best_time(work, clock, 0.01))
 
     def check(folder: Path = tmp_path / "checkpoints", **options: Any) -> HealthReport:
         return check_node(folder, **options)
@@ -97,12 +95,12 @@ def test_a_device_that_is_missing_is_missed(
 def test_a_device_that_multiplies_wrong_is_caught(
     check: Callable[..., HealthReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def wrong(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         product = a @ b
         product[700, 3] += 1  # one element of a million
         return product
 
-    monkeypatch.setattr(health, "multiply", wrong)
+    monkeypatch.setattr(host, "multiply", wrong)
     checks = failed(check())
     assert set(checks) == {"product on cpu"}
     assert checks["product on cpu"].measured == "1 wrong rows of 1024"
@@ -114,14 +112,14 @@ def test_a_device_that_multiplies_wrong_now_and_then_is_caught(
 ) -> None:
     n = 0
 
-    def flaky(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def flaky(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         nonlocal n
         n += 1
         product = a @ b
         product[0, 0] += n == 2
         return product
 
-    monkeypatch.setattr(health, "multiply", flaky)
+    monkeypatch.setattr(host, "multiply", flaky)
     checks = failed(check())
     assert set(checks) == {"product on cpu, again"}
     assert checks["product on cpu, again"].measured == "1 elements differ between two times"
@@ -130,12 +128,12 @@ def test_a_device_that_multiplies_wrong_now_and_then_is_caught(
 def test_what_raises_or_hangs_has_failed(
     check: Callable[..., HealthReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> torch.Tensor:
+    def broken(*_: Any) -> np.ndarray:
         raise RuntimeError("CUDA error: uncorrectable ECC error\nmore lines")
 
     never = threading.Event()
-    monkeypatch.setattr(health, "multiply", broken)
-    monkeypatch.setattr(health, "check_folder", lambda *_: never.wait())
+    monkeypatch.setattr(host, "multiply", broken)
+    monkeypatch.setattr(host, "check_folder", lambda *_: never.wait())
     report = check(timeout_s=2.0)
     never.set()
     checks = failed(report)
@@ -342,7 +340,7 @@ def check_in_tasks(tmp_path: Path, code: str, n: int = 2, n_start: int = 2) -> l
             "MASTER_PORT": str(port),
         }
         program = (
-            "from pathlib import Path; from carbs.launchers.job import health; rank = "
+            "from pathlib import Path; from carbs.launchers.job import health, host; rank = "
             f"{rank}\n{code}\nreport = health.check_node(Path({str(tmp_path)!r}))\n"
             "print('report', report.model_dump_json())"
         )
@@ -365,7 +363,7 @@ def check_in_tasks(tmp_path: Path, code: str, n: int = 2, n_start: int = 2) -> l
 
 
 def test_tasks_learn_of_each_other(tmp_path: Path) -> None:
-    code = "multiply = health.multiply\nhealth.multiply = lambda a, b: multiply(a, b) + rank"
+    code = "multiply = host.multiply\nhost.multiply = lambda a, b: multiply(a, b) + rank"
     fit, unfit = check_in_tasks(tmp_path, code)
     assert [check.is_passed for check in fit.checks if check.name == "collectives"] == [True]
     assert fit.is_healthy
@@ -378,3 +376,14 @@ def test_tasks_learn_of_each_other(tmp_path: Path) -> None:
 def test_a_task_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     (alone,) = check_in_tasks(tmp_path, "health.RENDEZVOUS_S = 1.0", n_start=1)
     assert set(failed(alone)) == {"collectives"}
+
+
+@pytest.mark.skipif(not IS_CPU_NODE, reason="GPUs are looked at with torch")
+def test_a_node_without_gpus_is_looked_at_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from carbs.launchers.job.health import check_node; "
+        f"print(check_node(Path({str(tmp_path)!r})).is_healthy, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
