@@ -39,7 +39,7 @@ from carbs.launchers.controller.config import load_sweep
 from carbs.launchers.job.protocol import BadConfigurationError, Job, read_curve
 from carbs.launchers.lm.train import train
 from carbs.pareto import pareto_front
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 MISS_SHARES = (0.05, 0.1)
 DEMO = Path(__file__).parents[1] / "launchers" / "demo.yaml"

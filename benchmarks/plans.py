@@ -25,7 +25,7 @@ from tasks import TASKS
 
 from carbs import CARBS
 from carbs.analysis import fit_front, hyperparameter_curves, plan
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 NAMES = ("N", "D", "lr", "bs", "wd")
 FACTOR = 100.0

@@ -45,7 +45,7 @@ from rich.table import Table
 from tasks import TASKS, Task
 
 from carbs import CARBS, Param, SearchSpace
-from carbs.space import MixtureSpace
+from carbs.spaces import MixtureSpace
 from carbs.study import distributions, flatten, unflatten
 
 MAX_TRIALS = 150

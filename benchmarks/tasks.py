@@ -38,7 +38,7 @@ from scipy.spatial.distance import cdist
 
 from carbs import LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.pareto import hypervolume
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 N_FRONT = 41
 Values = Mapping[str, Any]

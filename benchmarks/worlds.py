@@ -51,7 +51,7 @@ from carbs import (
     optimizer,
     surrogate,
 )
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 N_TRIALS = (25, 50, 100)
 HALVES = {"choose": 0, "report": 1}

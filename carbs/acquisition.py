@@ -31,7 +31,8 @@ import numpy as np
 from scipy.special import erfcx, log_ndtr
 
 from carbs.pareto import pareto_front
-from carbs.space import AllowedPoints, FloatArray, SearchSpace
+from carbs.space import AllowedPoints, SearchSpace
+from carbs.spaces import FloatArray
 from carbs.surrogate import Surrogate
 
 # How far beyond the cap the area goes on: what is found at the cap is what the search is for, and

@@ -26,16 +26,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from carbs.records import Direction, Failure, Observation
-from carbs.space import (
-    ChoiceSpace,
-    FloatArray,
-    MixtureSpace,
-    Param,
-    Params,
-    SearchSpace,
-    Space,
-    Value,
-)
+from carbs.space import Param, SearchSpace
+from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace, Params, Space, Value
 
 
 class Search(Protocol):

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from carbs.records import Direction
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 MISS_SHARE = 0.05
 MIN_PROGRESS = 0.2

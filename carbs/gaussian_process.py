@@ -41,7 +41,7 @@ import numpy as np
 from scipy.linalg.blas import dtrsm
 from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
 
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 logger = logging.getLogger(__name__)
 

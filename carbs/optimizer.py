@@ -21,7 +21,8 @@ from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Failure, Observation, Suggestion
-from carbs.space import FloatArray, Param, Params, SearchSpace
+from carbs.space import Param, SearchSpace
+from carbs.spaces import FloatArray, Params
 from carbs.surrogate import Surrogate, fit_surrogate
 
 logger = logging.getLogger(__name__)

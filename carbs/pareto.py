@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 
 def pareto_front(costs: FloatArray, outputs: FloatArray) -> NDArray[np.intp]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from carbs.space import Params
+from carbs.spaces import Params
 
 Direction = Literal["minimize", "maximize"]
 

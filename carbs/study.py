@@ -40,16 +40,8 @@ from carbs.early_stopping import (
     is_off_front,
 )
 from carbs.records import Direction, Failure, Observation, Suggestion
-from carbs.space import (
-    ChoiceSpace,
-    FloatArray,
-    LogSpace,
-    MixtureSpace,
-    Param,
-    Params,
-    SearchSpace,
-    Space,
-)
+from carbs.space import Param, SearchSpace
+from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Params, Space
 
 PREDICTED = "predicted"
 FAILURE = "failure"

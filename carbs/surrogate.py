@@ -43,7 +43,8 @@ from carbs.gaussian_process import (
     lengthscale_deviations,
 )
 from carbs.records import Failure, Observation
-from carbs.space import FloatArray, SearchSpace
+from carbs.space import SearchSpace
+from carbs.spaces import FloatArray
 
 # How far below the least loss E may lie, in units of the spread of the losses.
 _SHIFTS = (0.05, 0.15, 0.4, 1.0, 3.0, 30.0)

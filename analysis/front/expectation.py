@@ -20,7 +20,7 @@ from scipy.special import ndtr, ndtri, softmax
 
 from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.response_surface import ResponseSurface
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 from carbs.surrogate import fit_surrogate
 
 # Fitted to runs of at most these shares of the largest cost.

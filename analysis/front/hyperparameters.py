@@ -20,16 +20,8 @@ from optuna.study import Study
 
 from carbs.analysis.front.model import FrontModel, as_front, decades_of_unit
 from carbs.records import Direction
-from carbs.space import (
-    ChoiceSpace,
-    FloatArray,
-    LinearSpace,
-    LogitSpace,
-    LogSpace,
-    MixtureSpace,
-    Param,
-    SearchSpace,
-)
+from carbs.space import Param, SearchSpace
+from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogitSpace, LogSpace, MixtureSpace
 
 # Fewer draws than this share say nothing of a conditional parameter that they have.
 _LEAST_SHARE = 0.1

@@ -25,7 +25,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from carbs.analysis.laws.fitting import Form, descend
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 _DELTA = 0.02
 # Mean and deviation of logit(ceiling), before the runs say anything.

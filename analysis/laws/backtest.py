@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from carbs.analysis.laws.power import ExtrapolationWarning
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 
 class Law(Protocol):

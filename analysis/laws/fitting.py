@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 # (b, p) -> values (b, n), derivatives (b, n, p)
 Form = Callable[[FloatArray], tuple[FloatArray, FloatArray]]

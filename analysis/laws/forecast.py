@@ -32,7 +32,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from carbs.analysis.laws.fitting import Fits, Form, descend
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 # Factors between the largest compute that a backtest fits and the largest there is.
 _FACTORS = (2.0, 3.0, 5.0, 10.0, 30.0, 100.0)

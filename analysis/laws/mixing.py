@@ -32,7 +32,7 @@ from scipy.stats import norm, spearmanr
 
 from carbs.analysis.laws.fitting import Form, descend
 from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 _FEATURES: tuple[Callable[[FloatArray], FloatArray], ...] = (
     lambda W: np.log(W + 0.003),

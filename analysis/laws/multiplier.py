@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.pareto import pareto_front
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 # The second recipe's compute is sought this many decades beyond what either spent.
 _REACH = 6.0

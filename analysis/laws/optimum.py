@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import LinearNDInterpolator
 
 from carbs.analysis.laws.fitting import Form, descend
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 # Of log loss above the cell's best.
 _WINDOWS = (0.01, 0.02, 0.04)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from carbs.analysis.laws.power import ComputeLaw, LossLaw, fit_compute_law, fit_loss_law
+from carbs.analysis.laws.power import ComputeLaw, LossLaw
+from carbs.analysis.laws.power_fits import fit_compute_law, fit_loss_law
 
 # For each quantity, the names that it goes by, likeliest first; compared in lower case, without
 # anything but letters and digits.

@@ -18,24 +18,18 @@ import pandas as pd
 import yaml
 from optuna.study import Study
 
+from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
-from carbs.analysis.front.response_surface import CostModel
 from carbs.analysis.front.trials import run_metrics
-from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
-from carbs.space import (
-    AllowedPoints,
-    FloatArray,
-    LinearSpace,
-    LogitSpace,
-    LogSpace,
-    Params,
-    SearchSpace,
-)
+from carbs.space import AllowedPoints, SearchSpace
+from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 
 # Further out than this, the trend has been followed for longer than it was seen.
 _FAR = 10.0

@@ -38,7 +38,8 @@ from carbs.analysis.report.markup import (
     table,
     with_unit,
 )
-from carbs.space import ChoiceSpace, FloatArray, MixtureSpace, Param
+from carbs.space import Param
+from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
 from carbs.study import flat_names, flatten
 
 _MOST_REASONS = 20

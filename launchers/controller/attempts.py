@@ -52,7 +52,7 @@ from carbs.launchers.job.protocol import (
     stop,
     write_job,
 )
-from carbs.space import Params
+from carbs.spaces import Params
 
 _MAX_TAIL = 4000  # characters of a log that are kept with the trial
 

@@ -41,7 +41,8 @@ from carbs.launchers.cluster.options import check_options
 from carbs.launchers.controller.outcomes import Pattern
 from carbs.launchers.errors import SweepFileError
 from carbs.launchers.job.protocol import FunctionName
-from carbs.space import Param, Params, SearchSpace
+from carbs.space import Param, SearchSpace
+from carbs.spaces import Params
 
 
 class CheckConfig(BaseModel):

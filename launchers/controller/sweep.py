@@ -50,7 +50,8 @@ from carbs.launchers.controller.warm_start import CONFIG_FILE, keep_earlier, kep
 from carbs.launchers.errors import FolderError, SweepStoppedError
 from carbs.launchers.job.protocol import Result
 from carbs.records import Suggestion
-from carbs.space import Param, Params, SearchSpace
+from carbs.space import Param, SearchSpace
+from carbs.spaces import Params
 from carbs.study import (
     CURVE,
     PREDICTED,

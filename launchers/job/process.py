@@ -30,8 +30,8 @@ from carbs.launchers.job.protocol import (
     run,
     task,
     write_report,
+    write_start as write_start_file,
 )
-from carbs.launchers.job.protocol import write_start as write_start_file
 
 if TYPE_CHECKING:
     from carbs.launchers.job.health import HealthReport

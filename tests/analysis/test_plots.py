@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from carbs.analysis.front.hyperparameters import Curve
-from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.report.plots import (
     failed,
     finished,

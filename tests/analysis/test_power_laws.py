@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from carbs.analysis.laws.power import fit_compute_law
+from carbs.analysis.laws.power_fits import fit_compute_law
 
 
 def runs(

@@ -16,11 +16,13 @@ from optuna.trial import TrialState
 
 from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.front.trials import trials_frame
-from carbs.analysis.laws.power import ComputeLaw, fit_compute_law
+from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.plots import front_trials
 from carbs.analysis.report.report import category_shares, write_report
-from carbs.space import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs.space import Param, SearchSpace
+from carbs.spaces import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace
 from carbs.study import (
     FAILURE,
     FORGOTTEN,

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from optuna.study import Study
 from optuna.trial import TrialState
 

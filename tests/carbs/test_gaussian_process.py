@@ -13,13 +13,12 @@ from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import GammaPrior, LogNormalPrior
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.stats import multivariate_normal
 
 from carbs import LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.gaussian_process import Data, GaussianProcess, Kernel, KernelPosterior, fit_kernel
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 
 NOISE_PRIOR = (-4.0, 1.0)
 

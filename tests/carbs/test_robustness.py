@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy.optimize import OptimizeResult
 
 from carbs import (
@@ -38,7 +37,7 @@ from carbs import (
 )
 from carbs.gaussian_process import Data
 from carbs.optimizer import propose
-from carbs.space import Params
+from carbs.spaces import Params
 from carbs.surrogate import fit_surrogate
 
 N_SPACES = int(os.environ.get("CARBS_N_SPACES", "20"))

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from carbs import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace, Param, SearchSpace
-from carbs.space import Space
+from carbs.spaces import Space
 
 KINDS = ["linear", "log", "logit", "integer", "log-integer", "choice", "mixture"]
 SCALES = st.floats(0.05, 2.0)

@@ -8,7 +8,7 @@ import torch
 
 from carbs import Failure, LinearSpace, LogSpace, Observation, Param, SearchSpace
 from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
-from carbs.space import FloatArray
+from carbs.spaces import FloatArray
 from carbs.surrogate import Surrogate, fit_surrogate
 
 SPACE = SearchSpace(

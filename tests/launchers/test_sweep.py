@@ -16,8 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carbs import launchers
 from carbs.analysis import study_space
-from carbs.launchers.cli.progress import best_by_decade, measured
-from carbs.launchers.cli.progress import line as progress_line
+from carbs.launchers.cli.progress import best_by_decade, line as progress_line, measured
 from carbs.launchers.controller.config import load_sweep
 from carbs.launchers.controller.outcomes import BadConfiguration
 from carbs.launchers.controller.sweep import Ended, Interrupted, Status, Sweep
