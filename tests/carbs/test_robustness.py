@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import OptimizeResult
 
@@ -482,7 +483,7 @@ def test_the_order_of_records_hardly_changes_what_is_predicted() -> None:
 def test_thinking_does_not_grow_with_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two thousand runs, of which a third failed: no covariance is larger than of 1024 points."""
     sizes, fits = [], []
-    factorize, fit = gaussian_process._cholesky, gaussian_process.minimize
+    factorize, fit = gaussian_process._cholesky, scipy.optimize.minimize
 
     def cholesky(K: Any, *args: Any) -> Any:
         sizes.append(len(K))
@@ -493,7 +494,7 @@ def test_thinking_does_not_grow_with_the_records(monkeypatch: pytest.MonkeyPatch
         return fit(objective, *args, **options)
 
     monkeypatch.setattr(gaussian_process, "_cholesky", cholesky)
-    monkeypatch.setattr(gaussian_process, "minimize", minimized)
+    monkeypatch.setattr(scipy.optimize, "minimize", minimized)
     rng = np.random.default_rng(3)
     outputs = [None if i % 3 == 0 else float(rng.normal()) for i in range(2000)]
     optimizer = told(runs(outputs, 10 ** rng.normal(size=2000)))
@@ -541,7 +542,7 @@ def test_a_model_that_cannot_be_fitted_says_so_and_the_search_goes_on(
             x=np.full_like(start, math.nan) if nonsense == "point" else start,
         )
 
-    monkeypatch.setattr(gaussian_process, "minimize", minimized)
+    monkeypatch.setattr(scipy.optimize, "minimize", minimized)
     for kernel in (surrogate._output_kernel, surrogate._cost_kernel, surrogate._success_kernel):
         kernel.cache_clear()
     optimizer = told([*runs(MANY[:20], 10 ** MANY[20:40]), *runs([None] * 3, 1.0)])
