@@ -96,14 +96,12 @@ def propose(
         else:
             pending_Z = known_Z[len(seen_Z) :]
             drawn = surrogate.drawn(rng).condition(pending_Z)
-            reserved = (
-                float(np.exp(surrogate.log_cost(pending_Z)[0]).sum()) if len(pending_Z) else 0.0
-            )
-            limit = allowance.most(max_cost, spent + reserved)
+            used = spent + float(np.exp(surrogate.log_cost(pending_Z)[0]).sum())
+            limit = allowance.most(max_cost, used)
             exponent = cost_exponent
             if exponent is None:
                 first = observations[0].cost if observations else None
-                exponent = allowance.cost_exponent(n_known, spent + reserved, first, max_cost)
+                exponent = allowance.cost_exponent(n_known, used, first, max_cost)
             z = _search(
                 space,
                 drawn,
