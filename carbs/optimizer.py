@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
+_EXPONENT_SPREAD = 0.0
 _INITIAL_RADIUS = 0.2
 _N_INITIAL_TRIES = 64
 # A batch asked before anything is known reaches further, after so many twice as far.
@@ -102,6 +103,7 @@ def propose(
             if exponent is None:
                 first = observations[0].cost if observations else None
                 exponent = allowance.cost_exponent(n_known, used, first, max_cost)
+            exponent *= 1 + _EXPONENT_SPREAD * rng.uniform(-1, 1)
             z = _search(
                 space,
                 drawn,
