@@ -29,6 +29,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,9 @@ from carbs.gaussian_process import (
 from carbs.records import Failure, Observation
 from carbs.space import SearchSpace
 from carbs.spaces import FloatArray
+
+if TYPE_CHECKING:
+    from botorch.models import ModelListGP
 
 # How far below the least loss E may lie, in units of the spread of the losses.
 _SHIFTS = (0.05, 0.15, 0.4, 1.0, 3.0, 30.0)
@@ -215,6 +219,24 @@ class Surrogate:
         std = np.sqrt(std**2 + self.cost_noise() ** 2)
         logs = mean[:, None] + std[:, None] * ndtri(np.array(levels))
         return np.asarray(np.exp(np.clip(logs, -_LARGEST_LOG, _LARGEST_LOG)))
+
+    def to_botorch(self) -> ModelListGP:
+        """A BoTorch model of two outcomes, for acquisition functions other than ours.
+
+        Its inputs are basic coordinates ``(..., q, d)``, as ``SearchSpace.encode`` gives them. Its
+        outcomes are the loss under the most likely warp and the natural logarithm of the cost, with
+        the posteriors of :meth:`warped_output` and :meth:`log_cost`. Both are to be minimised, and
+        BoTorch maximises: give it an objective, or a posterior transform, that turns the sign.
+        """
+        from carbs.botorch_models import to_model_list  # brings torch
+
+        scale = self.cost_scale
+        return to_model_list(
+            [
+                (self.output_process, self.best_warp, 0.0, 1.0),
+                (self.cost_process, 0, scale.mean, scale.spread),
+            ]
+        )
 
     def condition(self, Z: FloatArray) -> Surrogate:
         """As if the pending points ``Z`` had come out as predicted."""
