@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -288,11 +288,13 @@ def task(name: str) -> Any:
     )
 
 
-def run(label: str, name: str, seed: int) -> list[float]:
+def run(label: str, name: str, seed: int, is_told: bool) -> list[float]:
     """hv at 25, 50 and 100% of the budget, regret in percent, and the dearest run over the cap."""
-    from search import OPTIMIZERS, scores, search
+    from search import MAX_TRIALS, OPTIMIZERS, scores, search
 
     job = task(name)
+    if is_told:
+        job = replace(job, told={"n_trials": MAX_TRIALS, "budget": job.budget})
     found = search(job, OPTIMIZERS[label](job, seed), 1000 + seed, 1)
     dearest = max(min(job.cost(values), job.cap) for values in found.tried)
     return [*scores(job, found)[:4], dearest / job.cap, float(len(found.tried))]
@@ -303,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--optimizers", nargs="+", default=["carbs", "optuna TPE", "random"])
+    parser.add_argument("--told", action="store_true", help="tell carbs the limits")
     parser.add_argument("--names", nargs="+", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args(arguments)
@@ -318,7 +321,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parsed.jobs, context, start_worker) as pool:
         futures = {
-            (name, label): [pool.submit(run, label, name, seed) for seed in range(parsed.seeds)]
+            (name, label): [
+                pool.submit(run, label, name, seed, parsed.told) for seed in range(parsed.seeds)
+            ]
             for name in parsed.names
             for label in parsed.optimizers
         }

@@ -64,7 +64,6 @@ MOST_AXES = 18
 CONSTANTS = {
     "exponent": (allowance, "_COST_EXPONENT"),
     "half_life": (allowance, "_HALF_LIFE"),
-    "half_life_share": (allowance, "_HALF_LIFE_SHARE"),
     "initial": (optimizer, "_INITIAL_RADIUS"),
     "margin": (optimizer, "_TRUST_MARGIN"),
     "growth": (optimizer, "_TRUST_GROWTH"),

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 # cheap runs teach the law, dear ones prove it.
 _COST_EXPONENT = 0.3
 _HALF_LIFE = 10.0
-# The same as a share of the trials, or of the budget, where there is a limit.
-_HALF_LIFE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ class Allowance:
         With both limits it counts the less, the more the budget has left for each trial: trials
         spread evenly over the logarithm of cost would cost ``(high - low) / log(high / low)`` on
         average, and where the budget pays for that, the number of trials is what is scarce.
-        Otherwise it counts fully at first, and ever less.
+        Otherwise it counts fully at first, and ever less; where only the trials are limited, in the
+        end not at all.
 
         Args:
             n_started: runs so far, failed and pending ones too.
@@ -64,9 +63,7 @@ class Allowance:
         if self.n_trials is not None and self.budget is not None and low and high and low < high:
             affordable = (self.budget - spent) / max(self.n_trials - n_started, 1)
             return min(max(1 - affordable * math.log(high / low) / (high - low), 0.0), 1.0)
-        halvings = n_started / _HALF_LIFE
-        if self.n_trials is not None:
-            halvings = n_started / self.n_trials / _HALF_LIFE_SHARE
-        elif self.budget is not None:
-            halvings = spent / self.budget / _HALF_LIFE_SHARE
-        return float(_COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5**halvings)
+        exponent = _COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_started / _HALF_LIFE)
+        if self.n_trials is not None and self.budget is None:
+            exponent *= max(1 - (n_started / self.n_trials) ** 3, 0.0)
+        return float(exponent)
