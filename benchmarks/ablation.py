@@ -25,6 +25,7 @@ from search import THREADS, Ours, scores, search
 from tasks import TASKS
 
 from carbs import acquisition, gaussian_process, optimizer, surrogate
+from carbs.allowance import Allowance
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def certain_success() -> AbstractContextManager[Any]:
 
 
 def constant_exponent(exponent: float) -> AbstractContextManager[Any]:
-    return patch.object(optimizer, "_cost_exponent", lambda n_known: exponent)
+    return patch.object(Allowance, "cost_exponent", lambda *_: exponent)
 
 
 def full_slopes() -> AbstractContextManager[Any]:

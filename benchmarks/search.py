@@ -38,14 +38,14 @@ from botorch.optim import optimize_acqf
 from botorch.sampling import SobolQMCNormalSampler
 from gpytorch.mlls import SumMarginalLogLikelihood
 from linear_operator.utils.warnings import NumericalWarning
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 from rich.table import Table
 from tasks import TASKS, Task
 
-from carbs import CARBS, Param, SearchSpace
-from carbs.spaces import MixtureSpace
+from carbs import CARBS, LogSpace, SearchSpace
+from carbs.spaces import MixtureSpace, NumericSpace
 from carbs.study import distributions, flatten, unflatten
 
 MAX_TRIALS = 150
@@ -66,7 +66,13 @@ class Optimizer(Protocol):
 
 class Ours:
     def __init__(self, task: Task, seed: int) -> None:
-        self.optimizer = CARBS(task.params, max_cost=task.cap, seed=seed)
+        self.optimizer = CARBS(
+            task.params,
+            constraints=task.constraints,
+            max_cost=task.cap,
+            seed=seed,
+            **task.told,
+        )
         self.covered: list[tuple[bool, bool]] = []
 
     def ask(self) -> tuple[Any, Mapping[str, Any]]:
@@ -88,14 +94,21 @@ class Ours:
 
 
 class FlatSpace:
-    """The space as peers see it: bounded numbers by name, mixtures as softmax weights."""
+    """The space as peers see it: bounded numbers by name, mixtures as softmax weights.
 
-    def __init__(self, params: Sequence[Param]) -> None:
-        self._space = SearchSpace(params)
+    A whole number on a logarithmic scale that goes in steps is searched as a number, and rounded.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._space = SearchSpace(task.bounded or task.params)
         self.distributions: dict[str, BaseDistribution] = {
-            name: FloatDistribution(1e-3, 1.0, log=True) if "." in name else distribution
+            name: _for_peers(name, distribution)
             for name, distribution in distributions(self._space).items()
         }
+        for param in self._space.params:
+            if isinstance(param.space, LogSpace) and param.space.is_integer:
+                low, high = param.space.limits()
+                self.distributions[param.name] = FloatDistribution(low, high, log=True)
         self.center = self.flat(self._space.center_params)
 
     def flat(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +123,12 @@ class FlatSpace:
         for names in self._mixtures():
             total = sum(flat[name] for name in names)
             flat.update({name: flat[name] / total for name in names})
+        for param in self._space.params:
+            space = param.space
+            if isinstance(space, NumericSpace) and space.is_integer:
+                low, high = space.limits()
+                step = space.rounding_factor
+                flat[param.name] = int(min(max(round(flat[param.name] / step) * step, low), high))
         values = unflatten(self._space, flat)
         assert values is not None
         return values
@@ -122,6 +141,10 @@ class FlatSpace:
         ]
 
 
+def _for_peers(name: str, distribution: BaseDistribution) -> BaseDistribution:
+    return FloatDistribution(1e-3, 1.0, log=True) if "." in name else distribution
+
+
 class OfOptuna:
     """An Optuna sampler with two objectives, (loss, log cost).
 
@@ -130,7 +153,7 @@ class OfOptuna:
     """
 
     def __init__(self, task: Task, sampler: optuna.samplers.BaseSampler) -> None:
-        self._space = FlatSpace(task.params)
+        self._space = FlatSpace(task)
         self._study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
         self._worst = -math.inf
 
@@ -167,10 +190,10 @@ class OfBoTorch:
     """
 
     def __init__(self, task: Task, seed: int) -> None:
-        self._space = FlatSpace(task.params)
+        self._space = FlatSpace(task)
         self._log_cap = math.log(task.cap)
         self._seed = seed
-        n_dims = len(self._space.distributions)
+        n_dims = len(self._point(self._space.center))
         self._n_start = min(1 + 2 * (n_dims + 1), 10)
         self._sobol = torch.quasirandom.SobolEngine(n_dims, scramble=True, seed=seed)
         # All trials' points, the centre first, and what is known of each by its number.
@@ -233,28 +256,34 @@ class OfBoTorch:
         best, _ = optimize_acqf(score, cube, q=1, num_restarts=4, raw_samples=128)
         return best[0]
 
-    def _point(self, flat: Mapping[str, float]) -> torch.Tensor:
-        """In the unit cube."""
-        return torch.tensor(
-            [
-                (warp(flat[name]) - warp(d.low)) / (warp(d.high) - warp(d.low))
-                for name, d, warp, _ in self._axes()
-            ],
-            dtype=torch.float64,
-        )
+    def _point(self, flat: Mapping[str, Any]) -> torch.Tensor:
+        """In the unit cube; a choice is one dimension for each label."""
+        point: list[float] = []
+        for name, d in self._space.distributions.items():
+            if isinstance(d, CategoricalDistribution):
+                point += [float(choice == flat.get(name)) for choice in d.choices]
+            else:
+                low, high, warp, _ = _ends(d)
+                point.append((warp(flat[name]) - low) / (high - low) if name in flat else 0.5)
+        return torch.tensor(point, dtype=torch.float64)
 
-    def _flat(self, point: torch.Tensor) -> dict[str, float]:
-        return {
-            name: min(max(unwarp(warp(d.low) + u * (warp(d.high) - warp(d.low))), d.low), d.high)
-            for u, (name, d, warp, unwarp) in zip(point.tolist(), self._axes(), strict=True)
-        }
+    def _flat(self, point: torch.Tensor) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        rest = point.tolist()
+        for name, d in self._space.distributions.items():
+            if isinstance(d, CategoricalDistribution):
+                k = len(d.choices)
+                flat[name], rest = d.choices[int(np.argmax(rest[:k]))], rest[k:]
+            else:
+                low, high, _, unwarp = _ends(d)
+                flat[name] = min(max(unwarp(low + rest[0] * (high - low)), d.low), d.high)
+                rest = rest[1:]
+        return flat
 
-    def _axes(self) -> list[tuple[str, Any, Callable[..., float], Callable[..., float]]]:
-        return [
-            (name, d, *((math.log, math.exp) if d.log else (float, float)))
-            for name, d in self._space.distributions.items()
-            if isinstance(d, FloatDistribution)
-        ]
+
+def _ends(d: Any) -> tuple[float, float, Callable[..., float], Callable[..., float]]:
+    warp, unwarp = (math.log, math.exp) if d.log else (float, float)
+    return warp(d.low), warp(d.high), warp, unwarp
 
 
 OPTIMIZERS: dict[str, Callable[[Task, int], Optimizer]] = {

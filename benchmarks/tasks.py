@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ class Task:
         front: (costs, losses) of the best known configurations, cheapest first.
         error: what the surrogate behind the task gets wrong, in words.
         cost_noise: standard deviation of the logarithm of a measured cost.
+        constraints: that a configuration must meet; to others than us it fails without them.
+        told: limits of the whole search that it is told of: ``n_trials``, ``budget``.
+        bounded: the parameters with bounds, for optimizers that need them; None for ``params``.
     """
 
     name: str
@@ -69,6 +72,9 @@ class Task:
     front: tuple[FloatArray, FloatArray]
     error: str = "exact"
     cost_noise: float = 0.0
+    constraints: Sequence[str] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
+    bounded: list[Param] | None = None
 
     @property
     def center(self) -> dict[str, Any]:

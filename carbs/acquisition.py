@@ -23,6 +23,7 @@ probabilities of success and of staying under the cap.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -34,6 +35,8 @@ from carbs.pareto import pareto_front
 from carbs.space import AllowedPoints, SearchSpace
 from carbs.spaces import FloatArray
 from carbs.surrogate import Surrogate
+
+logger = logging.getLogger(__name__)
 
 # How far beyond the cap the area goes on: what is found at the cap is what the search is for, and
 # a segment that ended there would be worth the less the nearer it began.
@@ -191,7 +194,7 @@ def maximize(
     of them along few dimensions, and some anywhere in the box; the best are refined by ever smaller
     steps. Every candidate is snapped to a configuration before it is scored. Only those that the
     constraints allow are kept; where few are, the refinement closes in on the parents. A small
-    discrete space is enumerated instead.
+    discrete space is enumerated instead; once all of it was tried, a parent is repeated.
 
     Args:
         parents: basic points to search around, shape ``(p, d)``.
@@ -209,7 +212,11 @@ def maximize(
     every = space.all_points(_N_ENUMERATED)
     if every is not None:
         order = np.argsort(-rated(every), kind="stable")
-        return np.asarray(every[allowed.first(every, order, 1)[0]])
+        best_z = every[allowed.first(every, order, 1)[0]]
+        if keys(best_z[None, :])[0] not in tried:
+            return np.asarray(best_z)
+        logger.warning("all configurations have been tried: those on the front are repeated")
+        return np.asarray(parents[np.argmax(score(parents))])
     n_dims = space.n_dims
     origins = parents[rng.integers(len(parents), size=_N_LOCAL)]
     radii = 10 ** rng.uniform(-2.0, 0.3, size=(_N_LOCAL, 1))

@@ -422,6 +422,14 @@ class GaussianProcess:
         """Variance of a measurement around the function."""
         return self._kernel.noise
 
+    def data(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Unit points seen ``(n, d + s)``, targets ``(n, m)``, and the noise of each ``(n,)``.
+
+        Points that were conditioned on are among them.
+        """
+        variances = np.square(self._L).sum(axis=1)
+        return self._X, self._L @ self._whitened_Y, variances - self._kernel.diagonal(self._X)
+
     def with_lengthscales(self, lengthscales: FloatArray) -> GaussianProcess:
         """The same data under a kernel with other lengthscales, shape ``(d,)``."""
         return GaussianProcess(replace(self._kernel, lengthscales=lengthscales), self._data)

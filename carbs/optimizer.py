@@ -8,6 +8,7 @@ loaded goes on as the unsaved one would.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.acquisition import FrontImprovement, TrustBox, keys, maximize
+from carbs.allowance import Allowance
 from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
@@ -28,11 +30,9 @@ from carbs.surrogate import Surrogate, fit_surrogate
 logger = logging.getLogger(__name__)
 
 
-# How much cost counts in the end, and over how many runs it comes half the way there from 1.
-_COST_EXPONENT = 0.3
-_HALF_LIFE = 10.0
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
+_EXPONENT_SPREAD = 0.0
 _INITIAL_RADIUS = 0.2
 _N_INITIAL_TRIES = 64
 # A batch asked before anything is known reaches further, after so many twice as far.
@@ -53,6 +53,7 @@ def propose(
     earlier: Sequence[EarlierRuns] = (),
     direction: Direction = "minimize",
     max_cost: float | None = None,
+    allowance: Allowance = Allowance(),  # noqa: B008  # it is frozen
     cost_exponent: float | None = None,
     seed: int = 0,
 ) -> list[Suggestion]:
@@ -65,9 +66,9 @@ def propose(
         ids: of the suggestions to make. Together with ``seed`` they seed the random generator.
         direction: whether a low or a high output is good.
         max_cost: no run should cost more; None for no limit.
+        allowance: what all runs together may take.
         cost_exponent: how much cost counts, from 0 (only the number of trials matters) to 1 (only
-            their total cost does). By default fully at the start and ever less: cheap runs teach
-            the law, dear ones prove it.
+            their total cost does). By default as the allowance has it.
         seed: any integer.
     """
     sign = 1.0 if direction == "minimize" else -1.0
@@ -81,6 +82,8 @@ def propose(
     known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
     failed_Z = space.encode_all([failure.params for failure in failures])
     n_before = len(known_Z)
+    costs = [o.cost if o.spent is None else o.spent for o in observations]
+    spent = math.fsum([*costs, *(failure.cost or 0.0 for failure in failures)])
     for id in ids:
         rng = np.random.default_rng([abs(seed), seed < 0, *id.encode()])
         n_known = len(known_Z) + len(failures)
@@ -92,7 +95,15 @@ def propose(
             radius = widening * _INITIAL_RADIUS / (1 + len(failures))
             z = _step(space, radius, np.concatenate([known_Z, failed_Z]), rng)
         else:
-            drawn = surrogate.drawn(rng).condition(known_Z[len(seen_Z) :])
+            pending_Z = known_Z[len(seen_Z) :]
+            drawn = surrogate.drawn(rng).condition(pending_Z)
+            used = spent + float(np.exp(surrogate.log_cost(pending_Z)[0]).sum())
+            limit = allowance.most(max_cost, used)
+            exponent = cost_exponent
+            if exponent is None:
+                first = observations[0].cost if observations else None
+                exponent = allowance.cost_exponent(n_known, used, first, max_cost)
+            exponent *= 1 + _EXPONENT_SPREAD * rng.uniform(-1, 1)
             z = _search(
                 space,
                 drawn,
@@ -100,8 +111,8 @@ def propose(
                 len(seen_Z),
                 failed_Z,
                 earlier_Z,
-                max_cost,
-                cost_exponent,
+                limit,
+                exponent,
                 rng,
             )
         known_Z = np.concatenate([known_Z, z[None, :]])
@@ -137,11 +148,9 @@ def _search(
     failed_Z: FloatArray,
     earlier_Z: FloatArray,
     max_cost: float | None,
-    cost_exponent: float | None,
+    cost_exponent: float,
     rng: np.random.Generator,
 ) -> FloatArray:
-    if cost_exponent is None:
-        cost_exponent = _cost_exponent(len(known_Z))
     pending = slice(n_seen, len(known_Z))
     tried_Z = np.concatenate([known_Z, failed_Z])
     if not len(known_Z):  # all has failed so far
@@ -163,10 +172,6 @@ def _search(
     good_Z = np.concatenate([space.center[None, :], known_Z[is_good]])
     box = TrustBox.around(good_Z, _TRUST_MARGIN, _TRUST_GROWTH)
     return maximize(score, space, parents, box, tried_Z, rng)
-
-
-def _cost_exponent(n_known: int) -> float:
-    return float(_COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_known / _HALF_LIFE))
 
 
 def _suggestions(
@@ -207,6 +212,8 @@ class _State(BaseModel):
     constraints: list[str | dict[Literal["function"], str]] = []
     direction: Direction
     max_cost: float | None = Field(default=None, gt=0)
+    n_trials: int | None = Field(default=None, gt=0)
+    budget: float | None = Field(default=None, gt=0)
     seed: int
     n_suggested: int = 0
     observations: list[Observation] = []
@@ -239,6 +246,8 @@ class CARBS:
             a configuration (see :mod:`carbs.constraints`).
         direction: whether a low or a high output is good.
         max_cost: of one run; a suggestion above it is avoided. None for no limit.
+        n_trials, budget: how many runs there will be, and what all of them together may cost, as
+            far as that is known: the search uses up what there is. It goes on beyond them if asked.
         earlier: other sweeps to learn from, over this space or another (see :mod:`carbs.earlier`).
         seed: same records and seed, same suggestion.
 
@@ -254,6 +263,8 @@ class CARBS:
         constraints: Iterable[Constraint] = (),
         direction: Direction = "minimize",
         max_cost: float | None = None,
+        n_trials: int | None = None,
+        budget: float | None = None,
         earlier: Sequence[EarlierSweep] = (),
         seed: int = 0,
     ) -> None:
@@ -261,12 +272,15 @@ class CARBS:
             raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
         if max_cost is not None and not max_cost > 0:
             raise ValueError(f"max_cost is {max_cost}, expected a positive number or None")
+        self._allowance = Allowance(n_trials, budget)
         self.space = SearchSpace(params, constraints)
         self._state = _State(
             params=list(params),
             constraints=[constraint.saved for constraint in self.space.constraints],
             direction=direction,
             max_cost=max_cost,
+            n_trials=n_trials,
+            budget=budget,
             earlier=list(earlier),
             seed=seed,
         )
@@ -313,6 +327,7 @@ class CARBS:
             earlier=self._earlier,
             direction=state.direction,
             max_cost=state.max_cost,
+            allowance=self._allowance,
             seed=state.seed,
         )
         state.n_suggested += count
@@ -430,7 +445,12 @@ class CARBS:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, constraints: Iterable[Constraint] | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        constraints: Iterable[Constraint] | None = None,
+        n_trials: int | None = None,
+        budget: float | None = None,
     ) -> Self:
         """Read what :meth:`save` wrote.
 
@@ -438,6 +458,7 @@ class CARBS:
             path: of the file.
             constraints: those that the optimizer was made with. Needed where some of them are
                 functions, which a file cannot hold.
+            n_trials, budget: of the search from its beginning, in place of those it was saved with.
 
         Raises:
             ValueError: the file is no saved optimizer, or was saved with other constraints; says
@@ -452,6 +473,8 @@ class CARBS:
                 constraints=constraints,
                 direction=state.direction,
                 max_cost=state.max_cost,
+                n_trials=n_trials or state.n_trials,
+                budget=budget or state.budget,
                 earlier=state.earlier,
                 seed=state.seed,
             )
@@ -463,7 +486,8 @@ class CARBS:
                 f"{optimizer._state.constraints}: give CARBS.load the constraints that the "
                 "optimizer was made with, functions included"
             )
-        optimizer._state = state
+        limits = {"n_trials": optimizer._state.n_trials, "budget": optimizer._state.budget}
+        optimizer._state = state.model_copy(update=limits)
         return optimizer
 
     def _identify(self, suggestion: Suggestion | Mapping[str, Any]) -> tuple[Params, str | None]:

@@ -30,6 +30,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from carbs.allowance import Allowance
 from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.early_stopping import (
@@ -270,8 +271,10 @@ class CarbsSampler(BaseSampler):
         constraints: what every suggestion meets (see :mod:`carbs.constraints`); enqueued values
             may violate them.
         max_cost: of one run; None for no limit.
+        n_trials, budget: how many trials there will be, and what all of them together may cost, as
+            far as that is known.
         cost_exponent: from 0 (only the number of trials matters) to 1 (only their total cost); by
-            default first 1, then ever less.
+            default as these limits have it, and without any first 1, then ever less.
         earlier: other sweeps to learn from (see :mod:`carbs.earlier`).
         seed: same trials and seed, same suggestion.
     """
@@ -282,12 +285,15 @@ class CarbsSampler(BaseSampler):
         *,
         constraints: Iterable[Constraint] = (),
         max_cost: float | None = None,
+        n_trials: int | None = None,
+        budget: float | None = None,
         cost_exponent: float | None = None,
         earlier: Sequence[EarlierSweep] = (),
         seed: int = 0,
     ) -> None:
         self.space = SearchSpace(params, constraints)
         self.max_cost = max_cost
+        self.allowance = Allowance(n_trials, budget)
         self.cost_exponent = cost_exponent
         self.earlier = tuple(earlier)
         self.seed = seed
@@ -377,6 +383,7 @@ class CarbsSampler(BaseSampler):
             earlier=self._seen[direction],
             direction=direction,
             max_cost=self.max_cost,
+            allowance=self.allowance,
             cost_exponent=self.cost_exponent,
             seed=self.seed,
         )[0]

@@ -29,6 +29,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +47,23 @@ from carbs.records import Failure, Observation
 from carbs.space import SearchSpace
 from carbs.spaces import FloatArray
 
+if TYPE_CHECKING:
+    from botorch.models import ModelListGP
+
 # How far below the least loss E may lie, in units of the spread of the losses.
 _SHIFTS = (0.05, 0.15, 0.4, 1.0, 3.0, 30.0)
 # How many runs the processes see at most.
 _N_TELLING = 512
 # And how many of them may be of earlier sweeps.
 _N_EARLIER = 128
-# Costs may be measured without noise, or with much.
-_COST_NOISE_PRIOR = (-8.0, 3.0)
+# Costs may be measured without noise, or with much. Where there is none, the runs say so whatever
+# the prior; with one that likes little, noise is taken for a function of many dimensions.
+_COST_NOISE_PRIOR = (-5.0, 1.5)
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
 _ALPHA = 0.01
 # How far a drawn kernel's lengthscales stray, in deviations of their posterior.
 _STRAYING = 0.5
+_MIXED = 0.0
 # Of a prediction: a little more, and its exponential is no number.
 _LARGEST_LOG = 700.0
 
@@ -147,7 +153,10 @@ class Surrogate:
         predicted then changes nothing, and the next one is the same.
         """
         lengthscales = self.output_process.kernel.lengthscales
-        stray = _STRAYING * self.log_lengthscale_deviations * rng.standard_normal(len(lengthscales))
+        straying = _STRAYING
+        if _MIXED:
+            straying = _STRAYING * 2 * (rng.random() < _MIXED)
+        stray = straying * self.log_lengthscale_deviations * rng.standard_normal(len(lengthscales))
         drawn = self.output_process.with_lengthscales(lengthscales * np.exp(stray))
         return replace(self, output_process=drawn)
 
@@ -210,6 +219,24 @@ class Surrogate:
         std = np.sqrt(std**2 + self.cost_noise() ** 2)
         logs = mean[:, None] + std[:, None] * ndtri(np.array(levels))
         return np.asarray(np.exp(np.clip(logs, -_LARGEST_LOG, _LARGEST_LOG)))
+
+    def to_botorch(self) -> ModelListGP:
+        """A BoTorch model of two outcomes, for acquisition functions other than ours.
+
+        Its inputs are basic coordinates ``(..., q, d)``, as ``SearchSpace.encode`` gives them. Its
+        outcomes are the loss under the most likely warp and the natural logarithm of the cost, with
+        the posteriors of :meth:`warped_output` and :meth:`log_cost`. Both are to be minimised, and
+        BoTorch maximises: give it an objective, or a posterior transform, that turns the sign.
+        """
+        from carbs.botorch_models import to_model_list  # brings torch
+
+        scale = self.cost_scale
+        return to_model_list(
+            [
+                (self.output_process, self.best_warp, 0.0, 1.0),
+                (self.cost_process, 0, scale.mean, scale.spread),
+            ]
+        )
 
     def condition(self, Z: FloatArray) -> Surrogate:
         """As if the pending points ``Z`` had come out as predicted."""

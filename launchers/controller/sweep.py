@@ -33,12 +33,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
+from carbs.allowance import Allowance
 from carbs.launchers.cluster.executors import Executor, SlurmExecutor, make_executor
 from carbs.launchers.controller.attempts import Attempt, Ending, Jobs, Lost, PastAttempt, Run
 from carbs.launchers.controller.config import SweepConfig
@@ -600,27 +600,14 @@ class Sweep:
         return self.config.budget - account.spent - account.reserved
 
     def _set_limits(self, account: Account) -> None:
-        limits = [self.config.max_cost]
-        if self.config.budget is not None:
-            limits.append(self._unreserved(account))
-        self._sampler.max_cost = min((limit for limit in limits if limit is not None), default=None)
-        self._sampler.cost_exponent = self._cost_exponent(account)
-
-    def _cost_exponent(self, account: Account) -> float | None:
-        """How much cost counts: the less, the more the budget has left for each trial.
-
-        Trials spread evenly over the logarithm of cost, from the centre's to the limit, would cost
-        ``(high - low) / log(high / low)`` on average. Where the budget pays for that, the number of
-        trials is what is scarce.
-        """
-        observations, config = account.records.observations, self.config
-        if config.budget is None or config.max_cost is None or not observations:
-            return None
-        low, high = observations[0].cost, config.max_cost
-        if low >= high:
-            return None
-        affordable = self._unreserved(account) / max(config.max_trials - account.n_trials, 1)
-        return float(np.clip(1 - affordable * np.log(high / low) / (high - low), 0.0, 1.0))
+        config, observations = self.config, account.records.observations
+        allowance = Allowance(config.max_trials, config.budget)
+        used = account.spent + account.reserved
+        self._sampler.max_cost = allowance.most(config.max_cost, used)
+        first = observations[0].cost if observations else None
+        self._sampler.cost_exponent = allowance.cost_exponent(
+            account.n_trials, used, first, config.max_cost
+        )
 
     def _follow(self, number: int, run: Run) -> None:
         """Write down what is new in the job's learning curve; stop the job if that is hopeless."""

@@ -91,6 +91,26 @@ def test_a_small_space_is_tried_whole_before_anything_is_repeated(noise: float) 
     assert set(tried) == every
 
 
+def test_once_everything_was_tried_it_says_so_and_repeats_the_front(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    optimizer = CARBS(
+        [
+            Param("a", LinearSpace(min=1, max=3, is_integer=True), 1),
+            Param("c", ChoiceSpace(["x", "y"]), "x"),
+        ]
+    )
+    for trial in range(10):
+        suggestion = optimizer.suggest()
+        a, c = suggestion.params["a"], suggestion.params["c"]
+        if trial >= 6:
+            assert c == "x"
+            assert "all configurations have been tried" in caplog.text
+        else:
+            assert not caplog.text
+        optimizer.observe(suggestion, output=1 / a + (c == "y"), cost=float(a))  # type: ignore
+
+
 def test_what_failed_is_not_tried_again() -> None:
     optimizer = CARBS([Param("a", ChoiceSpace(list(range(12))), 0)])
     tried = []

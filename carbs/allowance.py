@@ -1,0 +1,69 @@
+"""What all runs of a search together may take, and so how much the cost of one counts.
+
+A score is divided by ``cost ** exponent`` (:mod:`carbs.acquisition`): with an exponent of 1 only
+the total cost matters, with 0 only the number of trials.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# How much cost counts in the end, and after how many runs it has come half the way there from 1:
+# cheap runs teach the law, dear ones prove it.
+_COST_EXPONENT = 0.3
+_HALF_LIFE = 10.0
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """Limits of a search as a whole: either, both, or none.
+
+    Attributes:
+        n_trials: how many runs there will be, failed ones too.
+        budget: the cost of all runs together.
+
+    Raises:
+        ValueError: a limit is not positive.
+    """
+
+    n_trials: int | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in (("n_trials", self.n_trials), ("budget", self.budget)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} is {limit}, expected a positive number or None")
+
+    def most(self, max_cost: float | None, spent: float) -> float | None:
+        """The most that the next run may cost, of what is left; None for no limit.
+
+        When the budget is spent, and the search goes on all the same, ``max_cost`` is what holds.
+        """
+        left = math.inf if self.budget is None else self.budget - spent
+        limits = [x for x in (max_cost, left) if x is not None and 0 < x < math.inf]
+        return min(limits, default=None)
+
+    def cost_exponent(
+        self, n_started: int, spent: float, low: float | None, high: float | None
+    ) -> float:
+        """How much cost counts for the next run.
+
+        With both limits it counts the less, the more the budget has left for each trial: trials
+        spread evenly over the logarithm of cost would cost ``(high - low) / log(high / low)`` on
+        average, and where the budget pays for that, the number of trials is what is scarce.
+        Otherwise it counts fully at first, and ever less; where only the trials are limited, in the
+        end not at all.
+
+        Args:
+            n_started: runs so far, failed and pending ones too.
+            spent: cost of these.
+            low, high: costs of the cheapest runs wanted and of the dearest, where they are known.
+        """
+        if self.n_trials is not None and self.budget is not None and low and high and low < high:
+            affordable = (self.budget - spent) / max(self.n_trials - n_started, 1)
+            return min(max(1 - affordable * math.log(high / low) / (high - low), 0.0), 1.0)
+        exponent = _COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_started / _HALF_LIFE)
+        if self.n_trials is not None and self.budget is None:
+            exponent *= max(1 - (n_started / self.n_trials) ** 3, 0.0)
+        return float(exponent)

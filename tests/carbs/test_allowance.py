@@ -1,0 +1,128 @@
+"""What all runs together may take: told to the search, it is used up and not exceeded."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+
+from carbs import CARBS, LogSpace, Param
+from carbs.allowance import Allowance
+from carbs.study import CarbsSampler
+
+PARAMS = [
+    Param("size", LogSpace(min=1, max=1000), 1.0),
+    Param("rate", LogSpace(min=1e-4, max=1e-1), 1e-3),
+]
+MAX_COST = 100.0
+
+
+def train(size: float, rate: float) -> tuple[float, float]:
+    loss = 1 + size**-0.3 + 0.1 * math.log10(rate / (4e-3 * size**-0.2)) ** 2
+    return loss, 0.5 + 0.5 * size
+
+
+def spend(
+    n_trials: int | None, budget: float | None, seed: int = 0, n_runs: int = 30
+) -> list[float]:
+    """Costs of a search that ends where its limits say, or after so many runs."""
+    optimizer = CARBS(PARAMS, max_cost=MAX_COST, n_trials=n_trials, budget=budget, seed=seed)
+    costs: list[float] = []
+    while len(costs) < (n_trials or n_runs) and sum(costs) < (budget or math.inf):
+        suggestion = optimizer.suggest()
+        loss, cost = train(**suggestion.params)  # type: ignore[arg-type]
+        optimizer.observe(suggestion, output=loss, cost=cost)
+        costs.append(cost)
+    return costs
+
+
+@pytest.mark.parametrize("budget", [150.0, 450.0])
+def test_of_trials_and_budget_both_are_used_up(budget: float) -> None:
+    costs = [spend(30, budget, seed) for seed in range(3)]
+    shares = np.array([sum(of_one) / budget for of_one in costs])
+    lengths = [len(of_one) for of_one in costs]
+    assert np.mean(shares) > 0.75
+    assert np.mean(lengths) > 0.75 * 30
+    # Beyond the budget by no more than a prediction is wrong.
+    assert shares.max() < 1.1
+
+
+def test_a_larger_budget_is_spent_on_dearer_runs() -> None:
+    small, large = (
+        np.median(np.concatenate([spend(30, b, s) for s in range(2)])) for b in (60, 900)
+    )
+    assert large > 2 * small
+
+
+def test_nothing_is_proposed_that_the_rest_cannot_pay() -> None:
+    optimizer = CARBS(PARAMS, max_cost=MAX_COST, budget=60.0)
+    spent = 0.0
+    for _ in range(12):
+        suggestion = optimizer.suggest()
+        if spent > 10 and suggestion.predicted_cost is not None:
+            assert spent + suggestion.predicted_cost < 66
+        loss, cost = train(**suggestion.params)  # type: ignore[arg-type]
+        optimizer.observe(suggestion, output=loss, cost=cost)
+        spent += cost
+        if spent > 55:
+            break
+
+
+def test_what_is_pending_is_paid_for_too() -> None:
+    optimizer = CARBS(PARAMS, max_cost=MAX_COST, budget=150.0, seed=1)
+    for _ in range(8):
+        suggestion = optimizer.suggest()
+        loss, cost = train(**suggestion.params)  # type: ignore[arg-type]
+        optimizer.observe(suggestion, output=loss, cost=cost)
+    spent = sum(o.cost for o in optimizer.observations)
+    batch = optimizer.suggest(20)
+    assert spent + sum(s.predicted_cost or 0.0 for s in batch) < 1.2 * 150
+
+
+def test_limits_are_kept_and_can_be_told_anew(tmp_path: Path) -> None:
+    optimizer = CARBS(PARAMS, max_cost=MAX_COST, n_trials=20, budget=300.0)
+    for _ in range(8):
+        suggestion = optimizer.suggest()
+        loss, cost = train(**suggestion.params)  # type: ignore[arg-type]
+        optimizer.observe(suggestion, output=loss, cost=cost)
+    optimizer.save(tmp_path / "search.json")
+    same = CARBS.load(tmp_path / "search.json")
+    richer = CARBS.load(tmp_path / "search.json", budget=3000.0)
+    richer.save(tmp_path / "richer.json")
+    richer_again = CARBS.load(tmp_path / "richer.json")
+    ours = optimizer.suggest().params
+    assert same.suggest().params == ours
+    assert richer.suggest().params == richer_again.suggest().params != ours
+
+
+def test_optunas_sampler_takes_the_same_limits() -> None:
+    sampler = CarbsSampler(PARAMS, max_cost=MAX_COST, n_trials=20, budget=300.0)
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    optimizer = CARBS(PARAMS, max_cost=MAX_COST, n_trials=20, budget=300.0)
+    for _ in range(8):
+        trial, suggestion = study.ask(), optimizer.suggest()
+        assert trial.params == pytest.approx(suggestion.params)
+        loss, cost = train(**suggestion.params)  # type: ignore[arg-type]
+        study.tell(trial, [loss, cost])
+        optimizer.observe(suggestion, output=loss, cost=cost)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("n_trials", 0), ("budget", 0.0), ("budget", -1.0)])
+def test_a_limit_is_positive(name: str, limit: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {limit}, expected a positive number or None"):
+        CARBS(PARAMS, **{name: limit})  # type: ignore[arg-type]
+
+
+def test_cost_counts_the_less_the_more_there_is_for_each_trial() -> None:
+    poor, rich = Allowance(50, 200.0), Allowance(50, 2000.0)
+    exponents = [a.cost_exponent(10, 50.0, 1.0, 100.0) for a in (poor, rich)]
+    assert 0 <= exponents[1] < exponents[0] <= 1
+    # Without limits, with one, or without a dearest run: fully at first, and ever less.
+    for allowance in (Allowance(), Allowance(n_trials=100), Allowance(budget=500.0), poor):
+        course = [allowance.cost_exponent(n, 5.0 * n, None, None) for n in range(0, 100, 10)]
+        assert course[0] == 1
+        assert sorted(course, reverse=True) == course
+        assert course[-1] < 0.4
