@@ -114,7 +114,7 @@ def _forest(s: Mapping[str, Any]) -> Any:
     )
 
 
-def _kernel_ridge(s: Mapping[str, Any]) -> Any:
+def _nystroem(s: Mapping[str, Any]) -> Any:
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -177,7 +177,7 @@ JOBS = {
             "C": Setting(1e-2, 1e4, 7, 1),
             "steps": Setting(10, 160, 3, 40, True),
         },
-        _kernel_ridge,
+        _nystroem,
     ),
 }
 

@@ -68,8 +68,6 @@ CONSTANTS = {
     "margin": (optimizer, "_TRUST_MARGIN"),
     "growth": (optimizer, "_TRUST_GROWTH"),
     "n_initial": (optimizer, "_N_INITIAL"),
-    "spread": (optimizer, "_EXPONENT_SPREAD"),
-    "mixed": (surrogate, "_MIXED"),
     "straying": (surrogate, "_STRAYING"),
     "beyond": (acquisition, "_BEYOND_CAP"),
     "trend": (gaussian_process, "_TREND"),

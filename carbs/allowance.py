@@ -52,8 +52,8 @@ class Allowance:
         With both limits it counts the less, the more the budget has left for each trial: trials
         spread evenly over the logarithm of cost would cost ``(high - low) / log(high / low)`` on
         average, and where the budget pays for that, the number of trials is what is scarce.
-        Otherwise it counts fully at first, and ever less; where only the trials are limited, in the
-        end not at all.
+        Otherwise it counts fully at first, and ever less, whatever the one limit is: schedules that
+        knew it were no better (``docs/search.md``).
 
         Args:
             n_started: runs so far, failed and pending ones too.
@@ -63,7 +63,4 @@ class Allowance:
         if self.n_trials is not None and self.budget is not None and low and high and low < high:
             affordable = (self.budget - spent) / max(self.n_trials - n_started, 1)
             return min(max(1 - affordable * math.log(high / low) / (high - low), 0.0), 1.0)
-        exponent = _COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_started / _HALF_LIFE)
-        if self.n_trials is not None and self.budget is None:
-            exponent *= max(1 - (n_started / self.n_trials) ** 3, 0.0)
-        return float(exponent)
+        return float(_COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_started / _HALF_LIFE))

@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Before a model of every dimension makes sense: the centre and a few steps around it.
 _N_INITIAL = 4
-_EXPONENT_SPREAD = 0.0
 _INITIAL_RADIUS = 0.2
 _N_INITIAL_TRIES = 64
 # A batch asked before anything is known reaches further, after so many twice as far.
@@ -103,7 +102,6 @@ def propose(
             if exponent is None:
                 first = observations[0].cost if observations else None
                 exponent = allowance.cost_exponent(n_known, used, first, max_cost)
-            exponent *= 1 + _EXPONENT_SPREAD * rng.uniform(-1, 1)
             z = _search(
                 space,
                 drawn,
@@ -272,7 +270,7 @@ class CARBS:
             raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
         if max_cost is not None and not max_cost > 0:
             raise ValueError(f"max_cost is {max_cost}, expected a positive number or None")
-        self._allowance = Allowance(n_trials, budget)
+        Allowance(n_trials, budget)  # or a ValueError
         self.space = SearchSpace(params, constraints)
         self._state = _State(
             params=list(params),
@@ -327,7 +325,7 @@ class CARBS:
             earlier=self._earlier,
             direction=state.direction,
             max_cost=state.max_cost,
-            allowance=self._allowance,
+            allowance=Allowance(state.n_trials, state.budget),
             seed=state.seed,
         )
         state.n_suggested += count

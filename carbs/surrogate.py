@@ -63,7 +63,6 @@ _COST_NOISE_PRIOR = (-5.0, 1.5)
 _ALPHA = 0.01
 # How far a drawn kernel's lengthscales stray, in deviations of their posterior.
 _STRAYING = 0.5
-_MIXED = 0.0
 # Of a prediction: a little more, and its exponential is no number.
 _LARGEST_LOG = 700.0
 
@@ -153,10 +152,7 @@ class Surrogate:
         predicted then changes nothing, and the next one is the same.
         """
         lengthscales = self.output_process.kernel.lengthscales
-        straying = _STRAYING
-        if _MIXED:
-            straying = _STRAYING * 2 * (rng.random() < _MIXED)
-        stray = straying * self.log_lengthscale_deviations * rng.standard_normal(len(lengthscales))
+        stray = _STRAYING * self.log_lengthscale_deviations * rng.standard_normal(len(lengthscales))
         drawn = self.output_process.with_lengthscales(lengthscales * np.exp(stray))
         return replace(self, output_process=drawn)
 

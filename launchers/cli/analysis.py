@@ -6,21 +6,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from carbs import analysis
 from carbs.analysis.planning.budget import GPUS, Failures
+from carbs.launchers.cli.terminal import PLAIN, console
 from carbs.launchers.errors import SweepStoppedError
 
 if TYPE_CHECKING:
     from carbs.analysis import ComputeLaw, LossLaw, Plan
 
-console = Console()
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 _DEFAULTS = Failures()
 
 
@@ -79,38 +77,38 @@ def plan_command(
     _say(planned, sweep.config.output_unit, sweep.config.cost_unit)
     if job_file is not None:
         job_file.write_text(planned.job_file(), encoding="utf-8")
-        console.print(f"job file: {job_file}; run it with: carbs sweep {job_file}", **_PLAIN)
+        console.print(f"job file: {job_file}; run it with: carbs sweep {job_file}", **PLAIN)
 
 
 def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:
     from carbs.launchers.cli.progress import format_params
 
     level = f"{planned.level:.0%}"
-    console.print(f"configuration: {format_params(planned.params)}", **_PLAIN)
+    console.print(f"configuration: {format_params(planned.params)}", **PLAIN)
     low, high = planned.output_interval
     console.print(
-        f"loss: {planned.output:.4f} [{low:.4f}, {high:.4f}] {output_unit} ({level})", **_PLAIN
+        f"loss: {planned.output:.4f} [{low:.4f}, {high:.4f}] {output_unit} ({level})", **PLAIN
     )
     low, high = planned.cost_interval
     console.print(
         f"cost: {planned.cost:.4g} [{low:.4g}, {high:.4g}] {cost_unit} ({level}), "
         f"{planned.extrapolation:.3g} times the sweep's dearest run",
-        **_PLAIN,
+        **PLAIN,
     )
     facts = {"parameters": planned.n_params, "tokens": planned.tokens, "epochs": planned.epochs}
     facts["GiB of weights and optimizer"] = planned.memory_gib
     known = [f"{value:.4g} {name}" for name, value in facts.items() if value is not None]
     if known:
-        console.print("; ".join(known), **_PLAIN)
+        console.print("; ".join(known), **PLAIN)
     if planned.budget is not None:
         budget = planned.budget
         text = f"{budget.flops:.3g} FLOPs; {budget.gpu_hours:.4g} GPU-hours"
         text += f", {budget.hours:.4g} hours, {budget.failures_share:.1%} of it lost to failures"
         if budget.money == budget.money:
             text += f"; {budget.money:.4g} in money"
-        console.print(text, **_PLAIN)
+        console.print(text, **PLAIN)
     for warning in planned.warnings:
-        console.print(f"warning: {warning}", **_PLAIN)
+        console.print(f"warning: {warning}", **PLAIN)
     if not planned.ladder:
         return
     table = Table(title="check runs on the way")
@@ -151,9 +149,9 @@ def fit_command(
     except (OSError, ValueError) as error:
         raise SweepStoppedError(f"no law from {file}: {error}") from None
     law = found.law
-    console.print(found.said(), **_PLAIN)
+    console.print(found.said(), **PLAIN)
     form = "E + A N^-alpha + B D^-beta" if isinstance(law, analysis.LossLaw) else "E + k C^-g"
-    console.print(f"L = {form}, fitted to {law.fitted_to}", **_PLAIN)
+    console.print(f"L = {form}, fitted to {law.fitted_to}", **PLAIN)
     table = Table()
     for name in ("coefficient", "estimate", "90% low", "90% high"):
         table.add_column(name, justify="right")
@@ -175,13 +173,13 @@ def _print_best(law: ComputeLaw | LossLaw, flops: float) -> None:
             ("tokens", float(best.n_tokens), best.n_tokens_interval),
         )
         texts = [f"{value:.4g} {name} [{a:.4g}, {b:.4g}]" for name, value, (a, b) in shown]
-        console.print(f"best at {flops:.3g} FLOPs: {', '.join(texts)}", **_PLAIN)
+        console.print(f"best at {flops:.3g} FLOPs: {', '.join(texts)}", **PLAIN)
     else:
         low, high = law.interval(flops)
         console.print(
             f"at {flops:.3g}: loss {float(law.predict(flops)):.4f} "
             f"[{float(low):.4f}, {float(high):.4f}]",
-            **_PLAIN,
+            **PLAIN,
         )
 
 
@@ -192,7 +190,7 @@ def _warnings_said() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for text in dict.fromkeys(str(warning.message) for warning in caught):
-        console.print(f"warning: {text}", **_PLAIN)
+        console.print(f"warning: {text}", **PLAIN)
 
 
 def add_commands(app: typer.Typer) -> None:

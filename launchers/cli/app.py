@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from carbs.launchers.cli.analysis import add_commands
+from carbs.launchers.cli.terminal import PLAIN, console
 from carbs.launchers.errors import LauncherError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ app = typer.Typer(
     add_completion=False,
 )
 add_commands(app)
-console = Console()
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 FolderOption = Annotated[
     Path | None,
@@ -60,9 +59,9 @@ def sweep(
     python_path = tuple(dict.fromkeys((str(file.resolve().parent), str(Path.cwd()))))
     folder = folder or Path("sweeps") / config.name
     if dry_run:
-        show_plan(config, folder, python_path, console)
+        show_plan(config, folder, python_path)
     else:
-        run_sweep(config, folder, python_path, console)
+        run_sweep(config, folder, python_path)
 
 
 @app.command()
@@ -79,7 +78,7 @@ def demo(
 
     with as_file(files("carbs.launchers") / "demo.yaml") as file:
         config = load_sweep(file, seed=seed, executor=executor)
-    run_sweep(config, folder, (), console)
+    run_sweep(config, folder, ())
 
 
 @app.command()
@@ -92,7 +91,7 @@ def report(
     """Write the report of a sweep anew, finished or not."""
     from carbs.launchers.cli.run import rewrite_report
 
-    page = rewrite_report(folder, storage, console)
+    page = rewrite_report(folder, storage)
     console.print(f"report: {page}", soft_wrap=True)
 
 
@@ -150,11 +149,11 @@ def logs(
 
     paths = log_paths(_find(where, folder, storage), trial, attempt)
     if not paths:
-        console.print(f"trial {trial} has printed nothing yet", **_PLAIN)
+        console.print(f"trial {trial} has printed nothing yet", **PLAIN)
     for path in paths:
-        console.print(f"==> {path}", **_PLAIN)
+        console.print(f"==> {path}", **PLAIN)
         text = path.read_text(errors="replace").splitlines() if path.exists() else []
-        console.print("\n".join(text[-lines:]), **_PLAIN)
+        console.print("\n".join(text[-lines:]), **PLAIN)
 
 
 @app.command()
@@ -165,7 +164,7 @@ def retry(
     storage: StorageOption = None,
 ) -> None:
     """Try a trial again: a running one on another machine, an ended one as a new trial."""
-    console.print(_find(where, folder, storage).retry(trial), **_PLAIN)
+    console.print(_find(where, folder, storage).retry(trial), **PLAIN)
 
 
 @app.command()
@@ -176,7 +175,7 @@ def drop(
     storage: StorageOption = None,
 ) -> None:
     """Take a trial out of the sweep: the search forgets it, and its job is cancelled."""
-    console.print(_find(where, folder, storage).drop(trial), **_PLAIN)
+    console.print(_find(where, folder, storage).drop(trial), **PLAIN)
 
 
 @app.command()
@@ -185,7 +184,7 @@ def cancel(
 ) -> None:
     """Cancel a sweep's jobs, and its controller. The sweep can be continued afterwards."""
     n_jobs = _find(where, folder, storage).cancel()
-    console.print(f"{n_jobs} jobs cancelled; `carbs sweep` goes on where the sweep was", **_PLAIN)
+    console.print(f"{n_jobs} jobs cancelled; `carbs sweep` goes on where the sweep was", **PLAIN)
 
 
 def _find(where: Path | None, folder: Path | None, storage: str | None) -> Sweep:

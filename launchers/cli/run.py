@@ -8,16 +8,15 @@ import tempfile
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import typer
-from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.report import write_report
 from carbs.launchers.cli.progress import Progress, format_params, measured
+from carbs.launchers.cli.terminal import PLAIN, console
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
@@ -25,12 +24,8 @@ from carbs.launchers.controller.sweep import Interrupted, Sweep
 from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import SweepFileError, SweepStoppedError
 
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
-
-def show_plan(
-    config: SweepConfig, folder: Path, python_path: tuple[str, ...], console: Console
-) -> None:
+def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     """What a sweep would submit first. Nothing is submitted, and no folder is made."""
     _check_function(config, python_path)
     with tempfile.TemporaryDirectory() as aside:
@@ -40,20 +35,18 @@ def show_plan(
         for trial in planned:
             suggestion = trial.suggestion
             cost = suggestion.predicted_cost
-            console.print(f"trial {suggestion.id}: {format_params(suggestion.params)}", **_PLAIN)
-            console.print(f"  tier: {trial.tier or 'none'}", **_PLAIN)
+            console.print(f"trial {suggestion.id}: {format_params(suggestion.params)}", **PLAIN)
+            console.print(f"  tier: {trial.tier or 'none'}", **PLAIN)
             foreseen = "unknown" if cost is None else f"{cost:.4g} {config.cost_unit}"
-            console.print(f"  predicted cost: {foreseen}", **_PLAIN)
+            console.print(f"  predicted cost: {foreseen}", **PLAIN)
             if trial.script is None:
-                console.print(f"  executor {config.executor}: no script", **_PLAIN)
+                console.print(f"  executor {config.executor}: no script", **PLAIN)
             else:
-                console.print(trial.script, **_PLAIN)
-    console.print("dry run: nothing was submitted", **_PLAIN)
+                console.print(trial.script, **PLAIN)
+    console.print("dry run: nothing was submitted", **PLAIN)
 
 
-def run_sweep(
-    config: SweepConfig, folder: Path, python_path: tuple[str, ...], console: Console
-) -> None:
+def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     """Begin a sweep or continue it; then say what it has taught.
 
     Args:
@@ -68,8 +61,8 @@ def run_sweep(
     threadpool_limits(1)
     warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
     if warning is not None:
-        console.print(f"warning: {warning}", **_PLAIN)
-    say = partial(console.print, **_PLAIN)
+        console.print(f"warning: {warning}", **PLAIN)
+    say = partial(console.print, **PLAIN)
     sweep = Sweep(config, folder, python_path, notify=say)
     try:
         with sweep.controlling():
@@ -84,7 +77,7 @@ def run_sweep(
                 f"{len(status.records.failures)} failed, "
                 f"{stopped}cost spent {status.spent:.1f} {config.cost_unit}"
             )
-            _conclude(sweep, console)
+            _conclude(sweep)
     except Interrupted as interrupted:
         jobs = "its jobs are cancelled" if interrupted.is_cancelled else "running jobs go on"
         console.print(
@@ -114,31 +107,31 @@ def _check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
         )
 
 
-def _conclude(sweep: Sweep, console: Console) -> None:
+def _conclude(sweep: Sweep) -> None:
     """What the sweep has taught: the laws, the check run, the report."""
     config = sweep.config.check
     try:
         front = _front(sweep, config.level if config else CheckConfig().level)
     except SweepStoppedError as error:  # the search itself is done and recorded
-        console.print(f"note: {error}", **_PLAIN)
+        console.print(f"note: {error}", **PLAIN)
         return
     check = None
     if config is not None:
         check = predict_check(sweep, config, front)
         console.print(f"best configuration at {config.cost_factor:g} times the dearest run:")
-        console.print(f"  {format_params(check.params)}", **_PLAIN)
+        console.print(f"  {format_params(check.params)}", **PLAIN)
         for warning in check.warnings:
-            console.print(f"  note: {warning}", **_PLAIN)
+            console.print(f"  note: {warning}", **PLAIN)
         if not check.has_ended:
-            console.print(check.line(), **_PLAIN)
-            console.print(check.cost_line(sweep.config.cost_unit), **_PLAIN)
+            console.print(check.line(), **PLAIN)
+            console.print(check.cost_line(sweep.config.cost_unit), **PLAIN)
             console.print("check run: training it now")
         check = run_check(sweep, check)
-    page = _write_report(sweep, front, check, console)
+    page = _write_report(sweep, front, check)
     if check is not None:
-        console.print(check.line(), **_PLAIN)
-        console.print(check.cost_line(sweep.config.cost_unit), **_PLAIN)
-    console.print(f"report: {page}", **_PLAIN)
+        console.print(check.line(), **PLAIN)
+        console.print(check.cost_line(sweep.config.cost_unit), **PLAIN)
+    console.print(f"report: {page}", **PLAIN)
 
 
 def _front(sweep: Sweep, level: float) -> FrontModel:
@@ -156,11 +149,11 @@ def _front(sweep: Sweep, level: float) -> FrontModel:
         raise SweepStoppedError(f"no analysis of {sweep.folder}: {error}") from None
 
 
-def _write_report(sweep: Sweep, front: FrontModel, check: Check | None, console: Console) -> Path:
+def _write_report(sweep: Sweep, front: FrontModel, check: Check | None) -> Path:
     try:
         law = fit_front_law(front)
     except ValueError as error:
-        console.print(f"note: no law of loss over cost: {error}", **_PLAIN)
+        console.print(f"note: no law of loss over cost: {error}", **PLAIN)
         law = None
     facts = check.model_dump(exclude_none=True) if check is not None else None
     return write_report(
@@ -174,10 +167,10 @@ def _write_report(sweep: Sweep, front: FrontModel, check: Check | None, console:
     )
 
 
-def rewrite_report(folder: Path, storage: str | None, console: Console) -> Path:
+def rewrite_report(folder: Path, storage: str | None) -> Path:
     """Fit a sweep anew, finished or not, and write its report; returns the page."""
     sweep = Sweep.open(folder, storage)
     check_file = sweep.folder / "check.json"
     check = Check.model_validate_json(check_file.read_text()) if check_file.exists() else None
     level = sweep.config.check.level if sweep.config.check else CheckConfig().level
-    return _write_report(sweep, _front(sweep, level), check, console)
+    return _write_report(sweep, _front(sweep, level), check)

@@ -601,9 +601,7 @@ class Sweep:
 
     def _set_limits(self, account: Account) -> None:
         config, observations = self.config, account.records.observations
-        # Without a budget, more trials later continue as one longer sweep would have gone.
-        n_trials = config.max_trials if config.budget is not None else None
-        allowance = Allowance(n_trials, config.budget)
+        allowance = Allowance(config.max_trials, config.budget)
         used = account.spent + account.reserved
         self._sampler.max_cost = allowance.most(config.max_cost, used)
         first = observations[0].cost if observations else None
