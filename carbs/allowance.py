@@ -35,14 +35,19 @@ class Allowance:
             if limit is not None and not limit > 0:
                 raise ValueError(f"{name} is {limit}, expected a positive number or None")
 
-    def most(self, max_cost: float | None, spent: float) -> float | None:
+    def most(
+        self, max_cost: float | None, spent: float, cheapest: float | None = None
+    ) -> float | None:
         """The most that the next run may cost, of what is left; None for no limit.
 
+        Where what is left pays for no run at all, it is a run as cheap as the ``cheapest`` so far.
         When the budget is spent, and the search goes on all the same, ``max_cost`` is what holds.
         """
-        left = math.inf if self.budget is None else self.budget - spent
-        limits = [x for x in (max_cost, left) if x is not None and 0 < x < math.inf]
-        return min(limits, default=None)
+        left = None if self.budget is None else self.budget - spent
+        if left is None or left <= 0:
+            return max_cost
+        left = max(left, cheapest or 0.0)
+        return left if max_cost is None else min(left, max_cost)
 
     def cost_exponent(
         self, n_started: int, spent: float, low: float | None, high: float | None

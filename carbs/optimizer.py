@@ -97,7 +97,8 @@ def propose(
             pending_Z = known_Z[len(seen_Z) :]
             drawn = surrogate.drawn(rng).condition(pending_Z)
             used = spent + float(np.exp(surrogate.log_cost(pending_Z)[0]).sum())
-            limit = allowance.most(max_cost, used)
+            cheapest = min((o.cost for o in observations), default=None)
+            limit = allowance.most(max_cost, used, cheapest)
             exponent = cost_exponent
             if exponent is None:
                 first = observations[0].cost if observations else None

@@ -603,7 +603,7 @@ class Sweep:
         config, observations = self.config, account.records.observations
         allowance = Allowance(config.max_trials, config.budget)
         used = account.spent + account.reserved
-        self._sampler.max_cost = allowance.most(config.max_cost, used)
+        self._sampler.max_cost = allowance.most(config.max_cost, used, account.cheapest)
         first = observations[0].cost if observations else None
         self._sampler.cost_exponent = allowance.cost_exponent(
             account.n_trials, used, first, config.max_cost

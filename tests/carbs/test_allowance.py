@@ -41,7 +41,7 @@ def spend(
 
 @pytest.mark.parametrize("budget", [150.0, 450.0])
 def test_of_trials_and_budget_both_are_used_up(budget: float) -> None:
-    costs = [spend(30, budget, seed) for seed in range(3)]
+    costs = [spend(30, budget, seed) for seed in range(6)]
     shares = np.array([sum(of_one) / budget for of_one in costs])
     lengths = [len(of_one) for of_one in costs]
     assert np.mean(shares) > 0.75
