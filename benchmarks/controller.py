@@ -25,7 +25,7 @@ from carbs.launchers.controller.sweep import Ended, Sweep
 from carbs.launchers.job.protocol import Finished, Result, write_report
 from carbs.optimizer import propose
 from carbs.records import Direction, Observation, Suggestion
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import LogSpace
 from carbs.study import CarbsSampler, Records
 

@@ -59,6 +59,8 @@ class Task:
         constraints: that a configuration must meet; to others than us it fails without them.
         told: limits of the whole search that it is told of: ``n_trials``, ``budget``.
         bounded: the parameters with bounds, for optimizers that need them; None for ``params``.
+        optimum: the best configuration at any cost that the bounds allow (else None), not rounded,
+            and its loss; None where that is not known beyond the cap.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Task:
     constraints: Sequence[str] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
     bounded: list[Param] | None = None
+    optimum: Callable[[float], tuple[dict[str, Any], float] | None] | None = None
 
     @property
     def center(self) -> dict[str, Any]:

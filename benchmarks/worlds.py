@@ -71,6 +71,7 @@ CONSTANTS = {
     "straying": (surrogate, "_STRAYING"),
     "beyond": (acquisition, "_BEYOND_CAP"),
     "trend": (gaussian_process, "_TREND"),
+    "curvature": (surrogate, "_CURVATURE"),
 }
 
 
@@ -151,6 +152,15 @@ class Sizes:
     def cost(self, values: Values) -> float:
         return float(self.overhead + 10 ** sum(self.of(values)))
 
+    def values(self, n: float, d: float, center: Values) -> dict[str, float]:
+        """A configuration of that n and d, with the centre's shape, not rounded."""
+        values = {"D": self.d_0 * 10**d}
+        if self.aspect is not None:
+            values |= {name: center[name] * 10 ** (n / 3) for name in ("width", "depth")}
+        elif len(self.params) > 1:
+            values["N"] = self.n_0 * 10**n
+        return values
+
     def shape_loss(self, values: Values, center: Values) -> float:
         if self.aspect is None:
             return 0.0
@@ -196,10 +206,13 @@ class Mix:
     drift: FloatArray
     height: float
 
+    def target(self, n: float, d: float) -> FloatArray:
+        weights = self.best * 10 ** (self.drift * (n + d) / 2)
+        return np.asarray(weights / weights.sum())
+
     def bad(self, weights: FloatArray, n: float, d: float) -> float:
-        target = self.best * 10 ** (self.drift * (n + d) / 2)
-        target = target / target.sum()
-        return float(self.height * np.square(np.sqrt(weights) - np.sqrt(target)).sum())
+        off = np.sqrt(weights) - np.sqrt(self.target(n, d))
+        return float(self.height * np.square(off).sum())
 
 
 class Draw:
@@ -421,16 +434,33 @@ def _draw(rng: np.random.Generator, name: str) -> Task | None:
         u = first.distance(values[first.param.name], n, d) / first.skew
         return bool(first.height > 0 and u > cliff)
 
-    # The best at each cost: over N, and over the categories.
+    def optimum(cost: float) -> tuple[dict[str, Any], float] | None:
+        """Over N, and over the categories."""
+        n, d = sizes.splits(cost)
+        if not len(n):
+            return None
+        of_categories = np.array([of_category(i, n, d) for i in range(len(levels))])
+        losses = law.with_bad(n, d, of_categories.min(axis=0))
+        i = int(np.argmin(losses))
+        n_best, d_best, kind = float(n[i]), float(d[i]), f"c{of_categories[:, i].argmin()}"
+        best: dict[str, Any] = {**sizes.values(n_best, d_best, center)}
+        best |= {axis.param.name: axis.optimum(n_best, d_best) for axis in axes}
+        if "kind" in center:
+            best["kind"] = kind
+        if conditional and kind == "c0":
+            best[conditional.param.name] = conditional.optimum(n_best, d_best)
+        if mix is not None:
+            best["mix"] = dict(zip(center["mix"], mix.target(n_best, d_best).tolist(), strict=True))
+        return best, float(losses[i])
+
     cap = sizes.cost(center) * reach
     cheapest = sizes.cost(center) * (0.3 if sizes.overhead < 0.5 else 1.0)
     costs, losses = np.geomspace(cheapest, cap, N_FRONT), []
     for c in costs:
-        n, d = sizes.splits(c)
-        if not len(n):
+        best = optimum(c)
+        if best is None:
             return None
-        bad = np.min([of_category(i, n, d) for i in range(len(levels))], axis=0)
-        losses.append(float(np.min(law.with_bad(n, d, bad))))
+        losses.append(best[1])
     if fails(center) or loss(center) - losses[-1] < 0.1 * law.part:
         return None
     front = costs, np.minimum.accumulate(losses)
@@ -448,6 +478,7 @@ def _draw(rng: np.random.Generator, name: str) -> Task | None:
         cost_noise=cost_noise,
         constraints=constraints,
         bounded=bounded,
+        optimum=optimum,
     )
 
 

@@ -2,7 +2,7 @@ from .constraints import Constraint as Constraint
 from .earlier import EarlierSweep as EarlierSweep
 from .optimizer import CARBS as CARBS
 from .records import Failure as Failure, Observation as Observation, Suggestion as Suggestion
-from .space import Param as Param, SearchSpace as SearchSpace
+from .search_space import Param as Param, SearchSpace as SearchSpace
 from .spaces import (
     ChoiceSpace as ChoiceSpace,
     LinearSpace as LinearSpace,

@@ -1,4 +1,4 @@
-"""Candidates around the Pareto front, and the score that picks one.
+"""Candidates around the Pareto front, and the score that picks one: gain for cost.
 
 Notation
 --------
@@ -32,7 +32,7 @@ import numpy as np
 from scipy.special import erfcx, log_ndtr
 
 from carbs.pareto import pareto_front
-from carbs.space import AllowedPoints, SearchSpace
+from carbs.search_space import AllowedPoints, SearchSpace
 from carbs.spaces import FloatArray
 from carbs.surrogate import Surrogate
 

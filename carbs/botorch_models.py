@@ -43,7 +43,10 @@ def _model(process: GaussianProcess, target: int, mean: float, spread: float) ->
     X, Y, noise = process.data()
     kernel = process.kernel
     scaled = replace(
-        kernel, outputscale=spread**2 * kernel.outputscale, trend=spread**2 * kernel.trend
+        kernel,
+        outputscale=spread**2 * kernel.outputscale,
+        trend=spread**2 * kernel.trend,
+        curvature=spread**2 * kernel.curvature,
     )
     constant = ConstantMean().double()
     constant.constant = mean
@@ -65,6 +68,7 @@ class _Covariance(TorchKernel):  # type: ignore[misc]
     def __init__(self, kernel: Kernel) -> None:
         super().__init__()
         self._outputscale, self._trend = kernel.outputscale, kernel.trend
+        self._curvature = kernel.curvature
         self.register_buffer("_lengthscales", _tensor(kernel.lengthscales))
         self.register_buffer("_shares", _tensor(kernel.shares))
         self.register_buffer("_distrust", _tensor(kernel.distrust))
@@ -79,7 +83,8 @@ class _Covariance(TorchKernel):  # type: ignore[misc]
         apart = (u[..., :, None, :] - v[..., None, :, :]) / self._lengthscales
         r = (5 * apart.square().sum(-1)).clamp_min(_LEAST_SQUARE).sqrt()
         covariance = self._outputscale * (1 + r + r.square() / 3) * (-r).exp()
-        covariance = covariance + self._trend * (u * self._shares) @ v.transpose(-1, -2)
+        bowls = self._curvature * (u.square() * self._shares) @ v.square().transpose(-1, -2)
+        covariance = covariance + self._trend * (u * self._shares) @ v.transpose(-1, -2) + bowls
         if len(self._distrust):
             a, b = x1[..., d:], x2[..., d:]
             one, other = a @ self._distrust, b @ self._distrust

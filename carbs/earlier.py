@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from carbs.records import Direction, Failure, Observation
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace, Params, Space, Value
 
 

@@ -5,8 +5,8 @@ Notation
 Z        basic points, shape ``(n, d)``
 Y        standardised targets, shape ``(n, m)``: m functions with the same covariance
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
-k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (sum_i w_i z_i z'_i + 1), after z is scaled to
-         a unit box
+k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (sum_i w_i z_i z'_i + 1)
+         + b sum_i w_i z_i^2 z'_i^2, after z is scaled to a unit box
 w        share of a dimension in its parameter: 1, or 1/n of the n shares of a mixture
 s        earlier sweeps; where there are any, a row of Z ends with s more coordinates, of which the
          one of the run's own sweep is 1 and the others are 0; all are 0 in the new sweep
@@ -17,6 +17,10 @@ loss from its irreducible level. Beyond the data the process therefore continues
 uncertainty that grows, where a stationary one would fall back to its prior. The shares of a mixture
 have the slope of one parameter between them: with one each, their many slopes would take up what a
 few runs say.
+
+The last part, where b is not zero, is a bowl in each dimension by itself, of unknown curvature: a
+loss mostly has one, hyperparameters mostly hardly interact, and so a few runs along each of many
+say what a process of all at once would need very many for.
 
 Between sweeps all of the covariance but the level's (earlier sweeps come with theirs adjusted) is
 multiplied by a correlation, ``exp(-theta_i)`` between the new one and the i-th earlier one,
@@ -64,8 +68,9 @@ class Kernel:
     Attributes:
         lengthscales: of the Matern part, shape ``(d,)``.
         outputscale: variance of the Matern part.
-        trend: variance of the level, and of a parameter's slope, of the linear part.
-        shares: of that in each dimension, shape ``(d,)``.
+        trend: t, variance of the level, and of a parameter's slope, of the linear part.
+        curvature: b, variance of a parameter's curvature.
+        shares: w, of both in each dimension, shape ``(d,)``.
         noise: variance of one measurement around the function.
         middle, width: a basic point is scaled to ``(z - middle) / width``, both ``(d,)``.
         distrust: theta, for each earlier sweep, shape ``(s,)``.
@@ -74,6 +79,7 @@ class Kernel:
     lengthscales: FloatArray
     outputscale: float
     trend: float
+    curvature: float
     shares: FloatArray
     noise: float
     middle: FloatArray
@@ -81,13 +87,20 @@ class Kernel:
     distrust: FloatArray
 
     @classmethod
-    def likely(cls, Z: FloatArray, n_sweeps: int = 0, shares: FloatArray | None = None) -> Kernel:
+    def likely(
+        cls,
+        Z: FloatArray,
+        n_sweeps: int = 0,
+        shares: FloatArray | None = None,
+        curvature: float = 0.0,
+    ) -> Kernel:
         """What the priors expect, scaled to the points ``(n, d + s)``.
 
         Args:
             Z: the points.
             n_sweeps: s.
             shares: of each dimension in its parameter, ``(d,)``; one by default.
+            curvature: b.
         """
         Z = Z[:, : Z.shape[1] - n_sweeps]
         lowest, highest = Z.min(axis=0), Z.max(axis=0)
@@ -97,7 +110,7 @@ class Kernel:
         distrust = np.full(n_sweeps, math.exp(_DISTRUST_PRIOR[0]))
         shares = np.ones(Z.shape[1]) if shares is None else shares
         middle = (lowest + highest) / 2
-        return cls(lengthscales, 0.7, _TREND, shares, 1e-2, middle, width, distrust)
+        return cls(lengthscales, 0.7, _TREND, curvature, shares, 1e-2, middle, width, distrust)
 
     def refitted_to(self, Z: FloatArray) -> Kernel:
         """The same function of the distance, in the unit box of other points ``(n, d + s)``."""
@@ -124,8 +137,9 @@ class Kernel:
         X, other = X[:, :d], other[:, :d]
         covariance = _matern(_distances(X / self.lengthscales, other / self.lengthscales))
         covariance *= self.outputscale
-        slopes = (self.trend * self.shares * X) @ other.T
-        covariance += slopes
+        covariance += (self.trend * self.shares * X) @ other.T
+        if self.curvature:
+            covariance += (self.curvature * self.shares * np.square(X)) @ np.square(other).T
         if len(self.distrust):
             covariance *= _correlation(sweeps, others, self.distrust)
         covariance += self.trend
@@ -133,8 +147,10 @@ class Kernel:
 
     def diagonal(self, X: FloatArray) -> FloatArray:
         """Variances ``(n,)`` at unit points ``(n, d + s)``."""
-        squares = np.square(X[:, : len(self.middle)]) @ self.shares
-        return np.asarray(self.outputscale + self.trend * (squares + 1))
+        squares = np.square(X[:, : len(self.middle)])
+        lines = self.trend * (squares @ self.shares + 1)
+        bowls = self.curvature * np.square(squares) @ self.shares
+        return np.asarray(self.outputscale + lines + bowls)
 
 
 def _distances(X: FloatArray, other: FloatArray) -> FloatArray:
@@ -227,6 +243,7 @@ def fit_kernel(
     noise_prior: tuple[float, float] = (-4.0, 1.0),
     fixed_noise: float | None = None,
     shares: FloatArray | None = None,
+    curvature: float = 0.0,
     start: Kernel | None = None,
 ) -> Kernel:
     """The kernel's parameters at their posterior mode.
@@ -236,11 +253,12 @@ def fit_kernel(
         noise_prior: mean and deviation of the logarithm of the noise variance.
         fixed_noise: the noise variance where it is known; otherwise it is fitted.
         shares: of each dimension in its parameter, ``(d,)``; one by default.
+        curvature: b, of the kernel.
         start: where the climb begins, best a fit to part of the data.
     """
     from scipy.optimize import minimize  # slow to import, and a look at a study fits nothing
 
-    likely = Kernel.likely(data.Z, data.n_sweeps, shares)
+    likely = Kernel.likely(data.Z, data.n_sweeps, shares, curvature)
     kernel = likely if start is None else start.refitted_to(data.Z)
     if fixed_noise is not None:
         kernel = replace(kernel, noise=fixed_noise)
@@ -336,6 +354,8 @@ class KernelPosterior:
         decay = np.exp(-r)
         matern = (1 + r * (1 + r / 3)) * decay
         K = kernel.outputscale * matern + (kernel.trend * kernel.shares * X) @ X.T
+        if kernel.curvature:
+            K += (kernel.curvature * kernel.shares * np.square(X)) @ np.square(X).T
         if data.n_sweeps:
             correlation = _correlation(sweeps, sweeps, kernel.distrust)
             K *= correlation

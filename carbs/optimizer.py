@@ -23,7 +23,7 @@ from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Failure, Observation, Suggestion
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.surrogate import Surrogate, fit_surrogate
 

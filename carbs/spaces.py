@@ -1,4 +1,8 @@
-"""The space of one parameter: numbers on three scales, categories, and mixtures.
+"""The kinds of space that a parameter may have: numbers on three scales, choices, and mixtures.
+
+Who asks of what kind a space is: :mod:`carbs.study`, :mod:`carbs.earlier` and, for curves, plans
+and the report, :mod:`carbs.analysis`.
+
 
 x       a value as the user writes it: a number, a category, a mapping of mixture weights
 u       the warped value: x, log10 x, or log10 of the odds

@@ -41,7 +41,7 @@ from carbs.early_stopping import (
     is_off_front,
 )
 from carbs.records import Direction, Failure, Observation, Suggestion
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Params, Space
 
 PREDICTED = "predicted"

@@ -44,7 +44,7 @@ from carbs.gaussian_process import (
     lengthscale_deviations,
 )
 from carbs.records import Failure, Observation
-from carbs.space import SearchSpace
+from carbs.search_space import SearchSpace
 from carbs.spaces import FloatArray
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ _N_EARLIER = 128
 # Costs may be measured without noise, or with much. Where there is none, the runs say so whatever
 # the prior; with one that likes little, noise is taken for a function of many dimensions.
 _COST_NOISE_PRIOR = (-5.0, 1.5)
+# Variance of the bowl that the loss has along one parameter, in its unit box.
+_CURVATURE = 3.0
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
 _ALPHA = 0.01
 # How far a drawn kernel's lengthscales stray, in deviations of their posterior.
@@ -458,10 +460,10 @@ def _output_kernel(runs: _Runs) -> tuple[Kernel, FloatArray]:
     if earlier is not None:
         start, _ = _output_kernel(earlier)
     else:
-        start = fit_kernel(data.only(len(warps) // 2), shares=runs.shares)
+        start = fit_kernel(data.only(len(warps) // 2), shares=runs.shares, curvature=_CURVATURE)
     evidence = _log_evidence(GaussianProcess(start.refitted_to(runs.Z), data), warps, losses)
     best = data.only(int(np.argmax(evidence)))
-    kernel = fit_kernel(best, shares=runs.shares, start=start)
+    kernel = fit_kernel(best, shares=runs.shares, curvature=_CURVATURE, start=start)
     return kernel, lengthscale_deviations(best, kernel)
 
 

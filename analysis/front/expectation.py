@@ -1,4 +1,4 @@
-"""What a run beyond the sweep is expected to measure, by two forms of the law.
+"""What a run beyond the sweep is expected to measure, by two models.
 
 The response surface (:mod:`carbs.analysis.front.response_surface`) continues a scaling law with an
 irreducible loss; the search's surrogate (:mod:`carbs.surrogate`) continues a trend in log

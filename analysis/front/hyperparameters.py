@@ -20,7 +20,7 @@ from optuna.study import Study
 
 from carbs.analysis.front.model import FrontModel, as_front, decades_of_unit
 from carbs.records import Direction
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogitSpace, LogSpace, MixtureSpace
 
 # Fewer draws than this share say nothing of a conditional parameter that they have.

@@ -30,7 +30,7 @@ from optuna.study import Study
 from carbs.analysis.front.response_surface import ResponseSurface
 from carbs.analysis.front.trials import frame_records, study_records
 from carbs.records import Direction, Failure, Observation
-from carbs.space import AllowedPoints, Param, SearchSpace
+from carbs.search_space import AllowedPoints, Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace
 from carbs.surrogate import Surrogate, fit_surrogate
 

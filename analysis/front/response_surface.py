@@ -1,4 +1,4 @@
-"""The loss around the Pareto front, in a form that continues beyond the sweep.
+"""The loss around the Pareto front: a scaling law with a bowl, which continue beyond the sweep.
 
 Notation
 --------
@@ -39,7 +39,7 @@ from scipy.special import logsumexp, ndtr
 from carbs.analysis.front.cost_model import CostModel
 from carbs.pareto import pareto_front
 from carbs.records import Observation
-from carbs.space import SearchSpace
+from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace
 
 Judge = Callable[[FloatArray, int], FloatArray]

@@ -12,7 +12,7 @@ from optuna.study import Study, StudyDirection
 from pydantic import TypeAdapter
 
 from carbs.records import Direction, Failure, Observation
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace
 from carbs.study import (
     DROPPED,

@@ -1,4 +1,6 @@
-"""Forecasts with honest intervals: plausible forms of a law, averaged, and backtested by compute.
+"""Forecasts with honest intervals: a law's plausible forms, averaged, and backtested by compute.
+
+The forms themselves are listed in :mod:`carbs.analysis.laws.power_fits`.
 
 Notation
 --------

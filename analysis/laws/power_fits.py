@@ -1,4 +1,4 @@
-"""The fits of the power laws in :mod:`carbs.analysis.laws.power` to runs."""
+"""The forms of the power laws of :mod:`carbs.analysis.laws.power`, and their fits to runs."""
 
 from __future__ import annotations
 

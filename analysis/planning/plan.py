@@ -28,7 +28,7 @@ from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
-from carbs.space import AllowedPoints, SearchSpace
+from carbs.search_space import AllowedPoints, SearchSpace
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 
 # Further out than this, the trend has been followed for longer than it was seen.

@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: sections, tables, numbers. Everything is escaped here."""
+"""Pieces of a self-contained HTML page: sections, tables, numbers. What these take is escaped."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """A sweep's report: figures as PNG files, and one HTML file that holds all of it.
 
+A section is a method of :class:`_Page`; :meth:`_Page.html` has their order.
+
 Whatever users named (studies, parameters, categories) or machines wrote (reasons of failures) is
 escaped where it enters the page: in :func:`table`, :func:`_figure` and :func:`paragraph`.
 """
@@ -38,7 +40,7 @@ from carbs.analysis.report.markup import (
     table,
     with_unit,
 )
-from carbs.space import Param
+from carbs.search_space import Param
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
 from carbs.study import flat_names, flatten
 

@@ -1,4 +1,4 @@
-"""A sweep as it goes: a live table in a terminal, otherwise one plain line a finished trial."""
+"""``carbs sweep`` as it goes: a live table in a terminal, else one plain line a finished trial."""
 
 from __future__ import annotations
 

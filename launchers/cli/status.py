@@ -1,4 +1,4 @@
-"""What a sweep is at: read from its study and its folder, by whoever may read these.
+"""``carbs status``: what a sweep is at, by its study and folder, for whoever may read these.
 
 Nothing is asked of the scheduler, so that a look costs the cluster nothing.
 """

@@ -1,1 +1,1 @@
-"""Where jobs run: one module for each scheduler; nothing of the sweep, the study or the search."""
+"""Where jobs run: the executors, and the scheduler's commands and options; nothing of a sweep."""

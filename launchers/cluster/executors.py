@@ -1,4 +1,4 @@
-"""Where jobs run: local processes, Slurm, or the controller itself.
+"""The executors, one class for each place where jobs run: processes, Slurm, the controller itself.
 
 An executor starts :class:`carbs.launchers.job.process.JobRun` in a job's folder. A job is known by
 its folder, its name and, once it was submitted, its id: with these a controller that starts anew

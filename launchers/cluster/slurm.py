@@ -1,4 +1,7 @@
-"""All that knows Slurm: its commands, and what their answers mean.
+"""Slurm's commands, and what their answers mean.
+
+What a job reads of its environment is in :mod:`carbs.launchers.job`; whose fault a state is, in
+:mod:`carbs.launchers.controller.outcomes`.
 
 Jobs are submitted through submitit; asked after with one ``squeue`` for all of them, and ``sacct``
 for those that the queue has forgotten. An answer that does not come is no answer: neither a

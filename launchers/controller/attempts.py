@@ -362,9 +362,7 @@ class Jobs:
             self._cancel([run])
             return Lost(f"{faults} attempts were spoilt by machines, the last: {outcome.reason}")
         unexplained = run.attempt.unexplained + (not outcome.is_explained)
-        exclude = (past.node,) if past.node is not None else ()
-        if "preempted" in outcome.reason:  # the node is not to blame
-            exclude = ()
+        exclude = (past.node,) if past.node is not None and outcome.blames_node else ()
         self._retry(run, outcome.reason, faults, unexplained, exclude)
         return None
 

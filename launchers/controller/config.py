@@ -41,7 +41,7 @@ from carbs.launchers.cluster.options import check_options
 from carbs.launchers.controller.outcomes import Pattern
 from carbs.launchers.errors import SweepFileError
 from carbs.launchers.job.protocol import FunctionName
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import Params
 
 

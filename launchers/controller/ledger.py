@@ -18,7 +18,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.records import Direction, Failure, Observation, Suggestion
-from carbs.space import SearchSpace
+from carbs.search_space import SearchSpace
 from carbs.study import (
     DROPPED,
     FORGOTTEN,

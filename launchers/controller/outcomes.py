@@ -1,4 +1,4 @@
-"""What the end of a job means: a result, a bad configuration, or a broken machine.
+"""What the end of a job means: a result, a stop, a bad configuration, a broken machine.
 
 The job's own report is believed first. Without one, what the scheduler says of the job and the last
 lines of its log are looked up in :data:`PATTERNS`; a sweep file's ``outcomes`` come before these.
@@ -31,6 +31,7 @@ class Pattern(BaseModel):
         verdict: whose fault it is.
         reason: in a few words.
         excludes_node: whether the sweep is to keep away from the node for a while.
+        blames_node: whether the run is to be tried again on another one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class Pattern(BaseModel):
     verdict: Verdict
     reason: str
     excludes_node: bool = False
+    blames_node: bool = True
 
     @field_validator("pattern")
     @classmethod
@@ -53,9 +55,9 @@ class Pattern(BaseModel):
         return re.search(self.pattern, text, re.IGNORECASE | re.MULTILINE) is not None
 
 
-def _table(verdict: Verdict, *rows: tuple[str, str], excludes_node: bool = False) -> list[Pattern]:
+def _table(verdict: Verdict, *rows: tuple[str, str], **fields: bool) -> list[Pattern]:
     return [
-        Pattern(pattern=pattern, verdict=verdict, reason=reason, excludes_node=excludes_node)
+        Pattern(pattern=pattern, verdict=verdict, reason=reason, **fields)
         for reason, pattern in rows
     ]
 
@@ -124,6 +126,10 @@ PATTERNS: tuple[Pattern, ...] = (
     *_table(
         "bad_machine",
         ("preempted", r"\APREEMPTED\b|DUE TO (PREEMPTION|JOB REQUEUE)|^preempted: "),
+        blames_node=False,
+    ),
+    *_table(
+        "bad_machine",
         ("cancelled from outside", r"\A(CANCELLED|REVOKED)\b|CANCELLED AT"),
     ),
 )
@@ -157,11 +163,13 @@ class BadMachine:
 
     Attributes:
         excludes_node: whether the sweep is to keep away from the node for a while.
+        blames_node: whether it is to be tried on another one.
         is_explained: whether it is known to be the machine's fault.
     """
 
     reason: str
     excludes_node: bool = False
+    blames_node: bool = True
     is_explained: bool = True
 
 
@@ -212,7 +220,7 @@ def classify(
             case "bad_configuration":
                 return BadConfiguration(found.reason)
             case "bad_machine":
-                return BadMachine(found.reason, found.excludes_node)
+                return BadMachine(found.reason, found.excludes_node, found.blames_node)
             case "time_limit" if made_progress:
                 return OutOfTime(found.reason)
             case "time_limit":
@@ -231,7 +239,7 @@ def _judge_exception(report: Failed, patterns: Sequence[Pattern]) -> Outcome:
         return BadConfiguration(report.reason, report.cost)
     reason = f"{found.reason}: {report.reason}"
     if found.verdict == "bad_machine":
-        return BadMachine(reason, found.excludes_node)
+        return BadMachine(reason, found.excludes_node, found.blames_node)
     return BadConfiguration(reason, report.cost)
 
 

@@ -1,4 +1,4 @@
-"""The control loop: ask, submit, poll, tell.
+"""The control loop: ask, submit, poll, and tell the study how each trial ended.
 
 The study and the job folders hold all that matters; what the loop keeps in memory it can read from
 them again. So a controller may die at any moment: the next one finds the running trials, looks for
@@ -50,7 +50,7 @@ from carbs.launchers.controller.warm_start import CONFIG_FILE, keep_earlier, kep
 from carbs.launchers.errors import FolderError, SweepStoppedError
 from carbs.launchers.job.protocol import Result
 from carbs.records import Suggestion
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import Params
 from carbs.study import (
     CURVE,

@@ -14,7 +14,7 @@ from carbs.earlier import EarlierSweep
 from carbs.launchers.controller.config import SweepConfig, WarmStartConfig
 from carbs.launchers.controller.database import database_url, without_password
 from carbs.launchers.errors import FolderError
-from carbs.space import SearchSpace
+from carbs.search_space import SearchSpace
 from carbs.study import earlier_sweep
 
 CONFIG_FILE = "sweep.json"

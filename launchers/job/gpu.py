@@ -1,4 +1,4 @@
-"""What a job asks of its GPUs, and of the logs that speak of them."""
+"""Checks and measurements of a node's GPUs, and of the logs that speak of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job asks of the host: its CPU, its memory and its disk. torch is not needed for it."""
+"""Checks and measurements of a node's CPU, memory and disk, without torch."""
 
 from __future__ import annotations
 

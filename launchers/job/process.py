@@ -1,4 +1,4 @@
-"""What runs in a job's process, under submitit: look at the node, train, and ask for more time.
+"""What runs in a job's process, under submitit: look at the node, train, ask for more time.
 
 A job that was preempted or runs out of time is requeued by submitit, in the way in which it does so
 for checkpointable functions: the training function has raised

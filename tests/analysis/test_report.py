@@ -21,7 +21,7 @@ from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.plots import front_trials
 from carbs.analysis.report.report import category_shares, write_report
-from carbs.space import Param, SearchSpace
+from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace
 from carbs.study import (
     FAILURE,

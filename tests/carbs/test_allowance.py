@@ -90,12 +90,15 @@ def test_limits_are_kept_and_can_be_told_anew(tmp_path: Path) -> None:
         optimizer.observe(suggestion, output=loss, cost=cost)
     optimizer.save(tmp_path / "search.json")
     same = CARBS.load(tmp_path / "search.json")
-    richer = CARBS.load(tmp_path / "search.json", budget=3000.0)
-    richer.save(tmp_path / "richer.json")
-    richer_again = CARBS.load(tmp_path / "richer.json")
-    ours = optimizer.suggest().params
-    assert same.suggest().params == ours
-    assert richer.suggest().params == richer_again.suggest().params != ours
+    left = 2.0
+    spent = sum(observation.cost for observation in optimizer.observations)
+    poorer = CARBS.load(tmp_path / "search.json", budget=spent + left)
+    poorer.save(tmp_path / "poorer.json")
+    poorer_again = CARBS.load(tmp_path / "poorer.json")
+    ours, cheaper = optimizer.suggest(), poorer.suggest()
+    assert same.suggest() == ours
+    assert poorer_again.suggest() == cheaper
+    assert cheaper.predicted_cost < 1.2 * left < ours.predicted_cost  # type: ignore[operator]
 
 
 def test_optunas_sampler_takes_the_same_limits() -> None:

@@ -72,10 +72,10 @@ def test_the_fit_climbs_what_gpytorch_would(n: int, d: int) -> None:
     np.testing.assert_allclose(-gradient, slopes * raw, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("n_sweeps", [0, 2])
+@pytest.mark.parametrize(("n_sweeps", "curvature"), [(0, 0.0), (0, 3.0), (2, 3.0)])
 @given(seed=st.integers(0, 10**6))
 def test_the_gradient_is_that_of_the_value_also_with_repeats_forecasts_and_earlier_sweeps(
-    seed: int, n_sweeps: int
+    seed: int, n_sweeps: int, curvature: float
 ) -> None:
     rng = np.random.default_rng(seed)
     Z, y = sample(10, 2, seed)
@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_value_also_with_repeats_forecasts_and_earli
     Z = Z[rng.integers(10, size=18)]
     y = rng.normal(size=18)
     data = Data.pooled(Z, y[:, None], 0.1 * rng.random(18), n_sweeps)
-    kernel = Kernel.likely(Z, n_sweeps, shares=np.array([1.0, 0.25]))
+    kernel = Kernel.likely(Z, n_sweeps, shares=np.array([1.0, 0.25]), curvature=curvature)
     posterior = KernelPosterior(data, kernel, NOISE_PRIOR)
     theta = random_theta(posterior, seed)
     _, gradient = posterior(theta)
@@ -148,6 +148,22 @@ def test_a_forecast_that_may_be_far_off_pulls_less() -> None:
         stds.append(std[0])
     assert means[0] > 0.9 > means[1] > means[2] > 0.0
     assert stds[0] < stds[1] < stds[2]
+
+
+def test_bowls_along_many_dimensions_are_told_by_a_few_runs_along_each() -> None:
+    """Twelve dimensions, two runs along each: the losses of moves along two of them at once."""
+    d, rng = 12, np.random.default_rng(0)
+    heights, optima = rng.uniform(0.2, 2.0, d), rng.uniform(-0.3, 0.3, d)
+    steps = np.concatenate([-0.5 * np.eye(d), 0.5 * np.eye(d)])
+    pairs = np.array([steps[i] + steps[j] for i in range(2 * d) for j in range(i) if i - j != d])
+    losses = [np.square(Z - optima) @ heights for Z in (steps, pairs)]
+    seen, unseen = ((loss - losses[0].mean()) / losses[0].std() for loss in losses)
+    data = Data.pooled(steps, seen[:, None])
+    errors = []
+    for curvature in (0.0, 3.0):
+        process = GaussianProcess(fit_kernel(data, curvature=curvature), data)
+        errors.append(np.square(process.posterior(pairs)[0][:, 0] - unseen).mean())
+    assert errors[1] < 0.8 * errors[0]
 
 
 @pytest.mark.parametrize("n_first", [4, 15])

@@ -36,7 +36,7 @@ class Param(BaseModel):
 
     Args:
         name: not empty, without dots (a dot separates a mixture from its component in a study).
-        space: one of the spaces above.
+        space: one of :mod:`carbs.spaces`.
         search_center: a good, cheap value; the first suggestion is made of these.
         when: the parameter exists only when each :class:`ChoiceSpace` parameter named here is
             active and has the value given, or one of those given:
