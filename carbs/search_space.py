@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,18 @@ from carbs.spaces import (
     is_same,
 )
 
+Role = Literal[
+    "parameters",
+    "tokens",
+    "width",
+    "depth",
+    "learning_rate",
+    "batch_size",
+    "weight_decay",
+    "mix",
+    "none",
+]
+
 
 class Param(BaseModel):
     """A searched parameter: its name, its space, and where the search starts.
@@ -41,6 +53,9 @@ class Param(BaseModel):
         when: the parameter exists only when each :class:`ChoiceSpace` parameter named here is
             active and has the value given, or one of those given:
             ``{"optimizer": ["sgd", "nesterov"]}``. By default it always exists.
+        role: the part it plays in training, for plans: the model's ``parameters``, its ``width``
+            or ``depth``, ``tokens``, ``learning_rate``, ``batch_size``, ``weight_decay``, ``mix``,
+            or ``none`` of these. By default guessed from its name. The search takes no notice.
 
     Raises:
         ValueError: the centre does not lie in the space.
@@ -52,6 +67,7 @@ class Param(BaseModel):
     space: Space
     search_center: Any
     when: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = {}
+    role: Role | None = None
 
     def __init__(
         self,

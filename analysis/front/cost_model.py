@@ -1,53 +1,122 @@
-"""What a configuration costs, along the front and beside it: a line in the basic coordinates."""
+"""What a configuration costs, and what dearer ones will: a product of powers beside an overhead.
+
+Notation
+--------
+z        basic coordinates of a configuration, shape ``(d,)``
+c        scale: log10 of what its cost exceeds the overhead by
+e        exponents: decades of cost for a decade of each dimension, ``(d,)``
+r        what the powers miss, a Matern-5/2 process
+
+    c = level + sum_i e_i u_i + r(z) + noise,  u_i = z_i in decades
+
+Costs have this form: operations are products of sizes, and what seconds add to them is an overhead
+and a little unevenness. So e has a normal prior around what a parameter's role says
+(:mod:`carbs.analysis.front.roles`), which is zero for most, with a deviation for each dimension
+that is fitted (automatic relevance determination, Rasmussen and Williams 2006, "Gaussian Processes
+for Machine Learning", sec. 5.1): of many hyperparameters that leave the cost alone, none takes part
+in it by chance, and noise is not taken for a function of all of them. r is small beforehand, so
+that far from the runs the powers go on.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.special import ndtri
 
-from carbs.gaussian_process import Data, GaussianProcess, Kernel, fit_kernel
-from carbs.spaces import FloatArray
+from carbs.analysis.front.roles import COST_EXPONENTS, role_of
+from carbs.search_space import Role, SearchSpace
+from carbs.spaces import FloatArray, LogSpace
 
-# Shares of the least cost that may be overhead.
+# Shares of the least cost that may be overhead; those around the best are refined so many times.
 _OVERHEADS = (0.0, 0.3, 0.5, 0.65, 0.72, 0.77, 0.81, 0.85, 0.88, 0.92, 0.96)
-
-
-_COST_NOISE_PRIOR = (-8.0, 3.0)
+_N_REFINED, _N_REFINEMENTS = 5, 6
+# Priors of deviations, by their logarithms. Of an exponent from what the role says, and from zero:
+_EXPONENT, _OTHER_EXPONENT, _SPREAD_OF_EXPONENTS = 0.03, 0.02, 1.5
+# of r and of one measurement, in decades of cost.
+_REST, _SPREAD_OF_REST = 0.03, 1.0
+_NOISE, _SPREAD_OF_NOISE = 0.02, 1.5
+_LEAST_VARIANCE = 1e-10
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """``cost = overhead + 10^(f(z))`` with f a Gaussian process with a linear trend."""
+    """``cost = overhead + 10^c``.
+
+    Attributes:
+        overhead: in the unit of cost.
+        level: mean of the runs' c.
+        middle, units: ``u = units * (z - middle)``, both ``(d,)``.
+        exponents: what the roles say, ``(d,)``.
+        deviations: of the exponents, of r and of a measurement, ``(d + 2,)``.
+        widths: r's lengthscales, in basic units, ``(d,)``.
+        U: of the runs, ``(n, d)``.
+        factor, weights: the runs' covariance's lower Cholesky factor, ``(n, n)``, and its solution
+            for their distance from the prior, ``(n,)``.
+    """
 
     overhead: float
-    process: GaussianProcess
-    mean: float
-    spread: float
+    level: float
+    middle: FloatArray
+    units: FloatArray
+    exponents: FloatArray
+    deviations: FloatArray
+    widths: FloatArray
+    U: FloatArray
+    factor: FloatArray
+    weights: FloatArray
 
     @classmethod
-    def fit(cls, Z: FloatArray, costs: FloatArray) -> CostModel:
-        """The overhead at its posterior mode: of a grid, then of a finer one around the best."""
-        kernel = None
+    def fit(
+        cls,
+        space: SearchSpace,
+        Z: FloatArray,
+        costs: FloatArray,
+        exponents: Mapping[Role, float] = COST_EXPONENTS,
+    ) -> CostModel:
+        """The overhead at its posterior mode: of a grid, then of finer ones around the best.
+
+        Args:
+            space: of the configurations.
+            Z: basic points, ``(n, d)``.
+            costs: or another quantity that is a product of powers, ``(n,)``, positive.
+            exponents: what is known of them by a parameter's role.
+        """
+        fit = _Fit(space, Z, costs, exponents)
         fits: dict[float, tuple[float, CostModel]] = {}
         for share in _OVERHEADS:
-            fits[share] = _with_overhead(Z, costs, share, kernel)
-            kernel = fits[share][1].process.kernel
-        tried = sorted(fits)
-        best = max(tried, key=lambda share: fits[share][0])
-        if best > 0:
-            i = tried.index(best)
-            for share in np.linspace(tried[i - 1], tried[min(i + 1, len(tried) - 1)], 7)[1:-1]:
-                fits[float(share)] = _with_overhead(Z, costs, float(share), kernel)
-        return max(fits.values(), key=lambda fit: fit[0])[1]
+            fits[share] = fit.with_overhead(share)
+        for _ in range(_N_REFINEMENTS):
+            tried = sorted(fits)
+            i = max(range(len(tried)), key=lambda i: fits[tried[i]][0])
+            if i == 0:
+                break
+            above = tried[i + 1] if i + 1 < len(tried) else (1 + tried[i]) / 2
+            for share in np.linspace(tried[i - 1], above, _N_REFINED + 2)[1:-1].tolist():
+                if share not in fits:
+                    fits[share] = fit.with_overhead(share)
+        return max(fits.values(), key=lambda found: found[0])[1]
 
     def scale(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and deviation of c, each ``(n,)``, noise excluded."""
-        mean, std = self.process.posterior(Z)
-        return self.mean + self.spread * mean[:, 0], self.spread * std
+        U = self.units * (Z - self.middle)
+        variances = np.square(self.deviations[:-1])
+        slopes, rest = variances[:-1], variances[-1]
+        covariance = 1 + (U * slopes) @ self.U.T + rest * _matern(U, self.U, self.widths)
+        whitened = solve_triangular(self.factor, covariance.T, lower=True)
+        variance = 1 + np.square(U) @ slopes + rest - np.square(whitened).sum(axis=0)
+        mean = self.level + U @ self.exponents + covariance @ self.weights
+        return mean, np.sqrt(np.maximum(variance, _LEAST_VARIANCE))
+
+    def mean_exponents(self) -> FloatArray:
+        """Posterior means of e, ``(d,)``."""
+        slopes = np.square(self.deviations[:-2]) * (self.U.T @ self.weights)
+        return np.asarray(self.exponents + slopes)
 
     def scale_of(self, cost: float) -> float:
         return math.log10(max(cost - self.overhead, 1e-3 * cost))
@@ -58,21 +127,100 @@ class CostModel:
     def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
         """Of a new measurement's cost, ``(n, n_levels)``."""
         mean, std = self.scale(Z)
-        std = np.sqrt(std**2 + self.spread**2 * self.process.noise)
+        std = np.hypot(std, self.deviations[-1])
         return self.cost_of(mean[:, None] + std[:, None] * ndtri(np.array(levels)))
 
 
-def _with_overhead(
-    Z: FloatArray, costs: FloatArray, share: float, start: Kernel | None
-) -> tuple[float, CostModel]:
-    """Log evidence of an overhead, as a share of the least cost, and its model."""
-    overhead = share * float(costs.min())
-    y = np.log10(costs - overhead)
-    mean, spread = float(y.mean()), max(float(y.std()), 0.3)
-    data = Data.pooled(Z, ((y - mean) / spread)[:, None])
-    kernel = fit_kernel(data, noise_prior=_COST_NOISE_PRIOR, start=start)
-    process = GaussianProcess(kernel, data)
-    jacobian = -len(y) * math.log(spread) - float(np.log(costs - overhead).sum())
-    evidence = float(process.log_marginal_likelihood()[0]) + jacobian
-    # A tie goes to no overhead.
-    return evidence - 2.0 * (share > 0), CostModel(overhead, process, mean, spread)
+class _Fit:
+    """Fits for several overheads, each from where the last one ended."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        Z: FloatArray,
+        costs: FloatArray,
+        exponents: Mapping[Role, float],
+    ) -> None:
+        self._costs, self._middle = costs, Z.mean(axis=0)
+        d = space.n_dims
+        self._units, self._exponents, deviations = np.ones(d), np.zeros(d), np.full(d, np.nan)
+        for param in space.params:
+            own, role = space.slices[param.name], role_of(param)
+            known = isinstance(param.space, LogSpace) and role in exponents
+            if isinstance(param.space, LogSpace):
+                self._units[own] = param.space.scale
+            self._exponents[own] = exponents[role] if known else 0.0
+            deviations[own] = _EXPONENT if known else _OTHER_EXPONENT
+        self._U = self._units * (Z - self._middle)
+        # In u, as all else: half the root of the dimension, in the box of the runs.
+        self._widths = 0.5 * math.sqrt(d) * np.maximum(np.ptp(Z, axis=0), 1.0) * self._units
+        self._correlation = _matern(self._U, self._U, self._widths)
+        self._prior = np.log([*deviations, _REST, _NOISE])
+        spreads = [_SPREAD_OF_EXPONENTS] * d + [_SPREAD_OF_REST, _SPREAD_OF_NOISE]
+        self._spreads = np.array(spreads)
+        self._theta = self._prior
+
+    def with_overhead(self, share: float) -> tuple[float, CostModel]:
+        """Log evidence of an overhead, as a share of the least cost, and its model."""
+        from scipy.optimize import minimize  # slow to import
+
+        overhead = share * float(self._costs.min())
+        c = np.log10(self._costs - overhead)
+        level = float(c.mean())
+        y = c - level - self._U @ self._exponents
+        fit = minimize(
+            self._objective,
+            self._theta,
+            args=(y,),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-14.0, 3.0)] * len(self._prior),
+            options={"maxiter": 100},
+        )
+        self._theta = fit.x
+        factor, _ = dpotrf(self._covariance(np.exp(2 * fit.x)), lower=1, clean=1)
+        model = CostModel(
+            overhead,
+            level,
+            self._middle,
+            self._units,
+            self._exponents,
+            np.exp(fit.x),
+            self._widths,
+            self._U,
+            factor,
+            cho_solve((factor, True), y),
+        )
+        evidence = -float(fit.fun) - float(np.log(self._costs - overhead).sum())
+        # A tie goes to no overhead.
+        return evidence - 2.0 * (share > 0), model
+
+    def _covariance(self, variances: FloatArray) -> FloatArray:
+        K = 1 + (self._U * variances[:-2]) @ self._U.T + variances[-2] * self._correlation
+        K[np.diag_indices(len(K))] += variances[-1] + _LEAST_VARIANCE
+        return np.asarray(K)
+
+    def _objective(self, theta: FloatArray, y: FloatArray) -> tuple[float, FloatArray]:
+        """Negative log posterior of the deviations' logarithms, and its gradient."""
+        variances = np.exp(2 * theta)
+        L, info = dpotrf(self._covariance(variances), lower=1)
+        if info:
+            return math.inf, np.zeros_like(theta)
+        weights = cho_solve((L, True), y)
+        inverse, _ = dpotri(L, lower=1)
+        inverse = np.tril(inverse)
+        inverse += np.tril(inverse, -1).T
+        U, off = self._U, (theta - self._prior) / self._spreads
+        value = -0.5 * y @ weights - np.log(L.diagonal()).sum() - 0.5 * off @ off
+        gradient = np.empty_like(theta)
+        gradient[:-2] = np.square(U.T @ weights) - np.einsum("ij,ij->j", U, inverse @ U)
+        gradient[-2] = weights @ self._correlation @ weights - np.vdot(inverse, self._correlation)
+        gradient[-1] = weights @ weights - inverse.diagonal().sum()
+        return -float(value), -(variances * gradient - off / self._spreads)
+
+
+def _matern(U: FloatArray, other: FloatArray, widths: FloatArray) -> FloatArray:
+    a, b = U / widths, other / widths
+    squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
+    r = np.sqrt(5 * np.maximum(squares, 0.0))
+    return np.asarray((1 + r * (1 + r / 3)) * np.exp(-r))

@@ -83,21 +83,42 @@ class Expectation:
         widening = math.sqrt((_PRIOR_OF_WIDTH + squares) / (_PRIOR_OF_WIDTH + n))
         return cls(front, backtests, (float(weights[0]), float(weights[1])), widening)
 
+    def middle(self, Z: FloatArray) -> FloatArray:
+        """About the median of a new measurement, ``(n,)``: quick, to compare many points."""
+        means, _, weights = self.front.surface.predict(Z)
+        medians = self.front.surrogate.output_quantiles(Z, (0.5,))[:, 0]
+        return np.asarray(self.weights[0] * (weights @ means) + self.weights[1] * medians)
+
     def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
         """Of a new measurement, to be minimised, at basic points ``(n, d)``: ``(n, n_levels)``."""
         parts = [
             self.front.surface.quantiles(Z, _GRID),
             self.front.surrogate.output_quantiles(Z, _GRID),
         ]
-        found = mixed(parts, self.weights, (0.5, *levels))
+        found = mixed(parts, self.weights, (0.5, *levels), self.is_positive)
+        if self.is_positive:
+            found = np.log(found)
         middle, others = found[:, :1], found[:, 1:]
-        return np.asarray(middle + self.widening * (others - middle))
+        widened = middle + self.widening * (others - middle)
+        return np.asarray(np.exp(widened) if self.is_positive else widened)
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether what is minimised was never negative, as losses in nats are not."""
+        sign = 1.0 if self.front.direction == "minimize" else -1.0
+        return min(sign * o.output for o in self.front.observations) > 0
 
 
 def mixed(
-    parts: Sequence[FloatArray], weights: Sequence[float], levels: Sequence[float]
+    parts: Sequence[FloatArray],
+    weights: Sequence[float],
+    levels: Sequence[float],
+    is_positive: bool = False,
 ) -> FloatArray:
-    """Quantiles ``(n, n_levels)`` of a mixture, from each part's at ``_GRID``, ``(n, n_grid)``."""
+    """Quantiles ``(n, n_levels)`` of a mixture, from each part's at ``_GRID``, ``(n, n_grid)``.
+
+    Where what is measured ``is_positive``, they are those of the mixture given that it is.
+    """
     found = np.empty((len(parts[0]), len(levels)))
     for i in range(len(found)):
         at = np.sort(np.concatenate([part[i] for part in parts]))
@@ -105,7 +126,10 @@ def mixed(
             weight * np.interp(at, part[i], _GRID, left=0.0, right=1.0)
             for weight, part in zip(weights, parts, strict=True)
         )
-        found[i] = np.interp(levels, below, at)
+        least = float(np.interp(0.0, at, below, left=0.0)) if is_positive else 0.0
+        found[i] = np.interp(least + (1 - least) * np.array(levels), below, at)
+    if is_positive:  # all of it below zero, but for rounding
+        found = np.maximum(found, 1e-12)
     return found
 
 
@@ -131,7 +155,7 @@ def backtest_sweep(
         dear = [o for o in measured if o.cost > share * largest]
         if len(cheap) < _N_FITTED or len(dear) < 2 or len({o.cost for o in cheap}) < 4:
             continue
-        surface = ResponseSurface.of(front.space, cheap)
+        surface = ResponseSurface.of(front.space, cheap, front.surface.hyper)
         surrogate = fit_surrogate(front.space, cheap)
         Z = front.space.encode_all([o.params for o in dear])
         parts = [surface.quantiles(Z, _GRID), surrogate.output_quantiles(Z, _GRID)]

@@ -192,7 +192,7 @@ class ResponseSurface:
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
-        self.cost = cost or CostModel.fit(Z, costs)
+        self.cost = cost or CostModel.fit(space, Z, costs)
         self.chart = self._make_chart()
         self.c, self.s = self.chart.beside(Z)
         self.floor = float(losses.min())
@@ -208,14 +208,20 @@ class ResponseSurface:
         self.forms = self._weigh()
 
     @classmethod
-    def of(cls, space: SearchSpace, observations: Sequence[Observation]) -> ResponseSurface:
-        """Fitted to observations whose outputs are to be minimised."""
+    def of(
+        cls,
+        space: SearchSpace,
+        observations: Sequence[Observation],
+        start: Hyperparameters | None = None,
+    ) -> ResponseSurface:
+        """Fitted to observations whose outputs are to be minimised; ``start`` saves time."""
         return cls(
             space,
             space.encode_all([observation.params for observation in observations]),
             np.array([observation.cost for observation in observations]),
             np.array([observation.output for observation in observations]),
             np.array([observation.output_deviation for observation in observations]),
+            start=start,
         )
 
     # The chart
@@ -396,7 +402,10 @@ class ResponseSurface:
 
         theta = prior_mean.numpy().copy()
         if start is not None:
-            theta = np.log([*start.theta[self.varies], start.bowl, start.rest, start.length])
+            lengths = np.where(start.theta > 0, start.theta, 0.4)[
+                self.varies
+            ]  # zero: another driver
+            theta = np.log([*lengths, start.bowl, start.rest, start.length])
             theta = np.array([*theta, math.log(start.noise), *start.fading[self.varies]])
         best: tuple[float, FloatArray] | None = None
         for g in (0.2, 0.1, 0.37) if start is None else (0.2,):

@@ -22,19 +22,25 @@ from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
+from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
+from carbs.analysis.planning.reach import Reach
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
-from carbs.search_space import AllowedPoints, SearchSpace
+from carbs.search_space import AllowedPoints, Role, SearchSpace
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 
 # Further out than this, the trend has been followed for longer than it was seen.
 _FAR = 10.0
-# A candidate that the bounds keep further than this from the cost, in decades, is none.
-_SAME_COST = 0.05
+# Candidates further than this from the cost, in decades, than others are none.
+_SAME_COST = 0.02
+# So many of the best candidates are averaged.
+_N_AVERAGED = 3
+# A run that is less likely to succeed is planned only if all are.
+_LEAST_SUCCESS = 0.95
 # Where the constraints forbid the configuration: how many near it are looked at.
 _N_NEAR = 4096
 # A law is uncertain when its band is wider than this many decades where it is used.
@@ -236,8 +242,8 @@ def plan(
     low, middle, high = _expected(expectation, z)
     tail = (1 - front.level) / 2
     costs = front.surface.cost.quantiles(z[None, :], (tail, 0.5, 1 - tail))[0]
-    tokens = _number(_TOKENS, params, metrics, front, z)
-    n_params = _number(_PARAMETERS, params, metrics, front, z)
+    tokens = _number(_TOKENS, TOKEN_EXPONENTS, params, metrics, front, z)
+    n_params = _number(_PARAMETERS, SIZE_EXPONENTS, params, metrics, front, z)
     epochs = tokens / unique_tokens if tokens is not None and unique_tokens else None
     memory = None if n_params is None else n_params * _BYTES_PER_PARAMETER / 2**30
     notes += _warnings(front, z, cost, float(costs[1]))
@@ -343,6 +349,7 @@ def _cost_of(
 
 def _number(
     names: tuple[str, ...],
+    exponents: Mapping[Role, float],
     params: Params,
     metrics: pd.DataFrame,
     front: FrontModel,
@@ -360,7 +367,8 @@ def _number(
             rows = [(ids[i], v) for i, v in zip(known["id"], known[name], strict=True) if i in ids]
             if len(rows) >= 4:
                 Z = front.space.encode_all([observation.params for observation, _ in rows])
-                model = CostModel.fit(Z, np.array([float(value) for _, value in rows]))
+                values = np.array([float(value) for _, value in rows])
+                model = CostModel.fit(front.space, Z, values, exponents)
                 return float(model.quantiles(z[None, :], (0.5,))[0, 0])
     return None
 
@@ -406,29 +414,42 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
 
 
 def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
-    """The point with a predicted cost that is expected to do best, shape ``(d,)``.
+    """The point to run at a predicted cost, shape ``(d,)``.
 
-    Where the posterior has two minds, the median of its lines may lie between them, where nothing
-    is good. So the runs near the front are candidates too, each carried along the front to the
-    cost. Where the constraints do not allow the best: the nearest to it, in place and predicted
-    cost, that they do allow, of many around it.
+    Several ways of planning name candidates: the lines of the front, whose median may lie where
+    nothing is good; each run near the front, carried along these lines; and each of them with only
+    its size changed. All are brought to the cost. Of those that are likely to succeed, the few that
+    are expected to do best are averaged: the very best one is partly a mistake of the model, and in
+    a bowl the mean is no worse than what it is of. Where the constraints forbid that, the nearest
+    that they allow is taken.
     """
-    front, space = expectation.front, expectation.front.space
-    surface = front.surface
+    front, space, surface = expectation.front, expectation.front.space, expectation.front.surface
+    reach = Reach(front)
     c = surface.cost.scale_of(cost)
-    beside = surface.s[surface.near_front(surface.c)]
-    carried = surface.chart.points(np.full(len(beside), c), beside)
-    has_cost = np.abs(surface.cost.scale(carried)[0] - c) < _SAME_COST
-    candidates = np.concatenate([front.best_at(math.log10(cost))[None], carried[has_cost]])
-    best = np.asarray(candidates[np.argmin(expectation.quantiles(candidates, (0.5,))[:, 0])])
-    if space.allows(space.decode(best)):
-        return best
-    rng = np.random.default_rng(0)
-    candidates = nearby(space, np.tile(best, (_N_NEAR, 1)), rng)
+    near = surface.near_front(surface.c)
+    line = front.best_at(math.log10(cost))[None]
+    carried = surface.chart.points(np.full(len(near), c), surface.s[near])
+    scaled = reach.at(surface.Z[near], cost)
+    candidates = reach.at(np.concatenate([line, carried, scaled]), cost)
     off = np.abs(surface.cost.scale(candidates)[0] - c)
-    distances = np.linalg.norm(candidates - best, axis=1) + off / COST_TOLERANCE
-    nearest = AllowedPoints(space).first(candidates, np.argsort(distances, kind="stable"), 1)
-    return np.asarray(candidates[nearest[0]])
+    unlikely = front.surrogate.success_probability(candidates) < _LEAST_SUCCESS
+    order = np.lexsort([expectation.middle(candidates), off > off.min() + _SAME_COST, unlikely])
+    best = order[:_N_AVERAGED]
+    alike = best[(unlikely[best] == unlikely[best[0]]) & (off[best] < off[best[0]] + _SAME_COST)]
+    mean = reach.at(space.snap(candidates[alike].mean(axis=0)[None]), cost)
+    is_likely = front.surrogate.success_probability(mean)[0] >= _LEAST_SUCCESS
+    z = mean[0] if is_likely or unlikely[best[0]] else candidates[best[0]]
+    return z if space.allows(space.decode(z)) else _nearest_allowed(front, z, cost)
+
+
+def _nearest_allowed(front: FrontModel, z: FloatArray, cost: float) -> FloatArray:
+    """The nearest to ``z``, in place and predicted cost, of many that the constraints allow."""
+    space, model = front.space, front.surface.cost
+    near = nearby(space, np.tile(z, (_N_NEAR, 1)), np.random.default_rng(0))
+    off = np.abs(model.scale(near)[0] - model.scale_of(cost))
+    distances = np.linalg.norm(near - z, axis=1) + off / COST_TOLERANCE
+    nearest = AllowedPoints(space).first(near, np.argsort(distances, kind="stable"), 1)
+    return np.asarray(near[nearest[0]])
 
 
 def _warnings(front: FrontModel, z: FloatArray, cost: float, median_cost: float) -> list[str]:

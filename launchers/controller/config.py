@@ -263,7 +263,7 @@ def _parameter(name: str, fields: Any) -> dict[str, Any]:
         raise ValueError(
             f"parameter {name!r} has no search_center: give a good, cheap value to start from"
         )
-    own = {key: fields[key] for key in ("search_center", "when") if key in fields}
+    own = {key: fields[key] for key in ("search_center", "when", "role") if key in fields}
     space = {key: value for key, value in fields.items() if key not in ("space", *own)}
     return {"name": name, "space": {"kind": fields["space"], **space}, **own}
 

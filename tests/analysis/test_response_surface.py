@@ -41,13 +41,13 @@ def test_a_fixed_overhead_is_told_from_the_cost_and_does_not_bend_it() -> None:
     known = runs(0, overhead=3.0)
     Z = SPACE.encode_all([run.params for run in known])
     costs = np.array([run.cost for run in known])
-    model = CostModel.fit(Z, costs)
+    model = CostModel.fit(SPACE, Z, costs)
     assert model.overhead == pytest.approx(3.0, rel=0.15)
     far = SPACE.encode_all([{"size": 100.0, "steps": 100.0, "rate": 0.1}])
     low, middle, high = model.quantiles(far, (0.05, 0.5, 0.95))[0]
     assert middle == pytest.approx(1e4 + 3, rel=0.1)
     assert low < 1e4 + 3 < high
-    assert CostModel.fit(Z, costs - 3.0).overhead == 0.0
+    assert CostModel.fit(SPACE, Z, costs - 3.0).overhead == 0.0
 
 
 def test_it_holds_the_loss_of_the_best_run_at_thirty_times_the_cost() -> None:

@@ -1,0 +1,90 @@
+"""Configurations moved to a cost: all that drives the cost moves, each within its bounds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carbs.analysis.front.model import FrontModel
+from carbs.analysis.front.roles import role_of
+from carbs.search_space import Role, SearchSpace
+from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, NumericSpace
+
+# Decades of a parameter for a decade of cost, where it is scaled up alike with all others of its
+# kind. N and D grow about as the square root of compute: Hoffmann et al. 2022, "Training
+# Compute-Optimal Large Language Models", table 2, has .46 to .54; Porian et al. 2024, "Resolving
+# Discrepancies in Compute-Optimal Scaling of Language Models", about .5. N is depth times the
+# square of width; the two grow alike.
+_SHARES: dict[Role, float] = {"parameters": 0.5, "tokens": 0.5, "width": 1 / 6, "depth": 1 / 6}
+# A dimension drives the cost if a decade of it is at least so many of the cost.
+_LEAST_EXPONENT = 0.3
+_N_BISECTIONS = 40
+_FAR = 12.0
+# A step of an integer of this size hardly shows in the cost.
+_FINE = 200.0
+
+
+class Reach:
+    """Moves configurations of a sweep along what drives its cost.
+
+    Attributes:
+        direction: basic units a decade of cost, ``(d,)``; zero for what does not drive it.
+    """
+
+    def __init__(self, front: FrontModel) -> None:
+        self.space, self.cost = front.space, front.surface.cost
+        self.direction = _direction(front)
+        self._is_fine = _fine(self.space) & (self.direction != 0)
+
+    def at(self, Z: FloatArray, cost: float) -> FloatArray:
+        """The points ``(n, d)`` moved until their predicted cost is ``cost``, where bounds allow.
+
+        Whole numbers are rounded, and what drives the cost in finer steps makes up for that.
+        """
+        Z = self._moved(Z, self.direction, cost)
+        if self._is_fine.any():
+            Z = self._moved(Z, np.where(self._is_fine, self.direction, 0.0), cost)
+        return Z
+
+    def _moved(self, Z: FloatArray, direction: FloatArray, cost: float) -> FloatArray:
+        c = self.cost.scale_of(cost)
+        low, high = np.full(len(Z), -_FAR), np.full(len(Z), _FAR)
+        for _ in range(_N_BISECTIONS):
+            middle = (low + high) / 2
+            is_above = self.cost.scale(self._along(Z, direction, middle))[0] > c
+            low, high = np.where(is_above, low, middle), np.where(is_above, middle, high)
+        return self._along(Z, direction, (low + high) / 2)
+
+    def _along(self, Z: FloatArray, direction: FloatArray, t: FloatArray) -> FloatArray:
+        return self.space.snap(Z + t[:, None] * direction)
+
+
+def _direction(front: FrontModel) -> FloatArray:
+    """Alike for what has a known role, along the front for whatever else drives the cost."""
+    space, cost = front.space, front.surface.cost
+    exponents, slopes = cost.mean_exponents(), np.median(front.slopes, axis=0)
+    found = np.zeros(space.n_dims)
+    for param in space.params:
+        if isinstance(param.space, (ChoiceSpace, MixtureSpace)) or param.when:
+            continue
+        i, share = space.slices[param.name].start, _SHARES.get(role_of(param))
+        if share is not None and isinstance(param.space, LogSpace):
+            found[i] = share / param.space.scale
+        elif abs(exponents[i]) > _LEAST_EXPONENT and slopes[i] * exponents[i] > 0:
+            found[i] = slopes[i]
+    if not found.any():
+        driver = front.surface.chart.driver
+        found[driver] = math.copysign(1.0, exponents[driver])
+    return found
+
+
+def _fine(space: SearchSpace) -> NDArray[np.bool_]:
+    """Which dimensions can take nearly any value."""
+    fine = np.zeros(space.n_dims, dtype=bool)
+    for param in space.params:
+        if isinstance(param.space, NumericSpace):
+            steps = param.space.rounding_factor if param.space.is_integer else 0
+            fine[space.slices[param.name]] = param.search_center >= _FINE * steps
+    return fine
