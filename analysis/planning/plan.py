@@ -41,6 +41,9 @@ _SAME_COST = 0.02
 _N_AVERAGED = 3
 # A run that is less likely to succeed is planned only if all are.
 _LEAST_SUCCESS = 0.95
+# Where the candidates are not: how many around them are looked at, so often, and the share of the
+# dimensions that a step changes.
+_N_SAFER, _N_SAFER_ROUNDS, _MOVED = 256, 4, 0.3
 # Where the constraints forbid the configuration: how many near it are looked at.
 _N_NEAR = 4096
 # A law is uncertain when its band is wider than this many decades where it is used.
@@ -436,10 +439,33 @@ def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
     order = np.lexsort([expectation.middle(candidates), off > off.min() + _SAME_COST, unlikely])
     best = order[:_N_AVERAGED]
     alike = best[(unlikely[best] == unlikely[best[0]]) & (off[best] < off[best[0]] + _SAME_COST)]
-    mean = reach.at(space.snap(candidates[alike].mean(axis=0)[None]), cost)
-    is_likely = front.surrogate.success_probability(mean)[0] >= _LEAST_SUCCESS
-    z = mean[0] if is_likely or unlikely[best[0]] else candidates[best[0]]
+    z = np.asarray(reach.at(space.snap(candidates[alike].mean(axis=0)[None]), cost)[0])
+    if front.surrogate.success_probability(z[None])[0] < _LEAST_SUCCESS:
+        z = _safer(expectation, reach, np.concatenate([candidates[best], z[None]]), cost)
     return z if space.allows(space.decode(z)) else _nearest_allowed(front, z, cost)
+
+
+def _safer(
+    expectation: Expectation, reach: Reach, candidates: FloatArray, cost: float
+) -> FloatArray:
+    """The best of many around the candidates ``(n, d)`` that is likely to succeed, ``(d,)``.
+
+    What lowers the risk is paid for by whatever else drives the cost: a model that is too large for
+    the memory becomes a smaller one that sees more tokens. If none is likely, the likeliest.
+    """
+    front, rng = expectation.front, np.random.default_rng(0)
+    Z = candidates
+    for _ in range(_N_SAFER_ROUNDS):
+        origins = Z[rng.integers(len(Z), size=_N_SAFER)]
+        moves = rng.standard_normal(origins.shape) * (rng.random(origins.shape) < _MOVED)
+        radii = 10 ** rng.uniform(-1.0, 0.5, size=(len(origins), 1))
+        Z = np.concatenate([Z, reach.at(front.space.snap(origins + radii * moves), cost)])
+        odds = front.surrogate.success_probability(Z)
+        off = np.abs(front.surface.cost.scale(Z)[0] - front.surface.cost.scale_of(cost))
+        risk = np.maximum(_LEAST_SUCCESS - odds, 0.0)
+        order = np.lexsort([expectation.middle(Z), risk.round(2), off > off.min() + _SAME_COST])
+        Z = Z[order[:_N_AVERAGED]]
+    return np.asarray(Z[0])
 
 
 def _nearest_allowed(front: FrontModel, z: FloatArray, cost: float) -> FloatArray:
