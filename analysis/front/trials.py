@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,7 @@ def frame_records(
     Raises:
         ValueError: a column is missing, or rows that are not finite, which are named.
     """
+    frame = _with_numbers(frame)
     space = space or frame_space(frame)
     output = "output" if "output" in frame else "loss"
     names = [name for param in space.params for name in flat_names(param)]
@@ -99,20 +101,27 @@ def frame_records(
     return space, Records(observations, failures, [])
 
 
-_NO_PARAMETER = ("number", "state", "output", "loss", "cost", "reason")
+_NO_PARAMETER = ("number", "state", "output", "loss", "cost", "reason", "flops")
+# Names of columns that tell runs apart, or say where they ran, but not what was trained.
+_LABELS = r"(\w+_)?(seed|id|date|timestamp|hostname)|(wall_)?time|run|name|trial|index|unnamed: \d+"
 
 
 def frame_space(frame: pd.DataFrame) -> SearchSpace:
     """A space guessed from the columns of a frame of runs.
 
-    Columns ``mix.code``, ``mix.prose`` are a mixture; words are categories; positive numbers over
-    more than a factor of three are on a logarithmic scale, fractions on that of their odds, and
-    other numbers on a linear one. The centre is the cheapest run. Constant columns are left out.
+    Columns ``mix.code``, ``mix.prose`` are a mixture; words are categories, but for numbers that
+    are written as words; positive numbers over more than a factor of three are on a logarithmic
+    scale, fractions on that of their odds, and other numbers on a linear one. Columns of whole
+    numbers stay whole. The centre is the cheapest run. Columns that do not vary, or that only tell
+    runs apart (``seed``, ``run_id``, ``date``), are left out.
     """
+    frame = _with_numbers(frame)
     columns = [
         str(name)
         for name in frame.columns
-        if name not in _NO_PARAMETER and not str(name).startswith(("predicted_", "metrics."))
+        if name not in _NO_PARAMETER
+        and not str(name).startswith(("predicted_", "metrics."))
+        and not re.fullmatch(_LABELS, str(name).lower())
     ]
     cheapest = frame.iloc[int(frame["cost"].argmin())]
     params: list[Param] = []
@@ -130,7 +139,12 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
             continue
         low, high = float(values.min()), float(values.max())
         center = float(cheapest[name])
-        if low > 0 and high > 3 * low and not (high < 1 and low > 0.02):
+        is_whole = bool((values == values.round()).all())
+        if is_whole:
+            small = high <= 3 * low or low <= 0
+            space = LinearSpace(scale=(high - low) / 2, is_integer=True)
+            params.append(Param(name, space if small else LogSpace(is_integer=True), int(center)))
+        elif low > 0 and high > 3 * low and not (high < 1 and low > 0.02):
             params.append(Param(name, LogSpace(), center))
         elif low > 0 and high < 1:
             params.append(Param(name, LogitSpace(), center))
@@ -142,6 +156,30 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
         shares = {part: share / total for part, share in shares.items()}
         params.append(Param(name, MixtureSpace(components), shares))
     return SearchSpace(params)
+
+
+def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its columns of numbers that are written as words (``"3e-4"``) as numbers.
+
+    Raises:
+        ValueError: a column holds both, which is named with the words.
+    """
+    found = frame.copy()
+    for name in frame.columns:
+        if name in ("state", "reason") or pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        values = frame[name].dropna()
+        if not values.map(lambda value: isinstance(value, str)).all():
+            continue
+        numbers = pd.to_numeric(values, errors="coerce")
+        if numbers.notna().all():
+            found[name] = pd.to_numeric(frame[name])
+        elif numbers.notna().mean() > 0.5:
+            words = sorted(set(values[numbers.isna()]))[:5]
+            raise ValueError(
+                f"column {name!r} holds numbers and words: correct or drop the rows with {words}"
+            )
+    return found
 
 
 def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame:

@@ -35,6 +35,8 @@ from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 
 # Further out than this, the trend has been followed for longer than it was seen.
 _FAR = 10.0
+# And this far, a budget in FLOPs beside a cost of unknown unit is a mistake.
+_FARTHEST = 1e5
 # Candidates further than this from the cost, in decades, than others are none.
 _SAME_COST = 0.02
 # So many of the best candidates are averaged.
@@ -212,7 +214,8 @@ def plan(
         sweep: the sweep file's contents, for the job file: its function, settings, executor.
 
     Raises:
-        ValueError: no budget or more than one, or one that cannot be understood.
+        ValueError: no budget or more than one, one that cannot be understood, or one in FLOPs for
+            runs whose cost cannot be in FLOPs.
     """
     front = as_front(data, space=space, direction=direction, level=level)
     metrics = (
@@ -345,6 +348,13 @@ def _cost_of(
             slope, level = np.polyfit(x[dear], y[dear], 1)
             return float(np.exp(level + slope * math.log(budget.flops))), None
     if is_flops:
+        if budget.flops > _FARTHEST * front.dearest:
+            raise ValueError(
+                f"no FLOPs are recorded, and a budget of {budget.flops:.3g} FLOPs is "
+                f"{budget.flops / front.dearest:.1g} times the cost of the dearest run, "
+                f"{front.dearest:.4g}: the runs' cost is in another unit. Give cost= in that unit, "
+                "or a column 'flops'"
+            )
         return budget.flops, "no FLOPs are recorded: the sweep's cost is taken to be in FLOPs"
     seconds = budget.gpu_hours * 3600 * (1 - budget.failures_share)
     return seconds, "no FLOPs are recorded: the sweep's cost is taken to be seconds of that GPU"

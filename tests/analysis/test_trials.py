@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import optuna
+import pandas as pd
 import pytest
 
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
-from carbs.analysis.front.trials import study_space, trials_frame
+from carbs.analysis import fit_front, hyperparameter_curves, plan
+from carbs.analysis.front.trials import frame_records, frame_space, study_space, trials_frame
 from carbs.study import (
     STOPPED,
     CarbsSampler,
@@ -67,3 +70,48 @@ def test_an_inactive_parameter_has_a_column_without_a_value() -> None:
 def test_a_study_that_does_not_say_what_it_searched_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match="Pass a SearchSpace"):
         study_space(optuna.create_study())
+
+
+def frame(n: int = 40) -> pd.DataFrame:
+    """Runs of a user's own: whole widths, learning rates as text, and what tells runs apart."""
+    rng = np.random.default_rng(0)
+    width = (8 * 2 ** rng.integers(2, 7, n)).astype(int)
+    tokens = 10 ** rng.uniform(6, 8, n)
+    rate = 10 ** rng.uniform(-4, -2, n)
+    loss = 2 + 30 * width**-0.9 + 60 * tokens**-0.3 + 0.05 * np.log10(rate / 1e-3) ** 2
+    return pd.DataFrame(
+        {
+            "run_id": [f"r{i}" for i in range(n)],
+            "seed": rng.integers(0, 1000, n),
+            "width": width,
+            "tokens": tokens,
+            "learning_rate": [f"{r:.2e}" for r in rate],
+            "loss": loss,
+            "cost": width * tokens / 1e7,
+        }
+    )
+
+
+def test_a_frame_keeps_whole_numbers_reads_numbers_in_words_and_leaves_labels_out() -> None:
+    space = frame_space(frame())
+    assert [param.name for param in space.params] == ["width", "tokens", "learning_rate"]
+    width, tokens, rate = (param.space for param in space.params)
+    assert isinstance(width, LogSpace) and width.is_integer
+    assert isinstance(tokens, LogSpace) and not tokens.is_integer
+    assert isinstance(rate, LogSpace)
+    front = fit_front(space, frame_records(frame())[1].observations)
+    planned = plan(front, 30 * front.dearest)
+    assert isinstance(planned.params["width"], int)
+    assert any(curve.name == "learning_rate" for curve in hyperparameter_curves(front))
+
+
+def test_a_column_of_numbers_and_words_is_refused_by_name() -> None:
+    runs = frame()
+    runs.loc[3, "learning_rate"] = "unknown"
+    with pytest.raises(ValueError, match=r"'learning_rate' holds numbers and words.*unknown"):
+        plan(runs, 1e4)
+
+
+def test_a_budget_in_flops_beside_costs_in_another_unit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"1e\+21 FLOPs.*another unit.*'flops'"):
+        plan(frame(), flops=1e21)
