@@ -122,8 +122,10 @@ class Function:
             ) from error
 
 
-def as_predicate(constraint: Constraint, examples: Mapping[str, Any]) -> Expression | Function:
-    """The constraint in a form that can be asked.
+def as_predicate(
+    constraint: Constraint | Expression | Function, examples: Mapping[str, Any]
+) -> Expression | Function:
+    """The constraint in a form that can be asked; one that is in it already stays.
 
     Args:
         constraint: as the user writes it.
@@ -132,6 +134,8 @@ def as_predicate(constraint: Constraint, examples: Mapping[str, Any]) -> Express
     Raises:
         ValueError: the constraint is no expression over the parameters, nor a function.
     """
+    if isinstance(constraint, (Expression, Function)):
+        return constraint
     if isinstance(constraint, str):
         return Expression(constraint, examples)
     if callable(constraint):

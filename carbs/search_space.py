@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from carbs.constraints import Constraint, as_predicate
+from carbs.constraints import Constraint, Expression, Function, as_predicate
 from carbs.spaces import (
     LARGEST_GRID,
     ChoiceSpace,
@@ -125,7 +125,11 @@ class SearchSpace:
             the parameters, or the centre violates it.
     """
 
-    def __init__(self, params: Sequence[Param], constraints: Iterable[Constraint] = ()) -> None:
+    def __init__(
+        self,
+        params: Sequence[Param],
+        constraints: Iterable[Constraint | Expression | Function] = (),
+    ) -> None:
         self.params = tuple(params)
         names = [param.name for param in self.params]
         if not names:

@@ -208,20 +208,14 @@ class ResponseSurface:
         self.forms = self._weigh()
 
     @classmethod
-    def of(
-        cls,
-        space: SearchSpace,
-        observations: Sequence[Observation],
-        start: Hyperparameters | None = None,
-    ) -> ResponseSurface:
-        """Fitted to observations whose outputs are to be minimised; ``start`` saves time."""
+    def of(cls, space: SearchSpace, observations: Sequence[Observation]) -> ResponseSurface:
+        """Fitted to observations whose outputs are to be minimised."""
         return cls(
             space,
             space.encode_all([observation.params for observation in observations]),
             np.array([observation.cost for observation in observations]),
             np.array([observation.output for observation in observations]),
             np.array([observation.output_deviation for observation in observations]),
-            start=start,
         )
 
     # The chart

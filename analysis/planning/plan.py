@@ -27,6 +27,7 @@ from carbs.analysis.front.trials import run_metrics
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
+from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
@@ -43,11 +44,9 @@ _SAME_COST = 0.02
 _N_AVERAGED = 3
 # A run that is less likely to succeed is planned only if all are.
 _LEAST_SUCCESS = 0.95
-# Where the candidates are not: how many around them are looked at, so often, and the share of the
-# dimensions that a step changes.
-_N_SAFER, _N_SAFER_ROUNDS, _MOVED = 256, 4, 0.3
-# Where the constraints forbid the configuration: how many near it are looked at.
-_N_NEAR = 4096
+# Where a configuration is forbidden, or likely to fail: how many near it are looked at,
+# and how many brought to the cost.
+_N_NEAR, _N_REACHED = 4096, 512
 # A law is uncertain when its band is wider than this many decades where it is used.
 _WIDE = 0.6
 # Check runs: shares of the large run's cost, of which some are proposed that cost together at most
@@ -102,6 +101,7 @@ class Plan:
         budget: in FLOPs, GPU-hours and money, with what failures take; None for a bare cost.
         ladder: check runs, cheapest first.
         job: a sweep file for this one configuration, as ``carbs sweep`` takes it.
+        bounds, fixed: as they were asked for.
         expectation: of what runs measure, with the front that it rests on.
     """
 
@@ -121,6 +121,8 @@ class Plan:
     budget: Budget | None = None
     ladder: tuple[Rung, ...] = ()
     job: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    bounds: Bounds = field(default_factory=dict, repr=False)
+    fixed: Mapping[str, Any] = field(default_factory=dict, repr=False)
     expectation: Expectation | None = field(default=None, repr=False, compare=False)
 
     def job_file(self) -> str:
@@ -190,6 +192,8 @@ def plan(
     price_per_gpu_hour: float | None = None,
     failures: Failures | None = None,
     unique_tokens: float | None = None,
+    bounds: Bounds | None = None,
+    fixed: Mapping[str, Any] | None = None,
     space: SearchSpace | None = None,
     direction: Direction | None = None,
     level: float = 0.9,
@@ -209,13 +213,16 @@ def plan(
         money: in the unit of ``price_per_gpu_hour``.
         gpu, n_gpus, utilisation, price_per_gpu_hour, failures: as for :class:`Budget`.
         unique_tokens: that there are, for the epochs.
+        bounds: of parameters, in place of the sweep's: ``{"depth": (None, 32)}``; None leaves an
+            end as it is.
+        fixed: values of parameters that are given: ``{"width": 1024}``.
         space, direction, level: as for
             :func:`carbs.analysis.front.hyperparameters.hyperparameter_curves`.
         sweep: the sweep file's contents, for the job file: its function, settings, executor.
 
     Raises:
         ValueError: no budget or more than one, one that cannot be understood, or one in FLOPs for
-            runs whose cost cannot be in FLOPs.
+            runs whose cost cannot be in FLOPs; bounds or values that a parameter cannot have.
     """
     front = as_front(data, space=space, direction=direction, level=level)
     metrics = (
@@ -242,8 +249,13 @@ def plan(
         raise ValueError("give a cost, or a budget in FLOPs, GPU-hours or money, and not both")
     elif not (math.isfinite(cost) and cost > 0):
         raise ValueError(f"cost is {cost}, expected a positive, finite number")
+    limits = Limits.of(front.space, bounds or {}, fixed or {})
+    if limits.space is not front.space:
+        known = front.observations, front.failures
+        front = fit_front(limits.space, *known, direction=front.direction, level=front.level)
     expectation = Expectation.of(front)
-    z = _at_cost(expectation, cost)
+    reach = Reach(front, limits)
+    z = _at_cost(expectation, reach, cost)
     params = front.space.decode(z)
     low, middle, high = _expected(expectation, z)
     tail = (1 - front.level) / 2
@@ -276,8 +288,10 @@ def plan(
         epochs=epochs,
         memory_gib=memory,
         budget=budget,
-        ladder=_ladder(front, expectation, z, cost),
+        ladder=_ladder(expectation, reach, z, cost),
         job=_job(front.space, params, sweep or {}),
+        bounds=bounds or {},
+        fixed=fixed or {},
         expectation=expectation,
     )
 
@@ -320,7 +334,7 @@ def check(
         direction=front.direction,
         level=front.level,
     )
-    after = plan(refitted, planned.target_cost)
+    after = plan(refitted, planned.target_cost, bounds=planned.bounds, fixed=planned.fixed)
     return Verdict(verdict, run.output, middle, (low, high), planned, after)
 
 
@@ -386,14 +400,13 @@ def _number(
     return None
 
 
-def _ladder(
-    front: FrontModel, expectation: Expectation, z: FloatArray, cost: float
-) -> tuple[Rung, ...]:
+def _ladder(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) -> tuple[Rung, ...]:
+    front = expectation.front
     rungs = []
     for share in _RUNGS:
         if share * cost < 1.2 * front.dearest:
             continue
-        own = _at_cost(expectation, share * cost)
+        own = _at_cost(expectation, reach, share * cost)
         tells = front.surface.tells(own, z)
         low, middle, high = _expected(expectation, own)
         params = front.space.decode(own)
@@ -426,7 +439,7 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
     return {**job, "max_trials": 1}
 
 
-def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
+def _at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatArray:
     """The point to run at a predicted cost, shape ``(d,)``.
 
     Several ways of planning name candidates: the lines of the front, whose median may lie where
@@ -437,7 +450,6 @@ def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
     that they allow is taken.
     """
     front, space, surface = expectation.front, expectation.front.space, expectation.front.surface
-    reach = Reach(front)
     c = surface.cost.scale_of(cost)
     near = surface.near_front(surface.c)
     line = front.best_at(math.log10(cost))[None]
@@ -449,43 +461,29 @@ def _at_cost(expectation: Expectation, cost: float) -> FloatArray:
     order = np.lexsort([expectation.middle(candidates), off > off.min() + _SAME_COST, unlikely])
     best = order[:_N_AVERAGED]
     alike = best[(unlikely[best] == unlikely[best[0]]) & (off[best] < off[best[0]] + _SAME_COST)]
-    z = np.asarray(reach.at(space.snap(candidates[alike].mean(axis=0)[None]), cost)[0])
-    if front.surrogate.success_probability(z[None])[0] < _LEAST_SUCCESS:
-        z = _safer(expectation, reach, np.concatenate([candidates[best], z[None]]), cost)
-    return z if space.allows(space.decode(z)) else _nearest_allowed(front, z, cost)
+    z = np.asarray(reach.at(reach.snap(candidates[alike].mean(axis=0)[None]), cost)[0])
+    is_likely = front.surrogate.success_probability(z[None])[0] >= _LEAST_SUCCESS
+    return z if is_likely and space.allows(space.decode(z)) else _nearest(front, reach, z, cost)
 
 
-def _safer(
-    expectation: Expectation, reach: Reach, candidates: FloatArray, cost: float
-) -> FloatArray:
-    """The best of many around the candidates ``(n, d)`` that is likely to succeed, ``(d,)``.
+def _nearest(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> FloatArray:
+    """The nearest to ``z`` that is allowed and likely to succeed, of many around it, ``(d,)``.
 
     What lowers the risk is paid for by whatever else drives the cost: a model that is too large for
     the memory becomes a smaller one that sees more tokens. If none is likely, the likeliest.
     """
-    front, rng = expectation.front, np.random.default_rng(0)
-    Z = candidates
-    for _ in range(_N_SAFER_ROUNDS):
-        origins = Z[rng.integers(len(Z), size=_N_SAFER)]
-        moves = rng.standard_normal(origins.shape) * (rng.random(origins.shape) < _MOVED)
-        radii = 10 ** rng.uniform(-1.0, 0.5, size=(len(origins), 1))
-        Z = np.concatenate([Z, reach.at(front.space.snap(origins + radii * moves), cost)])
-        odds = front.surrogate.success_probability(Z)
-        off = np.abs(front.surface.cost.scale(Z)[0] - front.surface.cost.scale_of(cost))
-        risk = np.maximum(_LEAST_SUCCESS - odds, 0.0)
-        order = np.lexsort([expectation.middle(Z), risk.round(2), off > off.min() + _SAME_COST])
-        Z = Z[order[:_N_AVERAGED]]
-    return np.asarray(Z[0])
-
-
-def _nearest_allowed(front: FrontModel, z: FloatArray, cost: float) -> FloatArray:
-    """The nearest to ``z``, in place and predicted cost, of many that the constraints allow."""
-    space, model = front.space, front.surface.cost
-    near = nearby(space, np.tile(z, (_N_NEAR, 1)), np.random.default_rng(0))
+    space, model, rng = front.space, front.surface.cost, np.random.default_rng(0)
+    around = nearby(space, np.tile(z, (_N_NEAR, 1)), rng)
+    # Some differ in nothing but what drives the cost; and at the cost exactly, none may be allowed.
+    some = around[:: _N_NEAR // _N_REACHED]
+    resized = np.where(reach.direction != 0, some, z)
+    at_cost = reach.at(np.concatenate([z[None], some, resized]), cost)
+    near = np.concatenate([at_cost, reach.snap(around)])
     off = np.abs(model.scale(near)[0] - model.scale_of(cost))
+    risk = np.maximum(_LEAST_SUCCESS - front.surrogate.success_probability(near), 0.0).round(2)
     distances = np.linalg.norm(near - z, axis=1) + off / COST_TOLERANCE
-    nearest = AllowedPoints(space).first(near, np.argsort(distances, kind="stable"), 1)
-    return np.asarray(near[nearest[0]])
+    order = np.lexsort([distances, risk, off > off.min() + COST_TOLERANCE])
+    return np.asarray(near[AllowedPoints(space).first(near, order, 1)[0]])
 
 
 def _warnings(front: FrontModel, z: FloatArray, cost: float, median_cost: float) -> list[str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.roles import role_of
+from carbs.analysis.planning.limits import Limits
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, NumericSpace
 
@@ -29,14 +30,20 @@ _FINE = 200.0
 class Reach:
     """Moves configurations of a sweep along what drives its cost.
 
+    Args:
+        front: of the sweep.
+        limits: where a configuration may lie.
+
     Attributes:
+        snap: to where one may lie, ``(n, d)`` in and out.
         direction: basic units a decade of cost, ``(d,)``; zero for what does not drive it.
     """
 
-    def __init__(self, front: FrontModel) -> None:
-        self.space, self.cost = front.space, front.surface.cost
-        self.direction = _direction(front)
-        self._is_fine = _fine(self.space) & (self.direction != 0)
+    def __init__(self, front: FrontModel, limits: Limits) -> None:
+        self.cost, self.snap = front.surface.cost, limits.snap
+        is_free = limits.low < limits.high
+        self.direction = np.where(is_free, _direction(front), 0.0)
+        self._is_fine = _fine(front.space) & (self.direction != 0)
 
     def at(self, Z: FloatArray, cost: float) -> FloatArray:
         """The points ``(n, d)`` moved until their predicted cost is ``cost``, where bounds allow.
@@ -58,7 +65,7 @@ class Reach:
         return self._along(Z, direction, (low + high) / 2)
 
     def _along(self, Z: FloatArray, direction: FloatArray, t: FloatArray) -> FloatArray:
-        return self.space.snap(Z + t[:, None] * direction)
+        return self.snap(Z + t[:, None] * direction)
 
 
 def _direction(front: FrontModel) -> FloatArray:

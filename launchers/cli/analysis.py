@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from rich.table import Table
 
 from carbs import analysis
@@ -42,6 +43,12 @@ def plan_command(
     checkpoint: Annotated[
         float, typer.Option(help="Minutes between checkpoints.")
     ] = _DEFAULTS.checkpoint_minutes,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", help="A value that is given: width=1024.")
+    ] = None,
+    bounds: Annotated[
+        list[str] | None, typer.Option("--bound", help="Other bounds: depth=4..32, depth=..32.")
+    ] = None,
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.9,
     job_file: Annotated[
         Path | None, typer.Option(help="Write a sweep file that trains this configuration once.")
@@ -67,6 +74,8 @@ def plan_command(
             price_per_gpu_hour=price,
             failures=Failures(failures, resume, checkpoint),
             unique_tokens=unique_tokens,
+            bounds=dict(_bound(text) for text in bounds or ()),
+            fixed=dict(_value(text) for text in values or ()),
             space=sweep.space,
             direction=sweep.config.direction,
             level=level,
@@ -78,6 +87,30 @@ def plan_command(
     if job_file is not None:
         job_file.write_text(planned.job_file(), encoding="utf-8")
         console.print(f"job file: {job_file}; run it with: carbs sweep {job_file}", **PLAIN)
+
+
+def _value(text: str) -> tuple[str, Any]:
+    """``width=1024`` as a name and what YAML reads of the value."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"--set {text}: expected a name and a value, such as width=1024")
+    number = yaml.safe_load(value)
+    try:  # YAML takes 3e-4 for a word
+        return name, float(number) if isinstance(number, str) else number
+    except ValueError:
+        return name, number
+
+
+def _bound(text: str) -> tuple[str, tuple[float | None, float | None]]:
+    """``depth=4..32`` as a name and two ends, of which one may be open."""
+    name, _, ends = text.partition("=")
+    low, dots, high = ends.partition("..")
+    try:
+        if not (name and dots and (low or high)):
+            raise ValueError
+        return name, (float(low) if low else None, float(high) if high else None)
+    except ValueError:
+        raise ValueError(f"--bound {text}: expected such as depth=4..32 or depth=..32") from None
 
 
 def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:

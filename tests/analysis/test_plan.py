@@ -397,3 +397,46 @@ def test_a_job_file_is_a_sweep_of_one_trial() -> None:
     assert job["max_trials"] == 1 and job["function"] == "m:train" and job["settings"] == {"a": 1}
     centers = {name: entry["search_center"] for name, entry in job["parameters"].items()}
     assert centers == planned.params
+
+
+def test_a_value_that_is_given_is_kept_and_the_cost_is_met_with_the_rest() -> None:
+    free = plan(sweep(), 2000.0)
+    small = plan(sweep(), 2000.0, fixed={"size": 8.0})
+    assert small.params["size"] == pytest.approx(8.0)
+    assert small.cost == pytest.approx(free.cost, rel=0.05) == pytest.approx(2000.0, rel=0.1)
+    assert float(small.params["tokens"]) > 2 * float(free.params["tokens"])  # type: ignore[arg-type]
+    assert small.output > free.output
+    assert all(rung.params["size"] == pytest.approx(8.0) for rung in small.ladder)
+    run = {"params": small.ladder[0].params, "output": small.ladder[0].output, "cost": 100.0}
+    assert check(small, run).after.params["size"] == pytest.approx(8.0)
+
+
+def test_other_bounds_hold_the_plan_or_let_it_further_than_the_sweep_went() -> None:
+    most = 20.0
+    bounded = SearchSpace(
+        [Param("size", LogSpace(scale=0.5, max=most), 1.0), *SPACE.params[1:]], ["rate < 100"]
+    )
+    runs = [run for run in sweep().observations if float(run.params["size"]) <= most]  # type: ignore[arg-type]
+    front = fit_front(bounded, runs)
+    assert plan(front, 3000.0).params["size"] <= most  # type: ignore[operator]
+    wide = plan(front, 3000.0, bounds={"size": (None, 1e3)})
+    assert most < wide.params["size"] <= 1e3  # type: ignore[operator]
+    tight = plan(front, 3000.0, bounds={"size": (2.0, 10.0), "tokens": (None, 100.0)})
+    assert tight.params["size"] == pytest.approx(10.0)
+    assert tight.params["tokens"] == pytest.approx(100.0)
+    assert any("expected to cost" in w and "widen the bounds" in w for w in tight.warnings)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fixed", "problem"),
+    [
+        ({"depth": (1, 2)}, {}, "no parameter 'depth': there are size, tokens, rate, mix"),
+        ({"mix": (0, 1)}, {}, "'mix' has no bounds: it is a mixture"),
+        ({"size": (3, 2)}, {}, "bounds of 'size': 3 is above 2"),
+        ({"size": (1, 2)}, {"size": 1.5}, "a value or bounds of size, not both"),
+        ({}, {"size": -1.0}, "size = -1.0: -1 lies outside"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(bounds: Any, fixed: Any, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        plan(sweep(), 1000.0, bounds=bounds, fixed=fixed)
