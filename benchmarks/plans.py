@@ -1,129 +1,193 @@
-"""Exponents and plans from searches of the synthetic task, against the truth.
+"""Plans from searches of random worlds, beside what anyone can do without a plan.
 
-    OMP_NUM_THREADS=1 python benchmarks/plans.py sweeps
+    python benchmarks/plans.py --worlds 48 --half report
 
-The truth is computed from the noiseless loss: at each cost the best N, and D, learning rate, batch
-size that go with it. The reference for the exponents' intervals is a straight line through the
-observed Pareto front in logs, with its 90% t interval.
+Each world (``worlds.py``) is searched once, with 100 trials up to its cap; then a run is planned at
+10, 30 and 100 times the cap and judged by its true loss. Worlds whose bounds allow no such run are
+left out at that factor, and all-discrete ones altogether.
+
+    plan              of ``carbs.analysis.plan``
+    best run, scaled  the run with the lowest loss, N and D grown alike
+    front's lines     each parameter's straight line in log cost through the Pareto front, continued
+    right sizes       the best run's hyperparameters with the best N and D for that cost: an oracle
+
+Regret is in percent of the best possible loss at that cost. A run that cannot be trained (past a
+cliff, or too large for a memory whose limit the search may not have met) counts as failed, and
+not in the regret. ``same cost`` is the share within 10% of what was asked, without noise;
+``holds`` are the shares of the 90% intervals that hold the true loss and a measured cost; ``width``
+is the median of the loss's, in percent of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
-from sweeps import make
-from tasks import TASKS
+from search import THREADS, Ours, search, start_worker
+from worlds import HALVES, world
 
 from carbs import CARBS
-from carbs.analysis import fit_front, hyperparameter_curves, plan
-from carbs.spaces import FloatArray
+from carbs.analysis import fit_front, plan
+from carbs.pareto import pareto_front
+from carbs.search_space import SearchSpace
+from carbs.spaces import ChoiceSpace, FloatArray, NumericSpace
 
-NAMES = ("N", "D", "lr", "bs", "wd")
-FACTOR = 100.0
+FACTORS = (10.0, 30.0, 100.0)
+N_TRIALS = 100
+# Exponents in cost of what grows with it, alike.
+ALIKE: tuple[dict[str, float], ...] = (
+    {"width": 1 / 6, "depth": 1 / 6, "D": 1 / 2},
+    {"N": 1 / 2, "D": 1 / 2},
+    {"D": 1.0},
+)
+SIZES = ("N", "D", "width", "depth")
 
-
-@cache
-def optimum(cost: float) -> tuple[dict[str, float], float]:
-    """The best configuration of the synthetic task at a cost, N and D unbounded, and its loss."""
-    loss = TASKS["synthetic"]().loss
-    products = (cost - 50) * 1e15 / 6
-
-    def at(n_params: float) -> dict[str, float]:
-        D = products / n_params
-        return {
-            "N": n_params,
-            "D": D,
-            "lr": 2e-3 * (n_params / 1e8) ** -0.3 * (D / 1e9) ** 0.1,
-            "bs": min(96 * (D / 1e9) ** 0.45, 2048.0),
-            "wd": 0.1,
-        }
-
-    grid = np.geomspace(1e7, 1e13, 1001).tolist()
-    best = min((at(n) for n in grid if products / n >= 2e8), key=loss)
-    return best, loss(best)
+Values = Mapping[str, Any]
 
 
-def exponents(costs: FloatArray) -> dict[str, float]:
-    """Of the true optimum in cost, by least squares in logs."""
-    best = [optimum(float(cost))[0] for cost in costs]
-    return {
-        name: float(np.polyfit(np.log(costs), np.log([b[name] for b in best]), 1)[0])
-        for name in NAMES
-    }
+@dataclass(frozen=True)
+class Outcome:
+    """Of one planned run; what no interval was given for is None."""
+
+    regret: float
+    fails: bool
+    has_cost: bool
+    holds: bool | None = None
+    cost_holds: bool | None = None
+    width: float | None = None
 
 
-def judged(path: Path) -> dict[str, Any]:
-    """One search: exponents and their intervals, and the plan beside the truth."""
-    task = TASKS["synthetic"]()
-    optimizer = CARBS.load(path)
+def fitting(space: SearchSpace, values: Values) -> dict[str, Any]:
+    """The nearest values within the bounds."""
+    found = dict(values)
+    for param in space.params:
+        if isinstance(param.space, NumericSpace) and param.name in found:
+            low, high = param.space.limits()
+            x = min(max(found[param.name], low), high)
+            found[param.name] = round(x) if param.space.is_integer else x
+    return found
+
+
+def scaled(optimizer: CARBS, cost: float) -> dict[str, Any]:
+    run = min(optimizer.observations, key=lambda run: run.output)
+    exponents = next(found for found in ALIKE if set(found) <= set(run.params))
+    grown = {name: run.params[name] * (cost / run.cost) ** e for name, e in exponents.items()}  # type: ignore[operator]
+    return fitting(optimizer.space, {**run.params, **grown})
+
+
+def lines(optimizer: CARBS, cost: float) -> Values:
+    space, runs = optimizer.space, optimizer.observations
+    Z = space.encode_all([run.params for run in runs])
+    log_costs = np.log([run.cost for run in runs])
+    losses = np.array([run.output for run in runs])
+    front = pareto_front(log_costs, losses)
+    A = np.stack([np.ones(len(front)), log_costs[front]], axis=1)
+    z = np.array([1.0, math.log(cost)]) @ np.linalg.lstsq(A, Z[front], rcond=None)[0]
+    best = Z[np.argmin(losses)]
+    for param in space.params:
+        if isinstance(param.space, ChoiceSpace):
+            z[space.slices[param.name]] = best[space.slices[param.name]]
+    return space.decode(space.snap(z[None])[0])
+
+
+def judged(number: int, seed: int) -> dict[tuple[str, float], Outcome]:
+    """All plans of one world's search, by their name and factor."""
+    task = world(number)
+    if task.optimum is None:
+        return {}
+    ours = Ours(task, seed)
+    search(task, ours, 1000 + seed, 1, N_TRIALS)
+    optimizer = ours.optimizer
     front = fit_front(optimizer.space, optimizer.observations, optimizer.failures)
-    curves = {curve.name: curve for curve in hyperparameter_curves(front)}
-    observed = optimizer.pareto_front()
-    x = np.log([run.cost for run in observed])
-    truth = exponents(np.geomspace(1e4, 1e6, 5))
-    own, reference = {}, {}
-    for name in NAMES:
-        _, low, high = curves[name].exponent or (math.nan,) * 3
-        own[name] = low <= truth[name] <= high, high - low
-        line = stats.linregress(x, np.log([float(run.params[name]) for run in observed]))  # type: ignore[arg-type]
-        half = float(stats.t.ppf(0.95, len(x) - 2) * line.stderr)
-        reference[name] = abs(line.slope - truth[name]) <= half, 2 * half
-    cost = FACTOR * front.dearest
-    planned = plan(front, cost)
-    values: Mapping[str, Any] = planned.params
-    true_loss, best = task.loss(values), optimum(cost)[1]
-    low, high = planned.output_interval
-    return {
-        "own": own,
-        "reference": reference,
-        "regret": 100 * (true_loss / best - 1),
-        "inside": low <= true_loss <= high,
-        "width": 100 * (high - low) / true_loss,
-    }
+    rng = np.random.default_rng([seed, number])
+    found = {}
+    for factor in FACTORS:
+        cost = factor * task.cap
+        best = task.optimum(cost)
+        if best is None:
+            continue
+        values, best_loss = best
+
+        def outcome(planned: Values, cost: float = cost, best_loss: float = best_loss) -> Outcome:
+            regret = 100 * (task.loss(planned) / best_loss - 1)
+            return Outcome(regret, task.fails(planned), abs(task.cost(planned) / cost - 1) < 0.1)
+
+        run = scaled(optimizer, cost)
+        right = {name: values[name] for name in SIZES if name in values}
+        found["best run, scaled", factor] = outcome(run)
+        found["front's lines", factor] = outcome(lines(optimizer, cost))
+        found["right sizes", factor] = outcome(fitting(optimizer.space, {**run, **right}))
+        planned = plan(front, cost)
+        own, loss = outcome(planned.params), task.loss(planned.params)
+        low, high = planned.output_interval
+        measured = task.cost(planned.params) * math.exp(task.cost_noise * rng.standard_normal())
+        found["plan", factor] = Outcome(
+            own.regret,
+            own.fails,
+            own.has_cost,
+            low <= loss <= high,
+            planned.cost_interval[0] <= measured <= planned.cost_interval[1],
+            100 * (high - low) / loss,
+        )
+    return found
+
+
+def row(outcomes: Sequence[Outcome], plans: Sequence[Outcome]) -> list[str]:
+    """Of one way of planning; ``plans`` are the plan's outcomes in the same worlds."""
+    trained = np.array([o.regret for o in outcomes if not o.fails])
+    both = [(o.regret, p.regret) for o, p in zip(outcomes, plans, strict=True)]
+    kept = [not (o.fails or p.fails) for o, p in zip(outcomes, plans, strict=True)]
+    pairs: FloatArray = np.array(both)[kept]
+    change = pairs[:, 1] - pairs[:, 0]
+    cells = [
+        f"{trained.mean():.1f} / {np.median(trained):.1f} / {np.quantile(trained, 0.9):.1f}",
+        f"{np.mean([o.fails for o in outcomes]):.0%}",
+        f"{np.mean([o.has_cost for o in outcomes]):.0%}",
+    ]
+    if outcomes is plans:
+        holds = np.mean([o.holds for o in outcomes])
+        cost_holds = np.mean([o.cost_holds for o in outcomes])
+        width = float(np.median([o.width for o in outcomes if o.width is not None]))
+        return [*cells, "", f"{holds:.0%} {cost_holds:.0%}", f"{width:.1f}"]
+    error = change.std(ddof=1) / math.sqrt(len(change))
+    ahead = np.mean(change < -1e-9)
+    return [*cells, f"{change.mean():+.1f} ± {error:.1f}, {ahead:.0%}", "", ""]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="of the searches; those it lacks are made")
-    parser.add_argument("--most", type=int, default=50)
-    arguments = parser.parse_args()
-    report([judged(path) for path in make(arguments.folder, arguments.most)])
-
-
-def report(results: list[dict[str, Any]]) -> None:
-    """Print both tables."""
-    console = Console()
-    table = Table(title=f"exponents after 150 trials, {len(results)} searches, 90% intervals")
-    for name in ("", "covered", "width", "line through the front: covered", "width"):
-        table.add_column(name, justify="right")
-    for name in NAMES:
-        row = []
-        for kind in ("own", "reference"):
-            row.append(f"{np.mean([r[kind][name][0] for r in results]):.0%}")
-            row.append(f"{np.median([r[kind][name][1] for r in results]):.3f}")
-        table.add_row(name, *row)
-    console.print(table)
-    regrets = np.array([r["regret"] for r in results])
-    table = Table(title=f"plans at {FACTOR:g} times the dearest run")
-    for name in ("regret %", "worst", "within 1%", "interval covers", "width %"):
-        table.add_column(name, justify="right")
-    table.add_row(
-        f"{regrets.mean():.2f}",
-        f"{regrets.max():.2f}",
-        f"{(regrets <= 1).mean():.0%}",
-        f"{np.mean([r['inside'] for r in results]):.0%}",
-        f"{np.mean([r['width'] for r in results]):.1f}",
-    )
-    console.print(table)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worlds", type=int, default=48)
+    parser.add_argument("--half", choices=list(HALVES), default="report")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parsed = parser.parse_args()
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    numbers = [2 * i + HALVES[parsed.half] for i in range(parsed.worlds)]
+    context = multiprocessing.get_context("spawn")
+    call: Callable[..., Any] = judged
+    with ProcessPoolExecutor(parsed.jobs, context, start_worker) as pool:
+        results = list(pool.map(call, numbers, [parsed.seed] * len(numbers)))
+    for factor in FACTORS:
+        here = [found for found in results if ("plan", factor) in found]
+        table = Table(title=f"at {factor:g} times the cap, {len(here)} worlds ({parsed.half})")
+        for name in ("", "regret % mean / median / p90", "failed", "same cost"):
+            table.add_column(name)
+        for name in ("plan - this, plan ahead", "holds", "width %"):
+            table.add_column(name)
+        plans = [found["plan", factor] for found in here]
+        for name in ("plan", "best run, scaled", "front's lines", "right sizes"):
+            outcomes = plans if name == "plan" else [found[name, factor] for found in here]
+            table.add_row(name, *row(outcomes, plans))
+        Console(width=130).print(table)
 
 
 if __name__ == "__main__":

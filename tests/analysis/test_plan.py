@@ -16,7 +16,16 @@ import optuna
 import pytest
 import yaml
 
-from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Observation, Param, SearchSpace
+from carbs import (
+    ChoiceSpace,
+    Failure,
+    LinearSpace,
+    LogSpace,
+    MixtureSpace,
+    Observation,
+    Param,
+    SearchSpace,
+)
 from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.front.trials import trials_frame
@@ -440,3 +449,37 @@ def test_other_bounds_hold_the_plan_or_let_it_further_than_the_sweep_went() -> N
 def test_limits_that_cannot_be_are_refused(bounds: Any, fixed: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         plan(sweep(), 1000.0, bounds=bounds, fixed=fixed)
+
+
+def test_a_loss_that_was_never_negative_is_not_expected_to_be() -> None:
+    """A few noisy runs, planned very far: what is believed of the loss reaches below zero."""
+    rng = np.random.default_rng(1)
+    observations = []
+    for _ in range(20):
+        cost = 10 ** rng.uniform(0, 1.0)
+        params = {"size": cost**0.5, "tokens": cost**0.5, "rate": 10 ** (0.3 * rng.normal())}
+        output = 0.05 + 1.5 * cost**-0.8 * math.exp(0.3 * rng.normal())
+        observations.append(Observation(params=params, output=output, cost=cost))
+    far = plan(fit_front(SearchSpace(SPACE.params[:3]), observations), 1e5)
+    assert 0 < far.output_interval[0] < far.output < far.output_interval[1]
+    assert all(rung.output_interval[0] > 0 for rung in far.ladder)
+
+
+def test_what_failed_for_its_size_is_planned_smaller_and_trained_longer() -> None:
+    """Sizes above 10 fail: at thirty times the cost, all the growth is left to the tokens."""
+    free = plan(sweep(), 3000.0)
+    assert free.params["size"] > 20  # type: ignore[operator]
+    failures = []
+    rng = np.random.default_rng(0)
+    kept = [run for run in sweep().observations if float(run.params["size"]) <= 10]  # type: ignore[arg-type]
+    for _ in range(30):
+        size = 10 ** rng.uniform(1.0, 1.6)
+        params = {"size": size, "tokens": 100 / size, "rate": size**RATE_EXPONENT}
+        params["mix"] = {"a": 0.7, "b": 0.3}  # type: ignore[assignment]
+        failures.append(Failure(params=params, reason="out of memory"))
+    front = fit_front(SPACE, kept, failures)
+    planned = plan(front, 3000.0)
+    assert planned.cost == pytest.approx(3000.0, rel=0.3)
+    assert planned.params["size"] <= 12  # type: ignore[operator]
+    odds = front.surrogate.success_probability(SPACE.encode_all([planned.params, free.params]))
+    assert odds[0] > 1.5 * odds[1]

@@ -1,0 +1,91 @@
+"""Costs far beyond the runs: products of powers, beside many parameters that cost nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carbs import LogitSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs.analysis.front.cost_model import CostModel
+from carbs.analysis.front.roles import role_of
+from carbs.search_space import Role
+from carbs.spaces import FloatArray
+
+
+def measured(
+    names: tuple[str, ...], exponents: dict[str, float], noise: float, seed: int, n: int = 100
+) -> tuple[SearchSpace, FloatArray, FloatArray]:
+    """Runs of a search whose sizes grow together, and what they cost."""
+    rng = np.random.default_rng(seed)
+    space = SearchSpace([Param(name, LogSpace(scale=0.5), 1.0) for name in names])
+    scale = rng.uniform(0, 1.5, n)
+    params = []
+    for c in scale:
+        values = {name: 10 ** (0.3 * rng.standard_normal()) for name in names}
+        values |= {name: values[name] * 10 ** (c / 2) for name in exponents}
+        params.append(values)
+    costs = [math.prod(values[k] ** e for k, e in exponents.items()) for values in params]
+    return space, space.encode_all(params), np.array(costs) * np.exp(noise * rng.standard_normal(n))
+
+
+OTHERS = tuple(f"x{i}" for i in range(12))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_is_not_taken_for_a_function_of_many_parameters(seed: int) -> None:
+    exponents = {"n_params": 1.0, "tokens": 1.0}
+    space, Z, costs = measured(("n_params", "tokens", *OTHERS), exponents, 0.3, seed)
+    model = CostModel.fit(space, Z, costs)
+    far = {"n_params": 100.0, "tokens": 100.0} | dict.fromkeys(OTHERS, 1.5)
+    low, middle, high = model.quantiles(space.encode(far)[None], (0.05, 0.5, 0.95))[0]
+    assert middle == pytest.approx(1e4, rel=0.3)
+    assert low < 1e4 < high < 5 * low
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_exponents_that_no_name_gives_away_are_learned(seed: int) -> None:
+    space, Z, costs = measured(("a", "b", *OTHERS), {"a": 1.5, "b": 0.7}, 0.02, seed)
+    model = CostModel.fit(space, Z, costs)
+    assert model.mean_exponents()[:2] == pytest.approx([1.5, 0.7], abs=0.05)
+    assert np.abs(model.mean_exponents()[2:]).max() < 0.05
+    far = {"a": 100.0, "b": 100.0} | dict.fromkeys(OTHERS, 1.5)
+    found = model.quantiles(space.encode(far)[None], (0.5,))[0, 0]
+    assert found == pytest.approx(100.0**2.2, rel=0.15)
+
+
+def test_runs_overrule_what_a_role_says() -> None:
+    space, Z, costs = measured(("width", "tokens"), {"width": 1.0, "tokens": 1.0}, 0.02, 0)
+    assert CostModel.fit(space, Z, costs).mean_exponents() == pytest.approx([1.0, 1.0], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("n_params", "parameters"),
+        ("N", "parameters"),
+        ("D", "tokens"),
+        ("train_tokens", "tokens"),
+        ("d_model", "width"),
+        ("hiddenSize", "width"),
+        ("model__n_layers", "depth"),
+        ("muon_lr", "learning_rate"),
+        ("learning_rate", "learning_rate"),
+        ("global_batch_size", "batch_size"),
+        ("wd", "weight_decay"),
+        ("dropout", "none"),
+        ("depth_scale", "none"),
+    ],
+)
+def test_a_role_is_guessed_from_the_name(name: str, role: Role) -> None:
+    assert role_of(Param(name, LogSpace(), 1.0)) == role
+
+
+def test_a_role_that_is_stated_counts_and_other_spaces_have_none_but_a_mix() -> None:
+    assert role_of(Param("size", LogSpace(), 1.0, role="width")) == "width"
+    assert role_of(Param("tokens", LogSpace(), 1.0, role="none")) == "none"
+    assert role_of(Param("width", LogitSpace(), 0.5)) == "none"
+    mix: Any = {"a": 0.5, "b": 0.5}
+    assert role_of(Param("data", MixtureSpace(["a", "b"]), mix)) == "mix"
