@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,19 +20,21 @@ from optuna.study import Study
 
 from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.expectation import Expectation
-from carbs.analysis.front.hyperparameters import hyperparameter_curves
+from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
 from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
+from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
 from carbs.search_space import AllowedPoints, Role, SearchSpace
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
+from carbs.study import flatten
 
 # Further out than this, the trend has been followed for longer than it was seen.
 _FAR = 10.0
@@ -99,6 +101,8 @@ class Plan:
         epochs: tokens over the unique ones; None where these were not given.
         memory_gib: of weights, gradients and Adam's state in mixed precision, without activations.
         budget: in FLOPs, GPU-hours and money, with what failures take; None for a bare cost.
+        decisions: each number of the configuration: how well it is known, and what a factor of two
+            beside it would cost.
         ladder: check runs, cheapest first.
         job: a sweep file for this one configuration, as ``carbs sweep`` takes it.
         bounds, fixed: as they were asked for.
@@ -119,6 +123,7 @@ class Plan:
     epochs: float | None = None
     memory_gib: float | None = None
     budget: Budget | None = None
+    decisions: tuple[Decision, ...] = ()
     ladder: tuple[Rung, ...] = ()
     job: Mapping[str, Any] = field(default_factory=dict, repr=False)
     bounds: Bounds = field(default_factory=dict, repr=False)
@@ -128,6 +133,28 @@ class Plan:
     def job_file(self) -> str:
         """``job`` as YAML: ``carbs sweep FILE`` trains the configuration, once."""
         return yaml.safe_dump(dict(self.job), sort_keys=False)
+
+    def table(self, costs: Sequence[float]) -> pd.DataFrame:
+        """What other budgets would buy, under the same bounds: one row a cost, in their order.
+
+        Columns: ``cost``, ``output`` with ``low`` and ``high``, and one for each parameter.
+
+        Raises:
+            ValueError: the plan has no front, or a cost is not positive and finite.
+        """
+        if self.expectation is None:
+            raise ValueError("this plan does not know its sweep: make it with plan()")
+        front = self.expectation.front
+        reach = Reach(front, Limits.of(front.space, self.bounds, self.fixed))
+        rows = []
+        for cost in costs:
+            if not (math.isfinite(cost) and cost > 0):
+                raise ValueError(f"cost is {cost}, expected a positive, finite number")
+            z = _at_cost(self.expectation, reach, cost)
+            low, middle, high = _expected(self.expectation, z)
+            row = {"cost": cost, "output": middle, "low": low, "high": high}
+            rows.append(row | flatten(front.space.decode(z)))
+        return pd.DataFrame(rows)
 
     def summary(self) -> pd.DataFrame:
         """The predictions: quantity, estimate, interval."""
@@ -264,7 +291,8 @@ def plan(
     n_params = _number(_PARAMETERS, SIZE_EXPONENTS, params, metrics, front, z)
     epochs = tokens / unique_tokens if tokens is not None and unique_tokens else None
     memory = None if n_params is None else n_params * _BYTES_PER_PARAMETER / 2**30
-    notes += _warnings(front, z, cost, float(costs[1]))
+    curves = hyperparameter_curves(front)
+    notes += _warnings(front, curves, z, cost, float(costs[1]))
     if epochs is not None and epochs > _HARMLESS_EPOCHS:
         notes.append(
             f"{epochs:.1f} epochs over {unique_tokens:.3g} unique tokens: beyond four, repeated "
@@ -288,6 +316,7 @@ def plan(
         epochs=epochs,
         memory_gib=memory,
         budget=budget,
+        decisions=decisions(expectation, reach, z, cost, curves),
         ladder=_ladder(expectation, reach, z, cost),
         job=_job(front.space, params, sweep or {}),
         bounds=bounds or {},
@@ -486,7 +515,9 @@ def _nearest(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> Flo
     return np.asarray(near[AllowedPoints(space).first(near, order, 1)[0]])
 
 
-def _warnings(front: FrontModel, z: FloatArray, cost: float, median_cost: float) -> list[str]:
+def _warnings(
+    front: FrontModel, curves: Sequence[Curve], z: FloatArray, cost: float, median_cost: float
+) -> list[str]:
     found = []
     extrapolation = cost / front.dearest
     if extrapolation > _FAR:
@@ -505,7 +536,7 @@ def _warnings(front: FrontModel, z: FloatArray, cost: float, median_cost: float)
             value = params[param.name]
             if value in param.space.limits():
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")
-    for curve in hyperparameter_curves(front):
+    for curve in curves:
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
             continue
         low, high = (float(bound) for bound in curve.interval(cost, front.level))

@@ -142,6 +142,14 @@ def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:
         console.print(text, **PLAIN)
     for warning in planned.warnings:
         console.print(f"warning: {warning}", **PLAIN)
+    table = Table(title="what rests on each number: the loss a step beside it, at the same cost")
+    for name in ("", "value", f"optimum ({level})", "step", "lower", "higher"):
+        table.add_column(name, justify="right" if name else "left")
+    for one in planned.decisions:
+        band = "" if one.interval is None else "{:.3g} to {:.3g}".format(*one.interval)
+        beside = ("" if x is None else f"{x:+.4f}" for x in (one.lower, one.higher))
+        table.add_row(one.name, f"{one.value:.4g}", band, one.step, *beside)
+    console.print(table)
     if not planned.ladder:
         return
     table = Table(title="check runs on the way")

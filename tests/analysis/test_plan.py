@@ -483,3 +483,35 @@ def test_what_failed_for_its_size_is_planned_smaller_and_trained_longer() -> Non
     assert planned.params["size"] <= 12  # type: ignore[operator]
     odds = front.surrogate.success_probability(SPACE.encode_all([planned.params, free.params]))
     assert odds[0] > 1.5 * odds[1]
+
+
+def test_a_plan_says_what_a_factor_of_two_beside_each_number_would_cost() -> None:
+    planned = plan(sweep(), 2000.0)
+    found = {one.name: one for one in planned.decisions}
+    assert list(found) == ["size", "tokens", "rate"]
+    assert all(found[name].value == planned.params[name] for name in found)
+    rate, size = found["rate"], found["size"]
+    assert rate.step == "x2" and rate.interval is not None
+    low, high = rate.interval
+    assert low < size.value**RATE_EXPONENT < high
+    # The bowl is 0.15 wide a decade; the plan need not lie at its bottom.
+    assert rate.lower is not None and rate.higher is not None
+    assert (rate.lower + rate.higher) / 2 == pytest.approx(0.15 * math.log10(2) ** 2, rel=0.7)
+    # Half the size is trained twice as long: near the optimum that hardly matters.
+    assert size.lower is not None and abs(size.lower) < 0.05
+    held = plan(sweep(), 2000.0, fixed={"rate": 0.1})
+    rate = next(one for one in held.decisions if one.name == "rate")
+    assert rate.value == 0.1 and rate.lower is None and rate.higher is None
+
+
+def test_a_table_says_what_other_budgets_would_buy_under_the_same_bounds() -> None:
+    planned = plan(sweep(), 1000.0, bounds={"size": (None, 12.0)})
+    table = planned.table([100.0, 1000.0, 4000.0])
+    assert table["cost"].tolist() == [100.0, 1000.0, 4000.0]
+    assert table["output"].is_monotonic_decreasing and table["tokens"].is_monotonic_increasing
+    assert (table["low"] < table["output"]).all() and (table["output"] < table["high"]).all()
+    assert table["size"].max() <= 12.0
+    assert table["output"][1] == pytest.approx(planned.output)
+    assert table["mix.a"][1] == planned.params["mix"]["a"]  # type: ignore[index]
+    with pytest.raises(ValueError, match="cost is -1.0, expected a positive"):
+        planned.table([-1.0])

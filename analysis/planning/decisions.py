@@ -1,0 +1,87 @@
+"""Each number of a planned configuration: how well it is known, and what it matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from carbs.analysis.front.expectation import Expectation
+from carbs.analysis.front.hyperparameters import Curve
+from carbs.analysis.front.model import decades_of_unit
+from carbs.analysis.planning.reach import Reach
+from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One number of the configuration.
+
+    Attributes:
+        name, value: of the parameter.
+        interval: where its law has the optimum at that cost; None where it has no law.
+        step: what is meant by a step: ``x2``, ``odds x2``, or its scale.
+        lower, higher: how much worse the output is expected to be a step below and above, at the
+            same cost; None where there is no such run.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    step: str
+    lower: float | None
+    higher: float | None
+
+
+def decisions(
+    expectation: Expectation, reach: Reach, z: FloatArray, cost: float, curves: Sequence[Curve]
+) -> tuple[Decision, ...]:
+    """Of every number in the configuration at ``z``, shape ``(d,)``, in the space's order.
+
+    Args:
+        expectation: of what runs measure.
+        reach: that brings a run to the cost again, when a step has changed it.
+        z: the planned configuration.
+        cost: asked for.
+        curves: of the front.
+    """
+    front = expectation.front
+    params = front.space.decode(z)
+    laws = {curve.name: curve for curve in curves if len(curve.lines)}
+    found, moved = [], [z]
+    for param in front.space.params:
+        value, space = params.get(param.name), param.space
+        if not isinstance(space, (LinearSpace, LogSpace, LogitSpace)) or value is None:
+            continue
+        i = front.space.slices[param.name].start
+        size = 1.0 if isinstance(space, LinearSpace) else math.log10(2) / decades_of_unit(param)
+        step = {"log": "x2", "logit": "odds x2"}.get(space.kind, f"{space.scale:g}")
+        interval = None
+        if param.name in laws:
+            low, high = laws[param.name].interval(cost, front.level)
+            interval = float(low), float(high)
+        found.append((param.name, float(value), interval, step))  # type: ignore[arg-type]  # a number
+        for side in (-1.0, 1.0):
+            beside = z.copy()
+            beside[i] += side * size
+            moved.append(_at_cost(reach, beside, i, cost))
+    Z = np.array(moved)
+    losses = expectation.middle(Z)
+    there = np.abs(front.surface.cost.scale(Z)[0] - front.surface.cost.scale(z[None])[0]) < 0.05
+    there &= np.abs(Z - z).max(axis=1) > 1e-9
+    changes = [
+        float(loss - losses[0]) if has_cost else None
+        for loss, has_cost in zip(losses, there, strict=True)
+    ]
+    return tuple(
+        Decision(*fields, changes[1 + 2 * k], changes[2 + 2 * k]) for k, fields in enumerate(found)
+    )
+
+
+def _at_cost(reach: Reach, z: FloatArray, held: int, cost: float) -> FloatArray:
+    """``z`` at the cost, its own dimension ``held`` as it is."""
+    if reach.direction[held] == 0:
+        return np.asarray(reach.snap(z[None])[0])
+    return np.asarray(reach.at(z[None], cost, held)[0])
