@@ -513,5 +513,5 @@ def test_a_table_says_what_other_budgets_would_buy_under_the_same_bounds() -> No
     assert table["size"].max() <= 12.0
     assert table["output"][1] == pytest.approx(planned.output)
     assert table["mix.a"][1] == planned.params["mix"]["a"]  # type: ignore[index]
-    with pytest.raises(ValueError, match="cost is -1.0, expected a positive"):
+    with pytest.raises(ValueError, match=r"cost is -1.0, expected a positive"):
         planned.table([-1.0])
