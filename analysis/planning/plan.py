@@ -461,6 +461,8 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
         entry["search_center"] = params.get(param.name, param.search_center)
         if param.when:
             entry["when"] = {name: list(values) for name, values in param.when.items()}
+        if param.role:
+            entry["role"] = param.role
         job["parameters"][param.name] = entry
     kept = ("constraints", "settings", "direction", "executor", "executor_options", "seed")
     job |= {name: copy.deepcopy(sweep[name]) for name in kept if sweep.get(name)}

@@ -246,7 +246,7 @@ class Sweep:
         study = open_study(config.name, self.folder, url, config.direction, patience_s)
         params = config.parameters
         before = study.user_attrs.get(SPACE)
-        if before is not None and _PARAMS.validate_json(before) != params:
+        if before is not None and _searched(_PARAMS.validate_json(before)) != _searched(params):
             raise FolderError(
                 f"study {config.name!r} in {self.folder} searches other parameters than the "
                 "sweep file: name another --folder, or take back the change to the parameters"
@@ -718,6 +718,11 @@ def _sweep_id(folder: Path) -> str:
         draft.write_text(f"{name}-{uuid.uuid4().hex[:8]}")
         draft.replace(file)
     return file.read_text()
+
+
+def _searched(params: list[Param]) -> list[Param]:
+    """Without what only a plan takes notice of, and may be said later."""
+    return [param.model_copy(update={"role": None}) for param in params]
 
 
 def _lock(folder: Path, timeout_s: float = 0) -> FileLock | None:

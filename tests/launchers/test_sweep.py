@@ -295,6 +295,13 @@ def test_a_folder_belongs_to_its_parameters(make_sweep: Callable[..., Path]) -> 
         open_sweep(other)
 
 
+def test_a_role_may_be_said_after_the_sweep_has_begun(make_sweep: Callable[..., Path]) -> None:
+    parameters = {"size": {"space": "log", "search_center": 2.0}}
+    open_sweep(make_sweep(parameters=parameters))
+    parameters["size"]["role"] = "width"
+    assert open_sweep(make_sweep(parameters=parameters)).space.params[0].role == "width"
+
+
 def test_trials_obey_conditions_and_constraints(make_sweep: Callable[..., Path]) -> None:
     parameters = {
         "x": {"space": "log", "scale": 0.5, "search_center": 1.0},
