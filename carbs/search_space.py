@@ -30,17 +30,7 @@ from carbs.spaces import (
     is_same,
 )
 
-Role = Literal[
-    "parameters",
-    "tokens",
-    "width",
-    "depth",
-    "learning_rate",
-    "batch_size",
-    "weight_decay",
-    "mix",
-    "none",
-]
+Role = Literal["parameters", "tokens", "width", "depth", "none"]
 
 
 class Param(BaseModel):
@@ -53,9 +43,9 @@ class Param(BaseModel):
         when: the parameter exists only when each :class:`ChoiceSpace` parameter named here is
             active and has the value given, or one of those given:
             ``{"optimizer": ["sgd", "nesterov"]}``. By default it always exists.
-        role: the part it plays in training, for plans: the model's ``parameters``, its ``width``
-            or ``depth``, ``tokens``, ``learning_rate``, ``batch_size``, ``weight_decay``, ``mix``,
-            or ``none`` of these. By default guessed from its name. The search takes no notice.
+        role: of what size of a training run it is, for plans: the model's ``parameters``, its
+            ``width`` or ``depth``, the ``tokens``, or ``none``. By default guessed from its name.
+            The search takes no notice.
 
     Raises:
         ValueError: the centre does not lie in the space.

@@ -177,7 +177,6 @@ class ResponseSurface:
         losses: to be minimised, ``(n,)``.
         deviations: of losses that are forecasts, ``(n,)``.
         cost: a cost model fitted to these or to more runs.
-        start: hyperparameters from which the climb begins.
     """
 
     def __init__(
@@ -188,7 +187,6 @@ class ResponseSurface:
         losses: FloatArray,
         deviations: FloatArray | None = None,
         cost: CostModel | None = None,
-        start: Hyperparameters | None = None,
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
@@ -204,7 +202,7 @@ class ResponseSurface:
         relative = np.maximum(excess, 0.0) / self.unit
         self.extra = (_TAPER * relative**2) ** 2 + (deviations / self.unit) ** 2
         self.varies = (self.s.std(axis=0) > 1e-9) & (np.arange(Z.shape[1]) != self.chart.driver)
-        self.hyper = self._climb(start)
+        self.hyper = self._climb()
         self.forms = self._weigh()
 
     @classmethod
@@ -349,7 +347,7 @@ class ResponseSurface:
 
     # The fit
 
-    def _climb(self, start: Hyperparameters | None) -> Hyperparameters:
+    def _climb(self) -> Hyperparameters:
         import torch  # slow to import, and only a fit needs it
 
         d = int(self.varies.sum())
@@ -395,14 +393,8 @@ class ResponseSurface:
             return float(value.detach()), v.grad.numpy()
 
         theta = prior_mean.numpy().copy()
-        if start is not None:
-            lengths = np.where(start.theta > 0, start.theta, 0.4)[
-                self.varies
-            ]  # zero: another driver
-            theta = np.log([*lengths, start.bowl, start.rest, start.length])
-            theta = np.array([*theta, math.log(start.noise), *start.fading[self.varies]])
         best: tuple[float, FloatArray] | None = None
-        for g in (0.2, 0.1, 0.37) if start is None else (0.2,):
+        for g in (0.2, 0.1, 0.37):
             fit = minimize(
                 objective,
                 theta if best is None else best[1],

@@ -1,7 +1,6 @@
-"""What part a parameter plays in training: stated in the sweep, or guessed from its name.
+"""Which size of a training run a parameter is: stated in the sweep, or guessed from its name.
 
-The part says what is known of it before any run: how cost grows with it, and how its optimum moves
-with scale. What is known so is a prior, which the runs overrule.
+So it is known before any run how cost grows with it: a prior, which the runs overrule.
 """
 
 from __future__ import annotations
@@ -10,16 +9,13 @@ import re
 from collections.abc import Mapping
 
 from carbs.search_space import Param, Role
-from carbs.spaces import LogSpace, MixtureSpace
+from carbs.spaces import LogSpace
 
 _NAMES: dict[Role, str] = {
     "parameters": r"n|n_?params?|num_params|(n_)?parameters|model_size|non_embedding_params",
     "tokens": r"d|((n|num|train|training|total|max)_)?tokens|token_budget|data_size",
     "width": r"width|d_?model|dim|(hidden|model|embed|embedding)_(dim|size)|n_embd",
     "depth": r"depth|((n|num)_)?(layers?|blocks)",
-    "learning_rate": r"((peak|max|base|adam|muon|matrix)_)?(lr|learning_?rate)",
-    "batch_size": r"bs|(global_)?batch(_size)?(_tokens)?|tokens_per_batch",
-    "weight_decay": r"wd|weight_?decay",
 }
 # Decades of cost for a decade of the parameter: training takes 6 N D operations, and N is 12 times
 # depth times the square of width (Kaplan et al. 2020, "Scaling Laws for Neural Language Models",
@@ -33,8 +29,6 @@ def role_of(param: Param) -> Role:
     """As stated, or guessed; ``none`` for what is not known by its name."""
     if param.role is not None:
         return param.role
-    if isinstance(param.space, MixtureSpace):
-        return "mix"
     if not isinstance(param.space, LogSpace):
         return "none"
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", param.name.rsplit("__", 1)[-1]).lower()

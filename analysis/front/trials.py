@@ -109,20 +109,13 @@ _LABELS = r"(\w+_)?(seed|id|date|timestamp|hostname)|(wall_)?time|run|name|trial
 def frame_space(frame: pd.DataFrame) -> SearchSpace:
     """A space guessed from the columns of a frame of runs.
 
-    Columns ``mix.code``, ``mix.prose`` are a mixture; words are categories, but for numbers that
-    are written as words; positive numbers over more than a factor of three are on a logarithmic
-    scale, fractions on that of their odds, and other numbers on a linear one. Columns of whole
-    numbers stay whole. The centre is the cheapest run. Columns that do not vary, or that only tell
-    runs apart (``seed``, ``run_id``, ``date``), are left out.
+    Columns ``mix.code``, ``mix.prose`` are a mixture; words are categories; positive numbers over
+    more than a factor of three are on a logarithmic scale, fractions on that of their odds, and
+    other numbers on a linear one. Columns of whole numbers stay whole. The centre is the cheapest
+    run. Columns that do not vary, or that only tell runs apart (``seed``, ``run_id``, ``date``),
+    are left out.
     """
-    frame = _with_numbers(frame)
-    columns = [
-        str(name)
-        for name in frame.columns
-        if name not in _NO_PARAMETER
-        and not str(name).startswith(("predicted_", "metrics."))
-        and not re.fullmatch(_LABELS, str(name).lower())
-    ]
+    columns = [str(name) for name in frame.columns if _is_parameter(str(name))]
     cheapest = frame.iloc[int(frame["cost"].argmin())]
     params: list[Param] = []
     mixes: dict[str, list[str]] = {}
@@ -158,6 +151,12 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
     return SearchSpace(params)
 
 
+def _is_parameter(name: str) -> bool:
+    if name in _NO_PARAMETER or name.startswith(("predicted_", "metrics.")):
+        return False
+    return not re.fullmatch(_LABELS, name.lower())
+
+
 def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with its columns of numbers that are written as words (``"3e-4"``) as numbers.
 
@@ -166,7 +165,8 @@ def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """
     found = frame.copy()
     for name in frame.columns:
-        if name in ("state", "reason") or pd.api.types.is_numeric_dtype(frame[name]):
+        is_read = name in ("output", "loss", "cost") or _is_parameter(str(name))
+        if not is_read or pd.api.types.is_numeric_dtype(frame[name]):
             continue
         values = frame[name].dropna()
         if not values.map(lambda value: isinstance(value, str)).all():

@@ -14,6 +14,9 @@ from carbs.analysis.front.model import decades_of_unit
 from carbs.analysis.planning.reach import Reach
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace
 
+# Within so many decades the cost is the same; a step that rounding or bounds undo is none.
+_SAME_COST, _MOVED = 0.05, 1e-9
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -50,7 +53,7 @@ def decisions(
     front = expectation.front
     params = front.space.decode(z)
     laws = {curve.name: curve for curve in curves if len(curve.lines)}
-    found, moved = [], [z]
+    found, steps = [], []
     for param in front.space.params:
         value, space = params.get(param.name), param.space
         if not isinstance(space, (LinearSpace, LogSpace, LogitSpace)) or value is None:
@@ -63,14 +66,16 @@ def decisions(
             low, high = laws[param.name].interval(cost, front.level)
             interval = float(low), float(high)
         found.append((param.name, float(value), interval, step))  # type: ignore[arg-type]  # a number
-        for side in (-1.0, 1.0):
-            beside = z.copy()
-            beside[i] += side * size
-            moved.append(_at_cost(reach, beside, i, cost))
-    Z = np.array(moved)
+        steps += [(i, -size), (i, size)]
+    beside = np.tile(z, (len(steps), 1))
+    held = np.zeros(beside.shape, dtype=bool)
+    for row, (i, size) in enumerate(steps):
+        beside[row, i] += size
+        held[row, i] = True
+    Z = np.concatenate([z[None], reach.at(beside, cost, held)])
     losses = expectation.middle(Z)
-    there = np.abs(front.surface.cost.scale(Z)[0] - front.surface.cost.scale(z[None])[0]) < 0.05
-    there &= np.abs(Z - z).max(axis=1) > 1e-9
+    c = front.surface.cost.scale(Z)[0]
+    there = (np.abs(c - c[0]) < _SAME_COST) & (np.abs(Z - z).max(axis=1) > _MOVED)
     changes = [
         float(loss - losses[0]) if has_cost else None
         for loss, has_cost in zip(losses, there, strict=True)
@@ -78,10 +83,3 @@ def decisions(
     return tuple(
         Decision(*fields, changes[1 + 2 * k], changes[2 + 2 * k]) for k, fields in enumerate(found)
     )
-
-
-def _at_cost(reach: Reach, z: FloatArray, held: int, cost: float) -> FloatArray:
-    """``z`` at the cost, its own dimension ``held`` as it is."""
-    if reach.direction[held] == 0:
-        return np.asarray(reach.snap(z[None])[0])
-    return np.asarray(reach.at(z[None], cost, held)[0])

@@ -1,8 +1,7 @@
 """From a budget to a configuration, with the loss and the cost to expect; and the check run.
 
-The configuration has the predicted cost that is asked for. It lies on the lines of
-:mod:`carbs.analysis.front.model`, or beside them like one of the runs near the front: whichever is
-expected to do best. What to expect of it says :mod:`carbs.analysis.front.expectation`.
+Which configuration it is says :mod:`carbs.analysis.planning.choice`; what to expect of it,
+:mod:`carbs.analysis.front.expectation`.
 """
 
 from __future__ import annotations
@@ -21,18 +20,19 @@ from optuna.study import Study
 from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
-from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, as_front, fit_front, nearby
+from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
+from carbs.analysis.planning.choice import best_at_cost
 from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
-from carbs.search_space import AllowedPoints, Role, SearchSpace
+from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 from carbs.study import flatten
 
@@ -40,15 +40,6 @@ from carbs.study import flatten
 _FAR = 10.0
 # And this far, a budget in FLOPs beside a cost of unknown unit is a mistake.
 _FARTHEST = 1e5
-# Candidates further than this from the cost, in decades, than others are none.
-_SAME_COST = 0.02
-# So many of the best candidates are averaged.
-_N_AVERAGED = 3
-# A run that is less likely to succeed is planned only if all are.
-_LEAST_SUCCESS = 0.95
-# Where a configuration is forbidden, or likely to fail: how many near it are looked at,
-# and how many brought to the cost.
-_N_NEAR, _N_REACHED = 4096, 512
 # A law is uncertain when its band is wider than this many decades where it is used.
 _WIDE = 0.6
 # Check runs: shares of the large run's cost, of which some are proposed that cost together at most
@@ -150,7 +141,7 @@ class Plan:
         for cost in costs:
             if not (math.isfinite(cost) and cost > 0):
                 raise ValueError(f"cost is {cost}, expected a positive, finite number")
-            z = _at_cost(self.expectation, reach, cost)
+            z = best_at_cost(self.expectation, reach, cost)
             low, middle, high = _expected(self.expectation, z)
             row = {"cost": cost, "output": middle, "low": low, "high": high}
             rows.append(row | flatten(front.space.decode(z)))
@@ -282,7 +273,7 @@ def plan(
         front = fit_front(limits.space, *known, direction=front.direction, level=front.level)
     expectation = Expectation.of(front)
     reach = Reach(front, limits)
-    z = _at_cost(expectation, reach, cost)
+    z = best_at_cost(expectation, reach, cost)
     params = front.space.decode(z)
     low, middle, high = _expected(expectation, z)
     tail = (1 - front.level) / 2
@@ -292,7 +283,7 @@ def plan(
     epochs = tokens / unique_tokens if tokens is not None and unique_tokens else None
     memory = None if n_params is None else n_params * _BYTES_PER_PARAMETER / 2**30
     curves = hyperparameter_curves(front)
-    notes += _warnings(front, curves, z, cost, float(costs[1]))
+    notes += _warnings(front, curves, z, cost, float(costs[1]), given=fixed or {})
     if epochs is not None and epochs > _HARMLESS_EPOCHS:
         notes.append(
             f"{epochs:.1f} epochs over {unique_tokens:.3g} unique tokens: beyond four, repeated "
@@ -435,7 +426,7 @@ def _ladder(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) 
     for share in _RUNGS:
         if share * cost < 1.2 * front.dearest:
             continue
-        own = _at_cost(expectation, reach, share * cost)
+        own = best_at_cost(expectation, reach, share * cost)
         tells = front.surface.tells(own, z)
         low, middle, high = _expected(expectation, own)
         params = front.space.decode(own)
@@ -470,55 +461,13 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
     return {**job, "max_trials": 1}
 
 
-def _at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatArray:
-    """The point to run at a predicted cost, shape ``(d,)``.
-
-    Several ways of planning name candidates: the lines of the front, whose median may lie where
-    nothing is good; each run near the front, carried along these lines; and each of them with only
-    its size changed. All are brought to the cost. Of those that are likely to succeed, the few that
-    are expected to do best are averaged: the very best one is partly a mistake of the model, and in
-    a bowl the mean is no worse than what it is of. Where the constraints forbid that, the nearest
-    that they allow is taken.
-    """
-    front, space, surface = expectation.front, expectation.front.space, expectation.front.surface
-    c = surface.cost.scale_of(cost)
-    near = surface.near_front(surface.c)
-    line = front.best_at(math.log10(cost))[None]
-    carried = surface.chart.points(np.full(len(near), c), surface.s[near])
-    scaled = reach.at(surface.Z[near], cost)
-    candidates = reach.at(np.concatenate([line, carried, scaled]), cost)
-    off = np.abs(surface.cost.scale(candidates)[0] - c)
-    unlikely = front.surrogate.success_probability(candidates) < _LEAST_SUCCESS
-    order = np.lexsort([expectation.middle(candidates), off > off.min() + _SAME_COST, unlikely])
-    best = order[:_N_AVERAGED]
-    alike = best[(unlikely[best] == unlikely[best[0]]) & (off[best] < off[best[0]] + _SAME_COST)]
-    z = np.asarray(reach.at(reach.snap(candidates[alike].mean(axis=0)[None]), cost)[0])
-    is_likely = front.surrogate.success_probability(z[None])[0] >= _LEAST_SUCCESS
-    return z if is_likely and space.allows(space.decode(z)) else _nearest(front, reach, z, cost)
-
-
-def _nearest(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> FloatArray:
-    """The nearest to ``z`` that is allowed and likely to succeed, of many around it, ``(d,)``.
-
-    What lowers the risk is paid for by whatever else drives the cost: a model that is too large for
-    the memory becomes a smaller one that sees more tokens. If none is likely, the likeliest.
-    """
-    space, model, rng = front.space, front.surface.cost, np.random.default_rng(0)
-    around = nearby(space, np.tile(z, (_N_NEAR, 1)), rng)
-    # Some differ in nothing but what drives the cost; and at the cost exactly, none may be allowed.
-    some = around[:: _N_NEAR // _N_REACHED]
-    resized = np.where(reach.direction != 0, some, z)
-    at_cost = reach.at(np.concatenate([z[None], some, resized]), cost)
-    near = np.concatenate([at_cost, reach.snap(around)])
-    off = np.abs(model.scale(near)[0] - model.scale_of(cost))
-    risk = np.maximum(_LEAST_SUCCESS - front.surrogate.success_probability(near), 0.0).round(2)
-    distances = np.linalg.norm(near - z, axis=1) + off / COST_TOLERANCE
-    order = np.lexsort([distances, risk, off > off.min() + COST_TOLERANCE])
-    return np.asarray(near[AllowedPoints(space).first(near, order, 1)[0]])
-
-
 def _warnings(
-    front: FrontModel, curves: Sequence[Curve], z: FloatArray, cost: float, median_cost: float
+    front: FrontModel,
+    curves: Sequence[Curve],
+    z: FloatArray,
+    cost: float,
+    median_cost: float,
+    given: Mapping[str, Any],
 ) -> list[str]:
     found = []
     extrapolation = cost / front.dearest
@@ -534,7 +483,8 @@ def _warnings(
         found.append(f"the run is expected to fail with probability {1 - probability:.0%}")
     params = front.space.decode(z)
     for param in front.space.params:
-        if isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)) and param.name in params:
+        is_chosen = param.name in params and param.name not in given
+        if is_chosen and isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
             value = params[param.name]
             if value in param.space.limits():
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")

@@ -45,18 +45,15 @@ class Reach:
         self.direction = np.where(is_free, _direction(front), 0.0)
         self._is_fine = _fine(front.space) & (self.direction != 0)
 
-    def at(self, Z: FloatArray, cost: float, held: int | None = None) -> FloatArray:
+    def at(self, Z: FloatArray, cost: float, held: NDArray[np.bool_] | bool = False) -> FloatArray:
         """The points ``(n, d)`` moved until their predicted cost is ``cost``, where bounds allow.
 
-        Whole numbers are rounded, and what drives the cost in finer steps makes up for that. One
-        dimension may be ``held`` where it is.
+        Whole numbers are rounded, and what drives the cost in finer steps makes up for that. What
+        is ``held``, ``(n, d)``, stays where it is.
         """
-        direction = self.direction.copy()
-        if held is not None:
-            direction[held] = 0.0
+        direction = np.where(held, 0.0, self.direction)
         Z = self._moved(Z, direction, cost)
-        fine = np.where(self._is_fine, direction, 0.0)
-        return self._moved(Z, fine, cost) if fine.any() else Z
+        return self._moved(Z, np.where(self._is_fine, direction, 0.0), cost)
 
     def _moved(self, Z: FloatArray, direction: FloatArray, cost: float) -> FloatArray:
         c = self.cost.scale_of(cost)

@@ -94,11 +94,14 @@ def _value(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise ValueError(f"--set {text}: expected a name and a value, such as width=1024")
-    number = yaml.safe_load(value)
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {text}: {value!r} is no value in YAML") from None
     try:  # YAML takes 3e-4 for a word
-        return name, float(number) if isinstance(number, str) else number
+        return name, float(read) if isinstance(read, str) else read
     except ValueError:
-        return name, number
+        return name, read
 
 
 def _bound(text: str) -> tuple[str, tuple[float | None, float | None]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 
-from carbs import LogitSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs import LogitSpace, LogSpace, Param, SearchSpace
 from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.roles import role_of
 from carbs.search_space import Role
@@ -71,10 +70,7 @@ def test_runs_overrule_what_a_role_says() -> None:
         ("d_model", "width"),
         ("hiddenSize", "width"),
         ("model__n_layers", "depth"),
-        ("muon_lr", "learning_rate"),
-        ("learning_rate", "learning_rate"),
-        ("global_batch_size", "batch_size"),
-        ("wd", "weight_decay"),
+        ("learning_rate", "none"),
         ("dropout", "none"),
         ("depth_scale", "none"),
     ],
@@ -83,9 +79,7 @@ def test_a_role_is_guessed_from_the_name(name: str, role: Role) -> None:
     assert role_of(Param(name, LogSpace(), 1.0)) == role
 
 
-def test_a_role_that_is_stated_counts_and_other_spaces_have_none_but_a_mix() -> None:
+def test_a_role_that_is_stated_counts_and_other_spaces_have_none() -> None:
     assert role_of(Param("size", LogSpace(), 1.0, role="width")) == "width"
     assert role_of(Param("tokens", LogSpace(), 1.0, role="none")) == "none"
     assert role_of(Param("width", LogitSpace(), 0.5)) == "none"
-    mix: Any = {"a": 0.5, "b": 0.5}
-    assert role_of(Param("data", MixtureSpace(["a", "b"]), mix)) == "mix"

@@ -11,7 +11,7 @@ import pytest
 
 from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
 from carbs.analysis import fit_front, hyperparameter_curves, plan
-from carbs.analysis.front.trials import frame_records, frame_space, study_space, trials_frame
+from carbs.analysis.front.trials import frame_records, study_space, trials_frame
 from carbs.study import (
     STOPPED,
     CarbsSampler,
@@ -93,13 +93,13 @@ def frame(n: int = 40) -> pd.DataFrame:
 
 
 def test_a_frame_keeps_whole_numbers_reads_numbers_in_words_and_leaves_labels_out() -> None:
-    space = frame_space(frame())
+    space, known = frame_records(frame())
     assert [param.name for param in space.params] == ["width", "tokens", "learning_rate"]
     width, tokens, rate = (param.space for param in space.params)
     assert isinstance(width, LogSpace) and width.is_integer
     assert isinstance(tokens, LogSpace) and not tokens.is_integer
     assert isinstance(rate, LogSpace)
-    front = fit_front(space, frame_records(frame())[1].observations)
+    front = fit_front(space, known.observations)
     planned = plan(front, 30 * front.dearest)
     assert isinstance(planned.params["width"], int)
     assert any(curve.name == "learning_rate" for curve in hyperparameter_curves(front))
@@ -107,6 +107,7 @@ def test_a_frame_keeps_whole_numbers_reads_numbers_in_words_and_leaves_labels_ou
 
 def test_a_column_of_numbers_and_words_is_refused_by_name() -> None:
     runs = frame()
+    runs["name"] = [*"123", *["wide"] * (len(runs) - 3)]  # a label may be anything
     runs.loc[3, "learning_rate"] = "unknown"
     with pytest.raises(ValueError, match=r"'learning_rate' holds numbers and words.*unknown"):
         plan(runs, 1e4)

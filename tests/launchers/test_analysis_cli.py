@@ -35,6 +35,10 @@ def test_plan_says_what_to_run_and_writes_a_job_that_runs(
     for said in ("configuration: x=", "loss: ", "cost: ", "3e+14 FLOPs", "lost to failures"):
         assert said in out
     assert load_sweep(job_file).max_trials == 1
+    said = run_cli("plan", folder, "--cost", "500", "--set", "x=40")
+    assert said[0] == 0 and "configuration: x=40" in said[1] and "on its bound" not in said[1]
+    said = run_cli("plan", folder, "--cost", "500", "--bound", "x=..3e1")
+    assert said[0] == 0 and "configuration: x=30" in said[1] and "on its bound" in said[1]
     code, out, _ = run_cli("sweep", job_file, "--folder", tmp_path / "large")
     assert code == 0
     line = next(line for line in out.splitlines() if line.startswith("trial"))
@@ -51,6 +55,15 @@ def test_errors_are_told_in_plain_words(
     assert code == 2 and "give one of flops, gpu_hours and money" in err
     code, _, err = run_cli("plan", tmp_path / "sweep", "--money", "10")
     assert code == 2 and "price" in err
+    for option, value, problem in (
+        ("--set", "x", "expected a name and a value"),
+        ("--set", "x={", "is no value in YAML"),
+        ("--set", "y=1", "no parameter 'y': there are x"),
+        ("--bound", "x=3", "expected such as depth=4..32"),
+        ("--bound", "x=a..3", "expected such as depth=4..32"),
+    ):
+        code, _, err = run_cli("plan", tmp_path / "sweep", "--cost", "10", option, value)
+        assert code == 2 and problem in err
     code, _, err = run_cli("fit", tmp_path / "absent.csv")
     assert code == 2 and "absent.csv" in err
 
