@@ -283,7 +283,9 @@ def plan(
     epochs = tokens / unique_tokens if tokens is not None and unique_tokens else None
     memory = None if n_params is None else n_params * _BYTES_PER_PARAMETER / 2**30
     curves = hyperparameter_curves(front)
-    notes += _warnings(front, curves, z, cost, float(costs[1]), given=fixed or {})
+    notes += _warnings(
+        front, curves, z, cost, float(costs[1]), bounds=bounds or {}, given=fixed or {}
+    )
     if epochs is not None and epochs > _HARMLESS_EPOCHS:
         notes.append(
             f"{epochs:.1f} epochs over {unique_tokens:.3g} unique tokens: beyond four, repeated "
@@ -467,6 +469,7 @@ def _warnings(
     z: FloatArray,
     cost: float,
     median_cost: float,
+    bounds: Bounds,
     given: Mapping[str, Any],
 ) -> list[str]:
     found = []
@@ -486,7 +489,7 @@ def _warnings(
         is_chosen = param.name in params and param.name not in given
         if is_chosen and isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
             value = params[param.name]
-            if value in param.space.limits():
+            if value in (*param.space.limits(), *bounds.get(param.name, ())):
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")
     for curve in curves:
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
