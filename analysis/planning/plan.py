@@ -489,7 +489,8 @@ def _warnings(
         is_chosen = param.name in params and param.name not in given
         if is_chosen and isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
             value = params[param.name]
-            if value in (*param.space.limits(), *bounds.get(param.name, ())):
+            ends = [*param.space.limits(), *bounds.get(param.name, ())]
+            if any(end is not None and math.isclose(value, end) for end in ends):
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")
     for curve in curves:
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
