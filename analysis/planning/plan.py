@@ -490,7 +490,7 @@ def _warnings(
         if is_chosen and isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
             value = params[param.name]
             ends = [*param.space.limits(), *bounds.get(param.name, ())]
-            if any(end is not None and math.isclose(value, end) for end in ends):
+            if any(end is not None and math.isclose(value, end) for end in ends):  # type: ignore[arg-type]  # a number
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")
     for curve in curves:
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
