@@ -69,6 +69,38 @@ def test_a_misstated_scale_is_outgrown(scale: float) -> None:
     assert np.median(closest) < 0.3
 
 
+@pytest.mark.parametrize("seed", [2, 4, 5])
+def test_what_was_best_for_the_first_cheap_runs_is_left_behind(seed: int) -> None:
+    """The best learning rate is its bound for the cheapest run, 3.5 times that for the dearest.
+
+    Every run at the bound comes out as predicted and fills the front a little: that must not go on
+    being worth more than a look at what was never tried at that size.
+    """
+    rng = np.random.default_rng(seed)
+    least, moves = 2e-4, 3.5
+
+    def function(params: dict[str, Any]) -> tuple[float, float]:
+        cost = params["n_params"] * params["tokens"]
+        law = 1.0 + 1.2 * params["n_params"] ** -0.35 + 1.2 * params["tokens"] ** -0.35
+        off = math.log(params["lr"] / (least * moves ** (math.log10(cost) / 4)))
+        return law + 0.06 * off**2 / (1 + 0.1 * off**2) + 0.002 * rng.standard_normal(), cost
+
+    optimizer = CARBS(
+        [
+            Param("n_params", LogSpace(min=1, max=100), 2.0),
+            Param("tokens", LogSpace(min=1, max=100), 2.0),
+            Param("lr", LogSpace(min=least, max=2e-2), least),
+        ],
+        max_cost=1e4,
+        seed=seed,
+    )
+    tried = run(optimizer, function, 60)
+    dear = [p["lr"] for p in tried if p["n_params"] * p["tokens"] > 3e3]
+    assert len(dear) >= 3
+    assert least * moves / 1.5 < np.median(dear) < least * moves * 1.5
+    assert np.mean([p["lr"] > 1.01 * least for p in tried[-30:]]) > 0.5
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_a_small_space_is_tried_whole_before_anything_is_repeated(noise: float) -> None:
     rng = np.random.default_rng(0)
