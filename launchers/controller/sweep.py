@@ -22,6 +22,7 @@ folder in which it was begun, and a folder to whoever holds its lock: so none is
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -82,6 +83,10 @@ _OPENING_PATIENCE_S = 60.0
 _SECOND_CTRL_C_S = 2.0
 # When this many trials have failed and none has finished, something is wrong with all of them.
 _HOPELESS_FAILURES = 5
+# How often the sampler is asked for a trial that the rest of the budget pays for, and by what its
+# cap is lowered at least when it proposes a dearer one.
+_N_SUGGESTIONS = 4
+_LOWERED = 0.9
 
 
 @dataclass(frozen=True)
@@ -583,17 +588,27 @@ class Sweep:
         claimed = self.ledger.claim(self._sampler)
         if claimed is not None:
             return claimed
-        self._set_limits(account)
-        number = self.ledger.next_number
-        suggestion = self._sampler.suggest(account.records, number, self.ledger.direction)
-        cost = suggestion.predicted_cost or account.dearest or 0.0
-        cap = self.config.max_cost_in_flight
-        is_too_much_now = cap is not None and account.reserved > 0 and account.reserved + cost > cap
-        if is_too_much_now or (budget is not None and cost > self._unreserved(account)):
+        suggestion = self._suggest(account)
+        if suggestion is None:
             # Until something ends the answer would be the same.
             self._declined = (account.spent, account.reserved, account.n_trials)
             return None
         return self.ledger.begin(self._sampler, suggestion)
+
+    def _suggest(self, account: Account) -> Suggestion | None:
+        """A suggestion for which there is room: the sampler prefers those, but does not promise."""
+        self._set_limits(account)
+        number, cap = self.ledger.next_number, self.config.max_cost_in_flight
+        room = math.inf if self.config.budget is None else self._unreserved(account)
+        for _ in range(_N_SUGGESTIONS):
+            suggestion = self._sampler.suggest(account.records, number, self.ledger.direction)
+            cost = suggestion.predicted_cost or account.dearest or 0.0
+            if cap is not None and account.reserved > 0 and account.reserved + cost > cap:
+                return None
+            if cost <= room:
+                return suggestion
+            self._sampler.max_cost = room * min(room / cost, _LOWERED)
+        return None
 
     def _unreserved(self, account: Account) -> float:
         assert self.config.budget is not None
