@@ -34,6 +34,7 @@ from .laws.power_fits import (
 from .laws.runs import RunsFit as RunsFit, fit_runs as fit_runs
 from .planning.budget import GPUS as GPUS, Budget as Budget, Failures as Failures
 from .planning.plan import (
+    Alternative as Alternative,
     Plan as Plan,
     Rung as Rung,
     Verdict as Verdict,

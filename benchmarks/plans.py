@@ -7,6 +7,7 @@ Each world (``worlds.py``) is searched once, with 100 trials up to its cap; then
 left out at that factor, and all-discrete ones altogether.
 
     plan              of ``carbs.analysis.plan``
+    cost known        the same, told ``N * D`` (but no overhead) as the space's ``cost``
     best run, scaled  the run with the lowest loss, N and D grown alike
     front's lines     each parameter's straight line in log cost through the Pareto front, continued
     right sizes       the best run's hyperparameters with the best N and D for that cost: an oracle
@@ -50,6 +51,7 @@ ALIKE: tuple[dict[str, float], ...] = (
     {"D": 1.0},
 )
 SIZES = ("N", "D", "width", "depth")
+KNOWN_COSTS = {"width": "width**2 * depth * D", "N": "N * D"}
 
 Values = Mapping[str, Any]
 
@@ -107,11 +109,17 @@ def judged(number: int, seed: int) -> dict[tuple[str, float], Outcome]:
     ours = Ours(task, seed)
     search(task, ours, 1000 + seed, 1, N_TRIALS)
     optimizer = ours.optimizer
-    front = fit_front(optimizer.space, optimizer.observations, optimizer.failures)
+    runs, params = (optimizer.observations, optimizer.failures), optimizer.space.params
+    names = [param.name for param in params]
+    cost_known = next((text for name, text in KNOWN_COSTS.items() if name in names), "D")
+    fronts = {
+        "plan": fit_front(optimizer.space, *runs),
+        "cost known": fit_front(SearchSpace(params, task.constraints, cost_known), *runs),
+    }
     rng = np.random.default_rng([seed, number])
     found = {}
     for factor in FACTORS:
-        cost = factor * task.cap
+        cost, normal = factor * task.cap, rng.standard_normal()
         best = task.optimum(cost)
         if best is None:
             continue
@@ -126,18 +134,19 @@ def judged(number: int, seed: int) -> dict[tuple[str, float], Outcome]:
         found["best run, scaled", factor] = outcome(run)
         found["front's lines", factor] = outcome(lines(optimizer, cost))
         found["right sizes", factor] = outcome(fitting(optimizer.space, {**run, **right}))
-        planned = plan(front, cost)
-        own, loss = outcome(planned.params), task.loss(planned.params)
-        low, high = planned.output_interval
-        measured = task.cost(planned.params) * math.exp(task.cost_noise * rng.standard_normal())
-        found["plan", factor] = Outcome(
-            own.regret,
-            own.fails,
-            own.has_cost,
-            low <= loss <= high,
-            planned.cost_interval[0] <= measured <= planned.cost_interval[1],
-            100 * (high - low) / loss,
-        )
+        for name, known in fronts.items():
+            planned = plan(known, cost)
+            own, loss = outcome(planned.params), task.loss(planned.params)
+            low, high = planned.output_interval
+            measured = task.cost(planned.params) * math.exp(task.cost_noise * normal)
+            found[name, factor] = Outcome(
+                own.regret,
+                own.fails,
+                own.has_cost,
+                low <= loss <= high,
+                planned.cost_interval[0] <= measured <= planned.cost_interval[1],
+                100 * (high - low) / loss,
+            )
     return found
 
 
@@ -152,15 +161,17 @@ def row(outcomes: Sequence[Outcome], plans: Sequence[Outcome]) -> list[str]:
         f"{trained.mean():.1f} / {np.median(trained):.1f} / {np.quantile(trained, 0.9):.1f}",
         f"{np.mean([o.fails for o in outcomes]):.0%}",
         f"{np.mean([o.has_cost for o in outcomes]):.0%}",
+        *("", "", ""),
     ]
-    if outcomes is plans:
+    if outcomes[0].holds is not None:
         holds = np.mean([o.holds for o in outcomes])
         cost_holds = np.mean([o.cost_holds for o in outcomes])
         width = float(np.median([o.width for o in outcomes if o.width is not None]))
-        return [*cells, "", f"{holds:.0%} {cost_holds:.0%}", f"{width:.1f}"]
-    error = change.std(ddof=1) / math.sqrt(len(change))
-    ahead = np.mean(change < -1e-9)
-    return [*cells, f"{change.mean():+.1f} ± {error:.1f}, {ahead:.0%}", "", ""]
+        cells[4:] = [f"{holds:.0%} {cost_holds:.0%}", f"{width:.1f}"]
+    if outcomes is not plans:
+        error = change.std(ddof=1) / math.sqrt(len(change))
+        cells[3] = f"{change.mean():+.1f} ± {error:.1f}, {np.mean(change < -1e-9):.0%}"
+    return cells
 
 
 def main() -> None:
@@ -184,7 +195,7 @@ def main() -> None:
         for name in ("plan - this, plan ahead", "holds", "width %"):
             table.add_column(name)
         plans = [found["plan", factor] for found in here]
-        for name in ("plan", "best run, scaled", "front's lines", "right sizes"):
+        for name in ("plan", "cost known", "best run, scaled", "front's lines", "right sizes"):
             outcomes = plans if name == "plan" else [found[name, factor] for found in here]
             table.add_row(name, *row(outcomes, plans))
         Console(width=130).print(table)

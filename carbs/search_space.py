@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from carbs.constraints import Constraint, Expression, Function, as_predicate
+from carbs.constraints import Condition, Constraint, Function, as_predicate
+from carbs.expressions import Expression
 from carbs.spaces import (
     LARGEST_GRID,
     ChoiceSpace,
@@ -102,6 +103,9 @@ class SearchSpace:
         params: at least one parameter, with distinct names.
         constraints: what every suggestion meets, see :mod:`carbs.constraints`. Configurations that
             somebody else chose need not meet them: :meth:`check` does not look.
+        cost: an expression over the parameters (:mod:`carbs.expressions`) that costs are known to
+            be proportional to, or nearly: ``"6 * n_params * tokens"``. For plans; the search takes
+            no notice.
 
     Attributes:
         n_dims: the number of basic dimensions of all parameters.
@@ -118,7 +122,8 @@ class SearchSpace:
     def __init__(
         self,
         params: Sequence[Param],
-        constraints: Iterable[Constraint | Expression | Function] = (),
+        constraints: Iterable[Constraint | Condition | Function] = (),
+        cost: str | None = None,
     ) -> None:
         self.params = tuple(params)
         names = [param.name for param in self.params]
@@ -152,6 +157,15 @@ class SearchSpace:
                     "search_center, or change the constraint"
                 )
 
+        self.cost = None if cost is None else Expression(cost, centers, "cost")
+        if self.cost is not None:
+            found = self._costs(np.tile(self.center, (2, 1)))
+            if not (np.isfinite(found).all() and (found > 0).all()):
+                raise ValueError(
+                    f"{self.cost} is {found[0]:.4g} at the search centre {self.center_params}: "
+                    "expected a positive number"
+                )
+
     def active_names(self, values: Mapping[str, Any]) -> set[str]:
         """The parameters that exist beside these values of the parameters that they depend on."""
         active: set[str] = set()
@@ -176,6 +190,28 @@ class SearchSpace:
                 is_met = np.isin(chosen, [space.index(choice) for choice in choices])
                 rows[name] &= rows[parent] & is_met
         return rows
+
+    def log10_cost(self, Z: FloatArray) -> FloatArray:
+        """Of the expression for the cost at basic points ``(n, n_dims)``, shape ``(n,)``.
+
+        Raises:
+            ValueError: there is no expression, or it is not positive somewhere.
+        """
+        costs = self._costs(Z)
+        if not (costs > 0).all():
+            params = self.decode(Z[int(np.argmin(costs > 0))])
+            raise ValueError(f"{self.cost} is not positive at {params}")
+        return np.asarray(np.log10(costs))
+
+    def _costs(self, Z: FloatArray) -> FloatArray:
+        if self.cost is None:
+            raise ValueError("the search space has no expression for its cost")
+        columns = {
+            param.name: param.space.columns(Z[:, self.slices[param.name]], param.search_center)
+            for param in self.params
+            if param.name in self.cost.names
+        }
+        return np.broadcast_to(np.asarray(self.cost.values(columns), dtype=float), len(Z))
 
     def allows(self, params: Mapping[str, Any]) -> bool:
         """Whether a configuration meets every constraint.

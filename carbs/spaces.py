@@ -75,6 +75,13 @@ class _Space(BaseModel):
         """The value at basic coordinates ``z``, shape ``(n_dims,)``; bounds are respected."""
 
     @abstractmethod
+    def columns(self, Z: FloatArray, center: Any) -> Any:
+        """Values at points ``(n, n_dims)`` for arithmetic: an array ``(n,)``, numbers not rounded.
+
+        Of a mixture, one for each component's name.
+        """
+
+    @abstractmethod
     def snap(self, Z: FloatArray, center: Any) -> FloatArray:
         """The nearest points that a value can have, shape ``(n, n_dims)`` in and out."""
 
@@ -134,9 +141,11 @@ class NumericSpace(_Space):
             x = np.round(x / self.rounding_factor) * self.rounding_factor
         return np.asarray(np.clip(x, low, high))
 
+    def _free(self, z: FloatArray, center: Any) -> FloatArray:
+        return self._unwarp(self._warp(np.asarray(float(center))) + self.scale * z)
+
     def _value(self, z: FloatArray, center: Any) -> FloatArray:
-        u = self._warp(np.asarray(float(center))) + self.scale * z
-        return self._round(self._unwarp(u))
+        return self._round(self._free(z, center))
 
     def check(self, value: Any) -> Value:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
@@ -160,6 +169,9 @@ class NumericSpace(_Space):
     def decode(self, z: FloatArray, center: Any) -> Value:
         x = float(self._value(np.asarray(z, dtype=float).reshape(1), center)[0])
         return round(x) if self.is_integer else x
+
+    def columns(self, Z: FloatArray, center: Any) -> Any:
+        return np.clip(self._free(Z[:, 0], center), *self.limits())
 
     def snap(self, Z: FloatArray, center: Any) -> FloatArray:
         u_center = self._warp(np.asarray(float(center)))
@@ -294,6 +306,9 @@ class ChoiceSpace(_Space):
     def decode(self, z: FloatArray, center: Any) -> Value:
         return self.choices[int(np.argmax(z))]
 
+    def columns(self, Z: FloatArray, center: Any) -> Any:
+        return np.array(self.choices)[np.argmax(Z, axis=1)]
+
     def snap(self, Z: FloatArray, center: Any) -> FloatArray:
         return np.asarray(np.eye(self.n_dims)[np.argmax(Z, axis=1)])
 
@@ -398,6 +413,9 @@ class MixtureSpace(_Space):
     def decode(self, z: FloatArray, center: Any) -> Value:
         weights = self._weights(np.asarray(z, dtype=float).reshape(1, -1), center)[0]
         return {name: float(w) for name, w in zip(self.components, weights, strict=True)}
+
+    def columns(self, Z: FloatArray, center: Any) -> Any:
+        return dict(zip(self.components, self._weights(Z, center).T, strict=True))
 
     def snap(self, Z: FloatArray, center: Any) -> FloatArray:
         log_weights = np.log10(self._weights(Z, center) + self.offset)

@@ -16,12 +16,15 @@ that is fitted (automatic relevance determination, Rasmussen and Williams 2006, 
 for Machine Learning", sec. 5.1): of many hyperparameters that leave the cost alone, none takes part
 in it by chance, and noise is not taken for a function of all of them. r is small beforehand, so
 that far from the runs the powers go on.
+
+Where more is known of the cost, as an expression or from the operations that the runs counted, its
+logarithm k(z) is added to c, and all else is what that misses: e is zero beforehand.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +46,8 @@ _REST, _SPREAD_OF_REST = 0.03, 1.0
 _NOISE, _SPREAD_OF_NOISE = 0.02, 1.5
 _LEAST_VARIANCE = 1e-10
 
+Known = Callable[[FloatArray], FloatArray]
+
 
 @dataclass(frozen=True)
 class CostModel:
@@ -56,6 +61,7 @@ class CostModel:
         deviations: of the exponents, of r and of a measurement, ``(d + 2,)``.
         widths: r's lengthscales, in basic units, ``(d,)``.
         U: of the runs, ``(n, d)``.
+        known: k, of basic points ``(n, d)``, shape ``(n,)``; None for nothing.
         factor, weights: the runs' covariance's lower Cholesky factor, ``(n, n)``, and its solution
             for their distance from the prior, ``(n,)``.
     """
@@ -70,6 +76,7 @@ class CostModel:
     U: FloatArray
     factor: FloatArray
     weights: FloatArray
+    known: Known | None
 
     @classmethod
     def fit(
@@ -78,6 +85,7 @@ class CostModel:
         Z: FloatArray,
         costs: FloatArray,
         exponents: Mapping[Role, float] = COST_EXPONENTS,
+        known: Known | None = None,
     ) -> CostModel:
         """The overhead at its posterior mode: of a grid, then of finer ones around the best.
 
@@ -86,8 +94,9 @@ class CostModel:
             Z: basic points, ``(n, d)``.
             costs: or another quantity that is a product of powers, ``(n,)``, positive.
             exponents: what is known of them by a parameter's role.
+            known: log10 of what they are known to be nearly proportional to.
         """
-        fit = _Fit(space, Z, costs, exponents)
+        fit = _Fit(space, Z, costs, exponents, known)
         fits: dict[float, tuple[float, CostModel]] = {}
         for share in _OVERHEADS:
             fits[share] = fit.with_overhead(share)
@@ -111,12 +120,21 @@ class CostModel:
         whitened = solve_triangular(self.factor, covariance.T, lower=True)
         variance = 1 + np.square(U) @ slopes + rest - np.square(whitened).sum(axis=0)
         mean = self.level + U @ self.exponents + covariance @ self.weights
+        if self.known is not None:
+            mean += self.known(Z)
         return mean, np.sqrt(np.maximum(variance, _LEAST_VARIANCE))
 
     def mean_exponents(self) -> FloatArray:
-        """Posterior means of e, ``(d,)``."""
+        """Posterior means of e, with the slopes of k in the middle of the runs, ``(d,)``."""
         slopes = np.square(self.deviations[:-2]) * (self.U.T @ self.weights)
+        if self.known is not None:
+            steps = 0.5 * np.eye(len(self.middle)) / self.units
+            slopes += self.known(self.middle + steps) - self.known(self.middle - steps)
         return np.asarray(self.exponents + slopes)
+
+    def log10(self, Z: FloatArray) -> FloatArray:
+        """Of the median cost at basic points ``(n, d)``, shape ``(n,)``."""
+        return np.asarray(np.log10(self.cost_of(self.scale(Z)[0])))
 
     def scale_of(self, cost: float) -> float:
         return math.log10(max(cost - self.overhead, 1e-3 * cost))
@@ -140,17 +158,19 @@ class _Fit:
         Z: FloatArray,
         costs: FloatArray,
         exponents: Mapping[Role, float],
+        known: Known | None,
     ) -> None:
-        self._costs, self._middle = costs, Z.mean(axis=0)
+        self._costs, self._middle, self._known = costs, Z.mean(axis=0), known
+        self._k = np.zeros(len(Z)) if known is None else known(Z)
         d = space.n_dims
         self._units, self._exponents, deviations = np.ones(d), np.zeros(d), np.full(d, np.nan)
         for param in space.params:
             own, role = space.slices[param.name], role_of(param)
-            known = isinstance(param.space, LogSpace) and role in exponents
+            is_size = isinstance(param.space, LogSpace) and role in exponents
             if isinstance(param.space, LogSpace):
                 self._units[own] = param.space.scale
-            self._exponents[own] = exponents[role] if known else 0.0
-            deviations[own] = _EXPONENT if known else _OTHER_EXPONENT
+            self._exponents[own] = exponents[role] if is_size and known is None else 0.0
+            deviations[own] = _EXPONENT if is_size else _OTHER_EXPONENT
         self._U = self._units * (Z - self._middle)
         # In u, as all else: half the root of the dimension, in the box of the runs.
         self._widths = 0.5 * math.sqrt(d) * np.maximum(np.ptp(Z, axis=0), 1.0) * self._units
@@ -165,7 +185,7 @@ class _Fit:
         from scipy.optimize import minimize  # slow to import
 
         overhead = share * float(self._costs.min())
-        c = np.log10(self._costs - overhead)
+        c = np.log10(self._costs - overhead) - self._k
         level = float(c.mean())
         y = c - level - self._U @ self._exponents
         fit = minimize(
@@ -190,6 +210,7 @@ class _Fit:
             self._U,
             factor,
             cho_solve((factor, True), y),
+            self._known,
         )
         evidence = -float(fit.fun) - float(np.log(self._costs - overhead).sum())
         # A tie goes to no overhead.

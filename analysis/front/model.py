@@ -27,14 +27,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from optuna.study import Study
 
+from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.front.response_surface import ResponseSurface
-from carbs.analysis.front.trials import frame_records, study_records
+from carbs.analysis.front.trials import frame_records, run_metrics, study_records
 from carbs.records import Direction, Failure, Observation
 from carbs.search_space import AllowedPoints, Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace
 from carbs.surrogate import Surrogate, fit_surrogate
 
 N_LEVELS = 9
+# Operations are known where so many runs, at least, recorded them.
+_N_COUNTED = 8
 N_DRAWS = 128
 # Of exponents: decades of the parameter (of its odds, of its share) a decade of cost; for a
 # parameter on a linear scale, of its own scale.
@@ -71,6 +74,11 @@ class FrontModel:
     scales: FloatArray
     intercepts: FloatArray
     slopes: FloatArray
+
+    @property
+    def known_cost(self) -> Known | None:
+        """What was known of the cost beforehand (:meth:`CostModel.fit`)."""
+        return self.surface.cost.known
 
     @property
     def dearest(self) -> float:
@@ -117,6 +125,7 @@ def fit_front(
     direction: Direction = "minimize",
     level: float = 0.9,
     seed: int = 0,
+    known_cost: Known | None = None,
 ) -> FrontModel:
     """The best configuration at each cost, as far as the observations tell.
 
@@ -127,6 +136,8 @@ def fit_front(
         direction: whether a low or a high output is good.
         level: of the intervals.
         seed: of the draws.
+        known_cost: log10 of what costs are known to be nearly proportional to, at basic points; by
+            default what the space says of its ``cost``.
 
     Raises:
         ValueError: too few observations.
@@ -139,7 +150,9 @@ def fit_front(
     sign = 1.0 if direction == "minimize" else -1.0
     losses = [o.model_copy(update={"output": sign * o.output}) for o in observations]
     surrogate = fit_surrogate(space, losses, failures)
-    surface = ResponseSurface.of(space, losses)
+    if known_cost is None and space.cost is not None:
+        known_cost = space.log10_cost
+    surface = ResponseSurface.of(space, losses, known_cost)
     rng = np.random.default_rng(seed)
     ends = np.log10(np.quantile(costs, [0.1, 1.0]))
     levels = np.linspace(ends[0], ends[1], N_LEVELS)
@@ -187,6 +200,7 @@ def as_front(
         direction = direction or sought
     else:
         space, known = frame_records(data, space)
+    counted = None if space.cost is not None else _flops(data, space, known.observations)
     return fit_front(
         space,
         known.observations,
@@ -194,7 +208,23 @@ def as_front(
         direction=direction or "minimize",
         level=level,
         seed=seed,
+        known_cost=None if counted is None else counted.log10,
     )
+
+
+def _flops(
+    data: Study | pd.DataFrame, space: SearchSpace, observations: Sequence[Observation]
+) -> CostModel | None:
+    """A model of the operations, where the runs recorded them; else None."""
+    metrics = run_metrics(data, space)
+    if "flops" not in metrics:
+        return None
+    flops = dict(zip(metrics["id"], metrics["flops"], strict=True))
+    counted = [o for o in observations if flops.get(o.id, 0.0) > 0]
+    if len(counted) < _N_COUNTED:
+        return None
+    Z = space.encode_all([o.params for o in counted])
+    return CostModel.fit(space, Z, np.array([float(flops[o.id]) for o in counted]))
 
 
 def _points(

@@ -36,7 +36,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 from scipy.special import logsumexp, ndtr
 
-from carbs.analysis.front.cost_model import CostModel
+from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.pareto import pareto_front
 from carbs.records import Observation
 from carbs.search_space import SearchSpace
@@ -176,7 +176,7 @@ class ResponseSurface:
         costs: ``(n,)``.
         losses: to be minimised, ``(n,)``.
         deviations: of losses that are forecasts, ``(n,)``.
-        cost: a cost model fitted to these or to more runs.
+        known_cost: as for :meth:`CostModel.fit`.
     """
 
     def __init__(
@@ -186,11 +186,11 @@ class ResponseSurface:
         costs: FloatArray,
         losses: FloatArray,
         deviations: FloatArray | None = None,
-        cost: CostModel | None = None,
+        known_cost: Known | None = None,
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
-        self.cost = cost or CostModel.fit(space, Z, costs)
+        self.cost = CostModel.fit(space, Z, costs, known=known_cost)
         self.chart = self._make_chart()
         self.c, self.s = self.chart.beside(Z)
         self.floor = float(losses.min())
@@ -206,7 +206,12 @@ class ResponseSurface:
         self.forms = self._weigh()
 
     @classmethod
-    def of(cls, space: SearchSpace, observations: Sequence[Observation]) -> ResponseSurface:
+    def of(
+        cls,
+        space: SearchSpace,
+        observations: Sequence[Observation],
+        known_cost: Known | None = None,
+    ) -> ResponseSurface:
         """Fitted to observations whose outputs are to be minimised."""
         return cls(
             space,
@@ -214,6 +219,7 @@ class ResponseSurface:
             np.array([observation.cost for observation in observations]),
             np.array([observation.output for observation in observations]),
             np.array([observation.output_deviation for observation in observations]),
+            known_cost,
         )
 
     # The chart

@@ -42,7 +42,8 @@ def study_space(study: Study) -> SearchSpace:
             "'carbs sweep'. Pass a SearchSpace instead"
         )
     params = TypeAdapter(list[Param]).validate_json(text)
-    return SearchSpace(params, study.user_attrs.get("constraints", []))
+    attributes = study.user_attrs
+    return SearchSpace(params, attributes.get("constraints", []), attributes.get("cost"))
 
 
 def study_records(
@@ -80,6 +81,7 @@ def frame_records(
         raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}")
     observations, failures = [], []
     wrong = []
+    ids = _ids(frame)
     for index, row in enumerate(frame.to_dict("records")):
         given = {name: row[name] for name in names if not pd.isna(row[name])}
         params = unflatten(space, given)
@@ -92,7 +94,9 @@ def frame_records(
             if params is None or not np.isfinite(measured).all() or measured[1] <= 0:
                 wrong.append(index)
                 continue
-            observations.append(Observation(params=params, output=measured[0], cost=measured[1]))
+            observations.append(
+                Observation(id=ids[index], params=params, output=measured[0], cost=measured[1])
+            )
     if wrong:
         raise ValueError(
             f"rows {wrong[:20]} have an output or a cost that is not finite, a cost that is not "
@@ -231,12 +235,18 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
 def run_metrics(data: Study | pd.DataFrame, space: SearchSpace | None = None) -> pd.DataFrame:
     """Metrics of the finished runs by their plain names, with ``id`` and ``cost``: one row each."""
     frame = data if isinstance(data, pd.DataFrame) else trials_frame(data, space)
+    frame = frame.assign(id=_ids(frame))
     if "state" in frame:
         frame = frame[frame["state"] == "complete"]
     named = {c: str(c).removeprefix("metrics.") for c in frame.columns}
-    kept = [c for c in frame.columns if str(c).startswith("metrics.") or c in ("cost", "flops")]
-    numbers = frame["number"] if "number" in frame else pd.Series(range(len(frame)), frame.index)
-    return frame[kept].rename(columns=named).assign(id=numbers.astype(str))
+    kept = [c for c in frame.columns if str(c).startswith("metrics.")]
+    kept += [c for c in ("cost", "flops", "id") if c in frame]
+    return frame[kept].rename(columns=named)
+
+
+def _ids(frame: pd.DataFrame) -> list[str]:
+    """Of the runs: their numbers, or their places."""
+    return [str(number) for number in (frame["number"] if "number" in frame else range(len(frame)))]
 
 
 def _state(name: str, is_forgotten: bool) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, nearby
@@ -12,6 +14,8 @@ from carbs.analysis.planning.reach import Reach
 from carbs.search_space import AllowedPoints
 from carbs.spaces import FloatArray
 
+# How a candidate came about.
+WAYS = ("the front's lines", "a run carried along them", "a run scaled up")
 # Candidates further than this from the cost, in decades, than others are none.
 _SAME_COST = 0.02
 # So many of the best candidates are averaged.
@@ -23,31 +27,57 @@ _LEAST_SUCCESS = 0.95
 _N_NEAR, _N_REACHED = 4096, 512
 
 
-def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatArray:
-    """The point to run at a predicted cost, shape ``(d,)``.
+class Candidates(NamedTuple):
+    """What several ways of planning name for one cost, all brought to it.
 
-    Several ways of planning name candidates: the lines of the front, whose median may lie where
-    nothing is good; each run near the front, carried along these lines; and each of them with only
-    its size changed. All are brought to the cost. Of those that are likely to succeed, the few that
-    are expected to do best are averaged: the very best one is partly a mistake of the model, and in
-    a bowl the mean is no worse than what it is of. Where the constraints forbid that, the nearest
-    that they allow is taken.
+    Attributes:
+        ways: of planning: the place of each in ``WAYS``, ``(n,)``.
+        Z: basic points, ``(n, d)``.
+        order: of their places, the best first: those that are likely to succeed, at the cost, with
+            the lowest loss to expect.
+        groups: how alike two are in the first two respects, ``(n,)``: the same number or not.
     """
-    front, space, surface = expectation.front, expectation.front.space, expectation.front.surface
+
+    ways: NDArray[np.intp]
+    Z: FloatArray
+    order: NDArray[np.intp]
+    groups: NDArray[np.intp]
+
+
+def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidates:
+    """The front's lines; each run near the front, carried along them, or with its size changed.
+
+    The lines are medians, and may lie where nothing is good.
+    """
+    front, surface = expectation.front, expectation.front.surface
     c = surface.cost.scale_of(cost)
     near = surface.near_front(surface.c)
     line = front.best_at(math.log10(cost))[None]
     carried = surface.chart.points(np.full(len(near), c), surface.s[near])
     scaled = reach.at(surface.Z[near], cost)
-    candidates = reach.at(np.concatenate([line, carried, scaled]), cost)
-    off = np.abs(surface.cost.scale(candidates)[0] - c)
-    unlikely = front.surrogate.success_probability(candidates) < _LEAST_SUCCESS
-    order = np.lexsort([expectation.middle(candidates), off > off.min() + _SAME_COST, unlikely])
-    best = order[:_N_AVERAGED]
-    alike = best[(unlikely[best] == unlikely[best[0]]) & (off[best] < off[best[0]] + _SAME_COST)]
-    z = np.asarray(reach.at(reach.snap(candidates[alike].mean(axis=0)[None]), cost)[0])
+    ways = np.repeat(np.arange(3), [1, len(near), len(near)])
+    Z = reach.at(np.concatenate([line, carried, scaled]), cost)
+    off = np.abs(surface.cost.scale(Z)[0] - c)
+    is_off = off > off.min() + _SAME_COST
+    is_unlikely = front.surrogate.success_probability(Z) < _LEAST_SUCCESS
+    order = np.lexsort([expectation.middle(Z), is_off, is_unlikely])
+    return Candidates(ways, Z, order, 2 * is_unlikely + is_off)
+
+
+def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatArray:
+    """The point to run at a predicted cost, shape ``(d,)``.
+
+    The few best candidates are averaged: the very best one is partly a mistake of the model, and in
+    a bowl the mean is no worse than what it is of. Where that is forbidden, or likely to fail, the
+    nearest is taken that is not.
+    """
+    front, found = expectation.front, candidates(expectation, reach, cost)
+    best = found.order[:_N_AVERAGED]
+    alike = best[found.groups[best] == found.groups[best[0]]]
+    z = np.asarray(reach.at(reach.snap(found.Z[alike].mean(axis=0)[None]), cost)[0])
     is_likely = front.surrogate.success_probability(z[None])[0] >= _LEAST_SUCCESS
-    return z if is_likely and space.allows(space.decode(z)) else _nearest(front, reach, z, cost)
+    is_allowed = front.space.allows(front.space.decode(z))
+    return z if is_likely and is_allowed else _nearest(front, reach, z, cost)
 
 
 def _nearest(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> FloatArray:

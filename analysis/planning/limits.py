@@ -51,7 +51,8 @@ class Limits:
                 raise ValueError(f"bounds of {name!r}: {low} is above {high}")
         wider = [_widened(param, ends, fixed) for param in space.params]
         if any(new is not old for new, old in zip(wider, space.params, strict=True)):
-            space = SearchSpace(wider, space.constraints)
+            cost = None if space.cost is None else space.cost.saved
+            space = SearchSpace(wider, space.constraints, cost)
         least, most = np.full(space.n_dims, -np.inf), np.full(space.n_dims, np.inf)
         for param in space.params:
             own = space.slices[param.name]

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from carbs.analysis.front.trials import run_metrics
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
-from carbs.analysis.planning.choice import best_at_cost
+from carbs.analysis.planning.choice import WAYS, best_at_cost, candidates
 from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
@@ -35,6 +35,9 @@ from carbs.records import Direction, Observation
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 from carbs.study import flatten
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Further out than this, the trend has been followed for longer than it was seen.
 _FAR = 10.0
@@ -77,6 +80,22 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """What another way of planning would run for the same cost.
+
+    Attributes:
+        way: of planning.
+        params: the configuration, the best that this way names.
+        output, output_interval: what it is expected to give.
+    """
+
+    way: str
+    params: Params
+    output: float
+    output_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Plan:
     """One run, before it is started.
 
@@ -95,6 +114,7 @@ class Plan:
         decisions: each number of the configuration: how well it is known, and what a factor of two
             beside it would cost.
         ladder: check runs, cheapest first.
+        alternatives: what the ways of planning that were weighed would each run.
         job: a sweep file for this one configuration, as ``carbs sweep`` takes it.
         bounds, fixed: as they were asked for.
         expectation: of what runs measure, with the front that it rests on.
@@ -116,6 +136,7 @@ class Plan:
     budget: Budget | None = None
     decisions: tuple[Decision, ...] = ()
     ladder: tuple[Rung, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
     job: Mapping[str, Any] = field(default_factory=dict, repr=False)
     bounds: Bounds = field(default_factory=dict, repr=False)
     fixed: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -146,6 +167,16 @@ class Plan:
             row = {"cost": cost, "output": middle, "low": low, "high": high}
             rows.append(row | flatten(front.space.decode(z)))
         return pd.DataFrame(rows)
+
+    def figure(self) -> Figure:
+        """Runs, front, what budgets up to this one would buy, check runs, and the run planned.
+
+        Raises:
+            ValueError: the plan has no front.
+        """
+        from carbs.analysis.report.plan_plot import plot_plan  # draws with matplotlib
+
+        return plot_plan(self).figure  # type: ignore[return-value]  # of no subfigure
 
     def summary(self) -> pd.DataFrame:
         """The predictions: quantity, estimate, interval."""
@@ -269,8 +300,14 @@ def plan(
         raise ValueError(f"cost is {cost}, expected a positive, finite number")
     limits = Limits.of(front.space, bounds or {}, fixed or {})
     if limits.space is not front.space:
-        known = front.observations, front.failures
-        front = fit_front(limits.space, *known, direction=front.direction, level=front.level)
+        front = fit_front(
+            limits.space,
+            front.observations,
+            front.failures,
+            direction=front.direction,
+            level=front.level,
+            known_cost=front.known_cost,
+        )
     expectation = Expectation.of(front)
     reach = Reach(front, limits)
     z = best_at_cost(expectation, reach, cost)
@@ -311,6 +348,7 @@ def plan(
         budget=budget,
         decisions=decisions(expectation, reach, z, cost, curves),
         ladder=_ladder(expectation, reach, z, cost),
+        alternatives=_alternatives(expectation, reach, cost),
         job=_job(front.space, params, sweep or {}),
         bounds=bounds or {},
         fixed=fixed or {},
@@ -355,6 +393,7 @@ def check(
         front.failures,
         direction=front.direction,
         level=front.level,
+        known_cost=front.known_cost,
     )
     after = plan(refitted, planned.target_cost, bounds=planned.bounds, fixed=planned.fixed)
     return Verdict(verdict, run.output, middle, (low, high), planned, after)
@@ -440,6 +479,16 @@ def _ladder(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) 
     return tuple(sorted(chosen, key=lambda rung: rung.cost))
 
 
+def _alternatives(expectation: Expectation, reach: Reach, cost: float) -> tuple[Alternative, ...]:
+    found, chosen = candidates(expectation, reach, cost), []
+    for i, way in enumerate(WAYS):
+        z = found.Z[found.order[found.ways[found.order] == i][0]]
+        low, middle, high = _expected(expectation, z)
+        params = expectation.front.space.decode(z)
+        chosen.append(Alternative(way, params, middle, (low, high)))
+    return tuple(chosen)
+
+
 def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[str, Any]:
     """A sweep file with one trial: the search centre is the configuration."""
     job: dict[str, Any] = {
@@ -457,7 +506,7 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
         if param.role:
             entry["role"] = param.role
         job["parameters"][param.name] = entry
-    kept = ("constraints", "settings", "direction", "executor", "executor_options", "seed")
+    kept = ("constraints", "cost", "settings", "direction", "executor", "executor_options", "seed")
     job |= {name: copy.deepcopy(sweep[name]) for name in kept if sweep.get(name)}
     job |= {name: sweep[name] for name in ("output_unit", "cost_unit") if sweep.get(name)}
     return {**job, "max_trials": 1}

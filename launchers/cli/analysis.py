@@ -153,6 +153,15 @@ def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:
         beside = ("" if x is None else f"{x:+.4f}" for x in (one.lower, one.higher))
         table.add_row(one.name, f"{one.value:.4g}", band, one.step, *beside)
     console.print(table)
+    if planned.alternatives:
+        table = Table(title="what other ways of planning would run for the same cost")
+        for name in ("", "expected loss", level, "configuration"):
+            table.add_column(name, justify="left" if name in ("", "configuration") else "right")
+        for other in planned.alternatives:
+            low, high = other.output_interval
+            shown = format_params(other.params)
+            table.add_row(other.way, f"{other.output:.4f}", f"{low:.4f} to {high:.4f}", shown)
+        console.print(table)
     if not planned.ladder:
         return
     table = Table(title="check runs on the way")

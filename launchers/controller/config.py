@@ -34,7 +34,7 @@ from pydantic import (
     model_validator,
 )
 
-from carbs.constraints import Expression
+from carbs.constraints import Condition
 from carbs.earlier import EarlierSweep
 from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
 from carbs.launchers.cluster.options import check_options
@@ -126,6 +126,8 @@ class SweepConfig(BaseModel):
         parameters: what is searched, by name; each with its space and its ``search_center``, and
             ``when`` it exists.
         constraints: expressions over the parameters that every trial meets.
+        cost: an expression over the parameters that costs are known to be proportional to, or
+            nearly, for plans: ``6 * n_params * tokens``.
         warm_start: other sweeps to learn from, over these parameters or others.
         settings: handed to the function as they are.
         direction: whether a low or a high output is good.
@@ -161,6 +163,7 @@ class SweepConfig(BaseModel):
     function: FunctionName
     parameters: list[Param] = Field(min_length=1)
     constraints: list[str] = []
+    cost: str | None = None
     warm_start: list[WarmStartConfig] = []
     settings: dict[str, Any] = {}
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -197,7 +200,7 @@ class SweepConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_space(self) -> SweepConfig:
-        space = SearchSpace(self.parameters, self.constraints)
+        space = SearchSpace(self.parameters, self.constraints, self.cost)
         for number, source in enumerate(self.warm_start):
             try:
                 EarlierSweep(defaults=source.defaults).seen_from(space, "minimize")
@@ -213,7 +216,7 @@ class SweepConfig(BaseModel):
             check_options({**self.executor_options, **tier.options}, f"tiers.{name}.options")
             if tier.when is not None:
                 try:
-                    Expression(tier.when, centers)
+                    Condition(tier.when, centers)
                 except ValueError as error:
                     raise ValueError(f"tiers.{name}.when: {error}") from None
         return self
@@ -250,7 +253,7 @@ class SweepConfig(BaseModel):
 
 def _holds(expression: str, params: Params, examples: Params) -> bool:
     """Whether it names only parameters that are active, and is true of them."""
-    condition = Expression(expression, examples)
+    condition = Condition(expression, examples)
     return condition.names <= set(params) and condition.holds(params)
 
 

@@ -69,6 +69,7 @@ EVIDENCE = "evidence"
 SPEED = "speed"
 SPACE = "space"
 CONSTRAINTS = "constraints"
+COST = "cost"
 
 _ID = "sweep.id"
 _LOCK = "controller.lock"
@@ -172,7 +173,7 @@ class Sweep:
     ) -> None:
         self.config = config
         self.folder = folder.resolve()
-        self.space = SearchSpace(config.parameters, config.constraints)
+        self.space = SearchSpace(config.parameters, config.constraints, config.cost)
         self._notify = notify
         try:
             for name in ("jobs", "shared", "checkpoints"):
@@ -262,6 +263,7 @@ class Sweep:
             study.set_user_attr(SPACE, space)
         # These may change from run to run: what violates them is still data.
         study.set_user_attr(CONSTRAINTS, config.constraints)
+        study.set_user_attr(COST, config.cost)
         return study
 
     @contextmanager

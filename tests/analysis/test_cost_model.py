@@ -60,6 +60,29 @@ def test_runs_overrule_what_a_role_says() -> None:
     assert CostModel.fit(space, Z, costs).mean_exponents() == pytest.approx([1.0, 1.0], abs=0.05)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("overhead", [0.0, 5.0])
+def test_what_is_known_of_a_cost_is_used(seed: int, overhead: float) -> None:
+    """No name gives the exponents away, and the noise is large: 100 runs alone do not tell them."""
+    exponents, noise = {"a": 1.5, "b": 0.7}, 0.3
+    space, Z, costs = measured(("a", "b", *OTHERS), exponents, noise, seed)
+    known = SearchSpace(space.params, cost="2 * a ** 1.5 * b ** 0.7")
+    model = CostModel.fit(space, Z, costs + overhead, known=known.log10_cost)
+    far = space.encode({"a": 1e3, "b": 1e3} | dict.fromkeys(OTHERS, 1.5))[None]
+    low, middle, high = model.quantiles(far, (0.05, 0.5, 0.95))[0]
+    assert middle == pytest.approx(1e3**2.2, rel=0.25)
+    assert low < 1e3**2.2 < high < 4 * low
+    assert model.mean_exponents()[:2] == pytest.approx([1.5, 0.7], abs=0.05)
+
+
+def test_a_cost_that_is_known_exactly_is_met_exactly() -> None:
+    space, Z, costs = measured(("a", "b"), {"a": 1.5, "b": 0.7}, 0.0, 0)
+    known = SearchSpace(space.params, cost="a ** 1.5 * b ** 0.7")
+    model = CostModel.fit(space, Z, costs, known=known.log10_cost)
+    far = space.encode({"a": 1e3, "b": 1e3})[None]
+    assert model.quantiles(far, (0.05, 0.95))[0] == pytest.approx(1e3**2.2, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("name", "role"),
     [

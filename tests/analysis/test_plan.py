@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import yaml
 
@@ -27,7 +28,7 @@ from carbs import (
     SearchSpace,
 )
 from carbs.analysis.front.hyperparameters import hyperparameter_curves
-from carbs.analysis.front.model import FrontModel, fit_front
+from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.planning.plan import check, fit_front_law, plan
 from carbs.study import distributions, flatten
@@ -515,3 +516,52 @@ def test_a_table_says_what_other_budgets_would_buy_under_the_same_bounds() -> No
     assert table["mix.a"][1] == planned.params["mix"]["a"]  # type: ignore[index]
     with pytest.raises(ValueError, match=r"cost is -1.0, expected a positive"):
         planned.table([-1.0])
+
+
+@pytest.fixture(scope="module", params=["formula", "flops"])
+def known_cost_front(request: pytest.FixtureRequest) -> FrontModel:
+    """Costs with a third of noise, and what they are proportional to."""
+    rng = np.random.default_rng(3)
+    runs = [
+        run.model_copy(update={"cost": run.cost * math.exp(0.3 * rng.standard_normal())})
+        for run in sweep().observations
+    ]
+    if request.param == "formula":
+        return fit_front(SearchSpace(SPACE.params, cost="6 * size * tokens"), runs)
+    rows = [
+        flatten(run.params)
+        | {"output": run.output, "cost": run.cost}
+        | {"flops": 6e12 * run.params["size"] * run.params["tokens"]}  # type: ignore[operator]
+        for run in runs
+    ]
+    return as_front(pd.DataFrame(rows), space=SPACE)
+
+
+def test_a_cost_that_is_known_is_met(known_cost_front: FrontModel) -> None:
+    for bounds in ({}, {"size": (None, 10.0)}):
+        planned = plan(known_cost_front, 3000.0, bounds=bounds)
+        true = planned.params["size"] * planned.params["tokens"]  # type: ignore[operator]
+        assert true == pytest.approx(3000, rel=0.15)  # the noise's mean over 150 runs is not known
+        assert planned.cost_interval[0] < 3000 < planned.cost_interval[1] < 4000 * 1.5
+
+
+def test_a_plan_says_what_other_ways_of_planning_would_run() -> None:
+    planned = plan(sweep(), 3000.0)
+    assert len({other.way for other in planned.alternatives}) == 3
+    for other in planned.alternatives:
+        assert other.params["size"] * other.params["tokens"] == pytest.approx(3000, rel=0.2)  # type: ignore[operator]
+        assert other.output_interval[0] < other.output < other.output_interval[1]
+    best = min(other.output for other in planned.alternatives)
+    assert planned.output < best + 0.01
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_plan_is_a_picture(direction: str) -> None:
+    planned = plan(sweep(direction=direction), 3000.0)
+    (ax,) = planned.figure().axes
+    assert ax.get_legend() is not None
+    shown = {text.get_text() for text in ax.get_legend().get_texts()}
+    assert {"run of the sweep", "Pareto front", "the plan, 90% intervals", "check run"} <= shown
+    low, high = ax.get_ylim()
+    assert low < planned.output_interval[0] < planned.output_interval[1] < high
+    assert ax.get_xlim()[1] > planned.cost

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 from carbs import (
@@ -151,3 +153,36 @@ def test_expressions_can_be_asked_in_threads() -> None:
 def test_a_sampler_with_expressions_can_be_copied() -> None:
     sampler = copy.deepcopy(CarbsSampler(PARAMS, constraints=["width % heads == 0"]))
     assert not sampler.space.allows({**CENTER, "heads": 5})
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        ("6 * width ** 2 * heads / 1e3", 6 * 64**2 * 4 / 1e3),
+        ("log10(width) + max(heads, 9) * mix['code']", math.log10(64) + 4.5),
+        ("(optimizer == 'adamw') * width + 1", 65.0),
+        ("1 + 0 * width", 1.0),
+    ],
+)
+def test_an_expression_says_what_many_configurations_cost(cost: str, expected: float) -> None:
+    space = SearchSpace(PARAMS, cost=cost)
+    Z = np.tile(space.center, (3, 1))
+    assert 10 ** space.log10_cost(Z) == pytest.approx([expected] * 3)
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        ("6 * widht", ["cost '6 * widht'", "names ['widht']", "'width'"]),
+        ("exit(width)", ["exit(width)", "'log10'"]),
+        ("width - 65", ["cost 'width - 65' is -1 at the search centre", "positive"]),
+        ("optimizer * 2", ["cost 'optimizer * 2'", "cannot be evaluated"]),
+        ("width if optimizer == 'adamw' else 1", ["without 'and', 'or' and 'if'"]),
+        ("mix['cod'] * width", ["cannot be evaluated", "KeyError: 'cod'"]),
+    ],
+)
+def test_an_expression_that_is_no_cost_is_refused(cost: str, said: list[str]) -> None:
+    with pytest.raises(ValueError) as refusal:  # the message is compared below
+        SearchSpace(PARAMS, cost=cost)
+    for words in said:
+        assert words in str(refusal.value)

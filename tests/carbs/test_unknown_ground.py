@@ -69,12 +69,13 @@ def test_a_misstated_scale_is_outgrown(scale: float) -> None:
     assert np.median(closest) < 0.3
 
 
-@pytest.mark.parametrize("seed", [2, 4, 5])
+@pytest.mark.parametrize("seed", [2, 4, 15, 20])
 def test_what_was_best_for_the_first_cheap_runs_is_left_behind(seed: int) -> None:
     """The best learning rate is its bound for the cheapest run, 3.5 times that for the dearest.
 
     Every run at the bound comes out as predicted and fills the front a little: that must not go on
-    being worth more than a look at what was never tried at that size.
+    being worth more than a look at what was never tried at that size. These seeds are those of the
+    first 24 that ended at the bound while all suggestions were scored against a flight of stairs.
     """
     rng = np.random.default_rng(seed)
     least, moves = 2e-4, 3.5
@@ -97,8 +98,9 @@ def test_what_was_best_for_the_first_cheap_runs_is_left_behind(seed: int) -> Non
     tried = run(optimizer, function, 60)
     dear = [p["lr"] for p in tried if p["n_params"] * p["tokens"] > 3e3]
     assert len(dear) >= 3
-    assert least * moves / 1.5 < np.median(dear) < least * moves * 1.5
-    assert np.mean([p["lr"] > 1.01 * least for p in tried[-30:]]) > 0.5
+    # The best of the dear runs is where the dearest are best.
+    assert min(abs(math.log(lr / (least * moves))) for lr in dear) < math.log(1.5)
+    assert max(p["lr"] for p in tried[-30:]) > 2 * least
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
