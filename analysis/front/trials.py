@@ -24,6 +24,7 @@ from carbs.study import (
     Records,
     flat_names,
     flatten,
+    kept_trials,
     records,
     unflatten,
 )
@@ -54,7 +55,7 @@ def study_records(
         ValueError: the study was not made by a sweep, and no space is given.
     """
     space = space or study_space(study)
-    known = records(study.get_trials(deepcopy=False), space)
+    known = records(kept_trials(study), space)
     maximizes = study.directions[0] == StudyDirection.MAXIMIZE
     return space, known, "maximize" if maximizes else "minimize"
 

@@ -8,6 +8,7 @@ import tempfile
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import typer
 from threadpoolctl import threadpool_limits
@@ -23,11 +24,12 @@ from carbs.launchers.controller.database import database_url, network_warning
 from carbs.launchers.controller.sweep import Interrupted, Sweep
 from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import SweepFileError, SweepStoppedError
+from carbs.launchers.job.command import Command
 
 
 def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     """What a sweep would submit first. Nothing is submitted, and no folder is made."""
-    _check_function(config, python_path)
+    _check_code(config, python_path)
     with tempfile.TemporaryDirectory() as aside:
         has_begun = (folder / CONFIG_FILE).exists()
         sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
@@ -56,7 +58,7 @@ def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
         LauncherError: the sweep cannot begin, or not go on.
         typer.Exit: the user has interrupted it.
     """
-    _check_function(config, python_path)
+    _check_code(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     threadpool_limits(1)
     warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
@@ -88,9 +90,34 @@ def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
         raise typer.Exit(130) from None
 
 
-def _check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
+def _check_code(config: SweepConfig, python_path: tuple[str, ...]) -> None:
+    """Whether what the sweep is to run is there."""
+    command = config.command_line
+    if command is not None:
+        _check_command(command, Path(next(iter(python_path), ".")))
+    elif config.function is not None:
+        _check_function(config.function, python_path)
+
+
+def _check_command(command: Command, folder: Path) -> None:
+    """Whether its program and its script are there. What jobs set up first may bring a program."""
+    if command.is_shell:
+        return
+    program, *arguments = command.words
+    if "{" in program:
+        pass
+    elif "/" in program and not (folder / program).exists():
+        raise SweepFileError(f"command: there is no {program!r} in {folder}, where it is to run")
+    elif "/" not in program and which(program) is None:
+        console.print(f"warning: command: there is no program {program!r} here", **PLAIN)
+    script = next(iter(arguments), "")
+    if script.endswith((".py", ".sh")) and "{" not in script and not (folder / script).exists():
+        raise SweepFileError(f"command: there is no {script!r} in {folder}, where it is to run")
+
+
+def _check_function(name: str, python_path: tuple[str, ...]) -> None:
     """Whether the training function's module is there, without importing it: that may take long."""
-    module = config.function.partition(":")[0]
+    module = name.partition(":")[0]
     before = list(sys.path)
     try:
         sys.path[:0] = python_path
@@ -102,7 +129,7 @@ def _check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
     if not is_found:
         places = "".join(f" or in {folder}" for folder in python_path)
         raise SweepFileError(
-            f"function {config.function!r}: there is no module {module!r} among the installed "
+            f"function {name!r}: there is no module {module!r} among the installed "
             f"packages{places}: put the file there, or correct the name"
         )
 

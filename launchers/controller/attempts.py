@@ -6,6 +6,7 @@ and after each submission.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -45,6 +46,7 @@ from carbs.launchers.job.protocol import (
     JobReport,
     Start,
     Stopped,
+    has_begun,
     read_curve,
     read_report,
     read_start,
@@ -333,6 +335,7 @@ class Jobs:
             run.attempt.unexplained + 1,
             evidence=evidence,
             made_progress=made_progress,
+            has_begun=has_begun(self._folder / run.attempt.folder),
             patterns=self._patterns,
         )
         match outcome:
@@ -357,10 +360,12 @@ class Jobs:
         if outcome.excludes_node and past.node is not None:
             self._on_bad_node(past.node, outcome.reason)
         faults = 1 if made_progress else run.attempt.faults + 1
-        if faults > self._config.machine_retries:
+        retries = min(self._config.machine_retries, 1 if outcome.is_setup else math.inf)
+        if faults > retries:
             run.evidence = past
             self._cancel([run])
-            return Lost(f"{faults} attempts were spoilt by machines, the last: {outcome.reason}")
+            by = "" if outcome.is_setup else " by machines"
+            return Lost(f"{faults} attempts were spoilt{by}, the last: {outcome.reason}")
         unexplained = run.attempt.unexplained + (not outcome.is_explained)
         exclude = (past.node,) if past.node is not None and outcome.blames_node else ()
         self._retry(run, outcome.reason, faults, unexplained, exclude)
@@ -469,6 +474,7 @@ class Jobs:
             folder,
             JobFile(
                 function=self._config.function,
+                command=self._config.command_line,
                 python_path=list(self._python_path),
                 params=run.params,
                 seed=run.seed,
