@@ -25,6 +25,7 @@ from carbs.study import (
     flat_names,
     flatten,
     kept_trials,
+    read_trials,
     records,
     unflatten,
 )
@@ -201,7 +202,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
     names = [name for param in space.params for name in flat_names(param)]
     rows = []
     dropped = set(study.user_attrs.get(DROPPED, ()))
-    for trial in study.get_trials(deepcopy=False):
+    for trial in read_trials(study):
         params = unflatten(space, trial.params)
         if params is None:
             continue

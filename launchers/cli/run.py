@@ -48,11 +48,14 @@ def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
     console.print("dry run: nothing was submitted", **PLAIN)
 
 
-def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
+def run_sweep(
+    config: SweepConfig, folder: Path, python_path: tuple[str, ...], *, retry_failed: bool = False
+) -> None:
     """Begin a sweep or continue it; then say what it has taught.
 
     Args:
         python_path: where the training function may lie, besides the usual places.
+        retry_failed: whether to try the configurations of failed trials again first.
 
     Raises:
         LauncherError: the sweep cannot begin, or not go on.
@@ -68,6 +71,8 @@ def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
     sweep = Sweep(config, folder, python_path, notify=say)
     try:
         with sweep.controlling():
+            if retry_failed:
+                say(f"{sweep.retry_failed()} failed trials are tried again as new trials")
             with Progress(console, config.cost_unit) as progress:
                 progress.changed(sweep.status())
                 status = sweep.run(progress.changed, progress.ended)

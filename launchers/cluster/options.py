@@ -54,15 +54,15 @@ def check_options(options: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"unknown option {name!r} in {where}{meant}")
         kind = _ANY.get(plain)
         if kind is not None and not isinstance(value, (int, float) if kind is float else kind):
-            raise ValueError(f"{where}: {name} is {value!r}, expected {kind.__name__}")
+            raise ValueError(f"{where}.{name} is {value!r}, expected {kind.__name__}")
         is_number = isinstance(value, (int, float))
         if is_number and (isinstance(value, bool) or not math.isfinite(value)):
             if plain in {*_LEAST, *_POSITIVE}:
-                raise ValueError(f"{where}: {name} is {value!r}, expected a number")
+                raise ValueError(f"{where}.{name} is {value!r}, expected a number")
         elif is_number and value < _LEAST.get(plain, -math.inf):
-            raise ValueError(f"{where}: {name} is {value!r}, expected at least {_LEAST[plain]}")
+            raise ValueError(f"{where}.{name} is {value!r}, expected at least {_LEAST[plain]}")
         elif is_number and plain in _POSITIVE and value <= 0:
-            raise ValueError(f"{where}: {name} is {value!r}, expected more than 0")
+            raise ValueError(f"{where}.{name} is {value!r}, expected more than 0")
 
 
 def slurm_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -335,7 +335,7 @@ class Jobs:
             run.attempt.unexplained + 1,
             evidence=evidence,
             made_progress=made_progress,
-            has_begun=has_begun(self._folder / run.attempt.folder),
+            has_begun=made_progress or has_begun(self._folder / run.attempt.folder),
             patterns=self._patterns,
         )
         match outcome:

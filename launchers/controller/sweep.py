@@ -41,6 +41,7 @@ from pydantic import TypeAdapter
 from carbs.allowance import Allowance
 from carbs.launchers.cluster.executors import Executor, SlurmExecutor, make_executor
 from carbs.launchers.controller.attempts import Attempt, Ending, Jobs, Lost, PastAttempt, Run
+from carbs.launchers.controller.changes import changes, earlier_values, left_out
 from carbs.launchers.controller.config import SweepConfig
 from carbs.launchers.controller.database import database_url, has_password, open_study
 from carbs.launchers.controller.ledger import OWNER, Account, Ledger
@@ -54,11 +55,16 @@ from carbs.search_space import Param, SearchSpace
 from carbs.spaces import Params
 from carbs.study import (
     CURVE,
+    DROPPED,
+    EARLIER_VALUES,
+    FORGOTTEN,
     PREDICTED,
     STOPPED,
     CarbsSampler,
     FrontPruner,
     Records,
+    flatten,
+    kept_trials,
     unflatten,
 )
 
@@ -68,6 +74,7 @@ EVIDENCE = "evidence"
 SPEED = "speed"
 SPACE = "space"
 CONSTRAINTS = "constraints"
+RETRY_OF = "retry_of"
 
 _ID = "sweep.id"
 _LOCK = "controller.lock"
@@ -169,6 +176,7 @@ class Sweep:
         self.folder = folder.resolve()
         self.space = SearchSpace(config.parameters, config.constraints)
         self._notify = notify
+        self._changes: list[str] = []
         try:
             for name in ("jobs", "shared", "checkpoints"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -205,6 +213,7 @@ class Sweep:
         self._in_flight: dict[int, Run] = {}
         self._locks = ExitStack()
         self._interrupts = 0
+        self._n_lost_in_a_row = 0
         self._declined: tuple[float, float, int] | None = None
         # A database of its own may have other controllers; a file in the folder has this one.
         is_shared = config.storage is not None or config.storage_file is not None
@@ -244,20 +253,55 @@ class Sweep:
         has_begun = url is not None and (self.folder / CONFIG_FILE).exists()
         patience_s = _OPENING_PATIENCE_S if has_begun else 0.0
         study = open_study(config.name, self.folder, url, config.direction, patience_s)
+        directions = [direction.name.lower() for direction in study.directions]
+        if directions[0] != config.direction:
+            raise FolderError(
+                f"study {config.name!r} in {self.folder} is to {directions[0]} its output, and the "
+                f"sweep file says {config.direction}: name another --folder, or change direction"
+            )
         params = config.parameters
         before = study.user_attrs.get(SPACE)
-        if before is not None and _searched(_PARAMS.validate_json(before)) != _searched(params):
-            raise FolderError(
-                f"study {config.name!r} in {self.folder} searches other parameters than the "
-                "sweep file: name another --folder, or take back the change to the parameters"
-            )
         if before is None:
             keep_earlier(config, self.space, self.folder)
-            space = json.dumps([param.model_dump(mode="json") for param in params])
+        else:
+            self._take_over(study, _PARAMS.validate_json(before))
+        space = json.dumps([param.model_dump(mode="json") for param in params])
+        if before != space:
             study.set_user_attr(SPACE, space)
         # These may change from run to run: what violates them is still data.
         study.set_user_attr(CONSTRAINTS, config.constraints)
         return study
+
+    def _take_over(self, study: Study, before: list[Param]) -> None:
+        """Let what was run with other parameters count in the new space."""
+        params = self.config.parameters
+        self._changes = changes(before, params)
+        kept = dict(study.user_attrs.get(EARLIER_VALUES, {}))
+        if not self._changes and not kept:
+            return
+        has_trials = bool(study.get_trials(deepcopy=False))
+        try:
+            added = earlier_values(before, params, self.config.was) if has_trials else {}
+        except ValueError as error:
+            raise FolderError(
+                f"study {self.config.name!r} in {self.folder} searches other parameters than the "
+                f"sweep file, and cannot hold both:\n{error}\nTake the change back, or name "
+                f"another --folder and learn from this one: warm_start: [{{folder: {self.folder}}}]"
+            ) from None
+        said = {name: value for name, value in flatten(self.config.was).items() if name in kept}
+        if {**kept, **added, **said} != kept:
+            study.set_user_attr(EARLIER_VALUES, {**kept, **added, **said})
+
+    def _say_changes(self) -> None:
+        """What is different from the last time, and which runs that costs."""
+        if not self._changes:
+            return
+        self._notify("the sweep file has changed, what was run is kept:")
+        for line in self._changes:
+            self._notify(f"  {line}")
+        for reason, n in left_out(kept_trials(self.study), self.space).items():
+            self._notify(f"  {n} earlier runs cannot be read in the new space: {reason}")
+        self._changes = []
 
     @contextmanager
     def controlling(self) -> Iterator[None]:
@@ -279,6 +323,7 @@ class Sweep:
         before = signal.signal(signal.SIGINT, interrupt)
         self._locks.callback(lock.release)
         (self.folder / _CANCEL).unlink(missing_ok=True)
+        self._say_changes()
         try:
             yield
         finally:
@@ -339,6 +384,7 @@ class Sweep:
         for run, ending in self.jobs.poll(list(self._in_flight.values())):
             number = int(run.key)
             del self._in_flight[number]
+            self._n_lost_in_a_row = self._n_lost_in_a_row + 1 if isinstance(ending, Lost) else 0
             on_end(self._tell(number, run, ending))
             on_change(self._status())
         for number, run in self._in_flight.items():
@@ -460,10 +506,38 @@ class Sweep:
                 [self.jobs.handle(_attempt(trial))] if JOB in trial.user_attrs else []
             )
             return f"trial {number} is running: its job was cancelled, and is started anew"
-        self.ledger.drop(number)
-        self.study.enqueue_trial(trial.params, user_attrs={"retry_of": number})
-        self._tell_controller()
+        self._again([number])
         return f"trial {number} no longer counts; its configuration is tried again as a new trial"
+
+    def retry_failed(self) -> int:
+        """Try the configurations of all failed trials again, as new trials.
+
+        Returns:
+            How many there are.
+        """
+        dropped = set(self.study.user_attrs.get(DROPPED, ()))
+        numbers = [
+            trial.number
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if FORGOTTEN not in trial.user_attrs and trial.number not in dropped
+        ]
+        self._again(numbers)
+        return len(numbers)
+
+    def _again(self, numbers: Sequence[int]) -> None:
+        """Enqueue the configurations of ended trials, which no longer count."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        enqueued = {trial.user_attrs.get(RETRY_OF) for trial in waiting}
+        for number in numbers:
+            params = unflatten(self.space, self.trial(number).params)
+            if params is None:
+                raise FolderError(
+                    f"trial {number} cannot be tried again: it lacks parameters of the sweep file"
+                )
+            if number not in enqueued:  # by a command that did not come to its end
+                self.study.enqueue_trial(flatten(params), user_attrs={RETRY_OF: number})
+        self.ledger.drop(*numbers)
+        self._tell_controller()
 
     def drop(self, number: int) -> str:
         """Take a trial out: the search forgets it, and its job is cancelled.
@@ -659,19 +733,18 @@ class Sweep:
     def _raise_if_hopeless(self) -> None:
         account = self.ledger.account()
         failures, forgotten = account.records.failures, self.ledger.forgotten
-        if account.records.observations:
-            return
-        if len(failures) >= _HOPELESS_FAILURES:
+        logs = f"  The logs are in {self.folder / 'jobs'}."
+        if self._n_lost_in_a_row >= _HOPELESS_FAILURES:
+            raise SweepStoppedError(
+                f"the last {self._n_lost_in_a_row} trials were all spoilt by machines or by what "
+                f"is set up there, the last: {forgotten[max(forgotten)]}\n{logs} Mend the cause, "
+                "then start the sweep again."
+            )
+        if len(failures) >= _HOPELESS_FAILURES and not account.records.observations:
             raise SweepStoppedError(
                 f"all of the first {len(failures)} trials failed, the last with: "
-                f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause "
-                "and start in a new folder, or move the search_center to what can be trained."
-            )
-        if len(forgotten) >= _HOPELESS_FAILURES:
-            raise SweepStoppedError(
-                f"machines have spoilt all of the first {len(forgotten)} trials, the last: "
-                f"{forgotten[max(forgotten)]}\n  The logs are in {self.folder / 'jobs'}. Mend the "
-                "cause, then start the sweep again."
+                f"{failures[-1].reason}\n{logs} Mend the cause, then start the sweep again with "
+                "--retry-failed; or move the search_center to what can be trained."
             )
 
     def _heed_interrupts(self, others: Sequence[Run] = ()) -> None:
@@ -718,11 +791,6 @@ def _sweep_id(folder: Path) -> str:
         draft.write_text(f"{name}-{uuid.uuid4().hex[:8]}")
         draft.replace(file)
     return file.read_text()
-
-
-def _searched(params: list[Param]) -> list[Param]:
-    """Without what only a plan takes notice of, and may be said later."""
-    return [param.model_copy(update={"role": None}) for param in params]
 
 
 def _lock(folder: Path, timeout_s: float = 0) -> FileLock | None:

@@ -419,6 +419,11 @@ def read_start(folder: Path) -> Start | None:
         return None
 
 
+def mark_begun(folder: Path) -> None:
+    """Say that the user's own code runs from now on."""
+    (folder / _BEGUN).touch()
+
+
 def has_begun(folder: Path) -> bool:
     """Whether the user's own code runs, or ran, in the job of this folder."""
     return (run_folder(folder) / _BEGUN).exists()
@@ -503,7 +508,7 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
     try:
         function = _function(job_file)
         is_begun = True
-        (own / _BEGUN).touch()
+        mark_begun(own)
         with _requests_by_signal(job):
             report = Finished(result=_result(function(job_file.params, job)))
         _dump(report)  # what cannot be written down is a failure, too
