@@ -102,6 +102,19 @@ def report(
     console.print(f"report: {page}", soft_wrap=True)
 
 
+@app.command()
+def recover(
+    folder: Annotated[Path, typer.Argument(help="Of a sweep whose study is damaged or gone.")],
+    storage: Annotated[
+        str | None, typer.Option(help="The study's database, where the sweep file names one.")
+    ] = None,
+) -> None:
+    """Make a sweep's study anew, from its copy and the folders of its jobs."""
+    from carbs.launchers.cli.run import recover_sweep
+
+    recover_sweep(folder, storage)
+
+
 WhereArgument = Annotated[
     Path | None,
     typer.Argument(

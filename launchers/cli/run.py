@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import tempfile
 from functools import partial
@@ -21,7 +22,7 @@ from carbs.launchers.cli.terminal import PLAIN, console
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
-from carbs.launchers.controller.sweep import Interrupted, Sweep
+from carbs.launchers.controller.sweep import Interrupted, Sweep, recover_study
 from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import SweepFileError, SweepStoppedError
 from carbs.launchers.job.command import Command
@@ -86,13 +87,38 @@ def run_sweep(
             )
             _conclude(sweep)
     except Interrupted as interrupted:
-        jobs = "its jobs are cancelled" if interrupted.is_cancelled else "running jobs go on"
-        console.print(
-            f"interrupted: {jobs}. The same command continues:\n  carbs {shlex.join(sys.argv[1:])}",
-            markup=False,
-            soft_wrap=True,
+        jobs = f" ({', '.join(interrupted.jobs)})" if interrupted.jobs else ""
+        what = (
+            f"its jobs are cancelled{jobs}"
+            if interrupted.is_cancelled
+            else f"running jobs go on{jobs}"
+            if jobs
+            else "no job is running"
         )
-        raise typer.Exit(130) from None
+        name = "interrupted" if interrupted.signal == signal.SIGINT else "terminated"
+        again = shlex.join(arg for arg in sys.argv[1:] if arg != "--retry-failed")
+        console.print(f"{name}: {what}. The same command continues:\n  carbs {again}", **PLAIN)
+        if jobs and not interrupted.is_cancelled:
+            folder_name = shlex.quote(str(folder))
+            console.print(f"To end the jobs as well:\n  carbs cancel {folder_name}", **PLAIN)
+        raise typer.Exit(128 + interrupted.signal) from None
+
+
+def recover_sweep(folder: Path, storage: str | None) -> None:
+    """Make a study anew, and say of what."""
+    recovered = recover_study(folder, storage)
+    if recovered.damaged is not None:
+        console.print(f"the old database is now {recovered.damaged}", **PLAIN)
+    status = Sweep.open(folder, storage).status()
+    known = status.records
+    console.print(
+        f"{recovered.n_trials} trials recovered, {recovered.n_copied} of them from the copy: "
+        f"{len(known.observations)} with a result, {len(known.failures)} failed, "
+        f"{len(known.pending)} that the next `carbs sweep` looks after",
+        **PLAIN,
+    )
+    for line in recovered.untold:
+        console.print(f"  not recovered: {line}", **PLAIN)
 
 
 def _check_code(config: SweepConfig, python_path: tuple[str, ...]) -> None:

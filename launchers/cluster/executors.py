@@ -68,11 +68,15 @@ class JobState:
         is_alive: whether it is queued or running; None where nobody can say at the moment.
         state: in the scheduler's words, where it has any.
         node: where it runs.
+        reason: why it waits, in the scheduler's words.
+        advice: what to do where it will not start by itself.
     """
 
     is_alive: bool | None
     state: str = ""
     node: str | None = None
+    reason: str = ""
+    advice: str = ""
 
 
 class Executor(Protocol):
@@ -288,7 +292,8 @@ class SlurmExecutor:
         for handle in handles:
             if handle.id in queue:
                 found = queue[handle.id]
-                states.append(JobState(found.is_alive, found.state, found.node))
+                reason, advice = found.reason, found.advice(handle.id)
+                states.append(JobState(found.is_alive, found.state, found.node, reason, advice))
             elif accounting is None:
                 states.append(JobState(None))
             elif handle.id in accounting:

@@ -34,7 +34,9 @@ _LOCAL |= {"setup", "signal_delay_s", "visible_gpus"}
 # Of none of these there can be less than so much: without time or memory a job waits for ever.
 _LEAST = {
     **dict.fromkeys(("nodes", "tasks_per_node", "ntasks_per_node", "cpus_per_task"), 1),
-    **{"gpus_per_node": 0, "gpus_per_task": 0, "signal_delay_s": 0},
+    "gpus_per_node": 0,
+    "gpus_per_task": 0,
+    "signal_delay_s": 0,
 }
 _POSITIVE = {"timeout_min", "time", "mem_gb"}
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ from carbs.launchers.job.protocol import (
 )
 from carbs.spaces import Params
 
+_FOLDER_GONE = BadMachine("its job's folder is gone", blames_node=False)
 _MAX_TAIL = 4000  # characters of a log that are kept with the trial
 
 
@@ -197,8 +199,15 @@ class Jobs:
         """What the scheduler's silence looks like; None while it answers."""
 
     def first_attempt(self, key: str, tier: str | None) -> Attempt:
-        """Where the attempts at a run begin."""
-        return Attempt(attempt=1, folder=f"jobs/{key}-1", logs=f"jobs/{key}-1", tier=tier)
+        """Where the attempts at a run begin: in a folder that no other trial's job has used.
+
+        There are such where a study is older than its jobs' folders, as its copy may be.
+        """
+        number = 1
+        while (self._folder / f"jobs/{key}-{number}" / "report.json").exists():
+            number += 1
+        folder = f"jobs/{key}-{number}"
+        return Attempt(attempt=number, folder=folder, logs=folder, tier=tier)
 
     def submit(self, runs: Sequence[Run]) -> None:
         """Submit runs that were not; those that share their options as one job array.
@@ -252,6 +261,12 @@ class Jobs:
                 takes_jobs = takes_jobs and self._find_or_submit(run)
                 continue
             self._read_curve(run)
+            if report is None and not (self._folder / run.attempt.folder).exists():
+                # Somebody has tidied up: nothing that the job does can be found out any more.
+                ending = self._after_fault(run, _FOLDER_GONE, made_progress=False)
+                if ending is not None:
+                    yield run, ending
+                continue
             if report is None and not (is_due and self._is_gone(run)):
                 continue
             ending = self._judge(run, report)
@@ -416,7 +431,8 @@ class Jobs:
     def stop(self, run: Run) -> None:
         """Ask a run to end at its next report."""
         run.is_stopped = True
-        stop(self._folder / run.attempt.folder)
+        with suppress(FileNotFoundError):  # a folder that is gone: the next attempt is told
+            stop(self._folder / run.attempt.folder)
 
     def handle(self, attempt: Attempt) -> Handle:
         """What the executor needs to find the attempt's job."""
@@ -426,6 +442,10 @@ class Jobs:
     def has_report(self, run: Run) -> bool:
         """Whether the run has already said how it ended."""
         return self._read_report(run)[0] is not None
+
+    def has_result(self, run: Run) -> bool:
+        """Whether it has finished, and not failed or been stopped."""
+        return isinstance(self._read_report(run)[0], Finished)
 
     def start(self, run: Run) -> Start | None:
         """Where and when the run's newest attempt has started."""
@@ -537,7 +557,8 @@ class Jobs:
     def _mark_cancelled(self, runs: Sequence[Run]) -> None:
         """A job that heeds the signal by a checkpoint must not ask to be started again."""
         for run in runs:
-            (self._folder / run.attempt.folder / CANCELLED).touch()
+            with suppress(FileNotFoundError):  # a folder that is gone
+                (self._folder / run.attempt.folder / CANCELLED).touch()
 
     def _end_other_tasks(self, run: Run, report: JobReport | None) -> None:
         """Where one task of several has failed, the others may wait for it for long."""

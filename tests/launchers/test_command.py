@@ -211,7 +211,7 @@ def test_the_environment_says_where_things_go(run_job: RunJob, tmp_path: Path) -
 
 def test_curves_come_by_output_and_by_file(run_job: RunJob, tmp_path: Path) -> None:
     report = run_job(
-        'def say(**point): print(json.dumps(point))',
+        "def say(**point): print(json.dumps(point))",
         "say(step=0, n_steps=4, output=4, cost=1)",  # nothing is done yet: left out
         "say(step=1, n_steps=4, output=3, cost=1)",
         'with open(os.environ["CARBS_PROGRESS"], "a") as f:',
@@ -349,7 +349,10 @@ def script_sweep(write_sweep: WriteSweep, tmp_path: Path) -> Callable[..., Path]
                 "parameters": {
                     "lr": {"space": "log", "min": 1e-4, "max": 0.3, "search_center": 0.1},
                     "width": {
-                        **{"space": "log", "min": 2, "max": 64, "is_integer": True},
+                        "space": "log",
+                        "min": 2,
+                        "max": 64,
+                        "is_integer": True,
                         "search_center": 8,
                     },
                 },
