@@ -7,8 +7,8 @@ predicted when a trial was suggested (``predicted``), why it failed (``failure``
 curve (``curve``, rows of progress, output and cost), and where it was stopped early, the forecast
 of its end and what it spent (``stopped``). Where the cost of a trial was corrected for the speed of
 its machine, ``spent`` is what was measured. A failed trial marked ``forgotten`` was the machine's
-fault and teaches nothing; nor do those whose numbers the study's attribute ``dropped`` lists. The
-study's attribute ``earlier_values`` has what trials used that lack a parameter which was added later.
+fault and teaches nothing; nor do those whose numbers the study's attribute ``dropped`` lists. Its
+attribute ``earlier_values`` has what trials used that lack a parameter which was added later.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _readable(config: SweepConfig, database: Path | None, url: str | None) -> in
     if database is not None and not database.exists():
         return 0
     try:
-        storage = url if database is None else f"sqlite:///{database}"
+        storage = str(url) if database is None else f"sqlite:///{database}"
         study = optuna.load_study(study_name=config.name, storage=storage)
         n_trials = len(study.get_trials(deepcopy=False))
         _close(study)
@@ -329,7 +329,7 @@ def _lost(
 def _with_distributions(
     params: Mapping[str, Any], known: Mapping[str, BaseDistribution]
 ) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """With those of the space; a number that the space lacks, such as an old weight, has its own."""
+    """With those of the space; a number that it lacks, such as an old weight, has its own."""
     used: dict[str, BaseDistribution] = {}
     for name, value in params.items():
         if name in known:
@@ -351,7 +351,7 @@ def _fill(study: Study, trials: list[FrozenTrial], attributes: Mapping[str, Any]
 
 def _close(study: Study) -> None:
     """SQLite's file must not be open when it is moved."""
-    backend = getattr(study._storage, "_backend", study._storage)
+    backend: Any = getattr(study._storage, "_backend", study._storage)
     backend.remove_session()
     backend.engine.dispose()
 

@@ -400,12 +400,14 @@ def _announce(process: psutil.Process) -> bool:
     Returns:
         Whether anybody was told.
     """
+    is_told = False
     with suppress(psutil.Error):
         if _catches_sigterm(process.pid):
             process.send_signal(signal.SIGTERM)
             return True
-        return any([_announce(child) for child in process.children()])
-    return False
+        for child in process.children():
+            is_told = _announce(child) or is_told
+    return is_told
 
 
 def _catches_sigterm(pid: int) -> bool:

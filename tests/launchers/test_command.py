@@ -112,7 +112,7 @@ def test_a_mistake_in_a_command_is_named(
     write_sweep: WriteSweep, keys: dict[str, Any], said: list[str]
 ) -> None:
     lr = {"space": "log", "search_center": 0.1}
-    file = write_sweep(**{"function": None, "parameters": None, **keys, "parameters": {"lr": lr}})
+    file = write_sweep(**{"function": None, **keys, "parameters": {"lr": lr}})
     with pytest.raises(SweepFileError) as refusal:
         load_sweep(file)
     for words in said:

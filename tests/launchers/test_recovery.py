@@ -1,4 +1,4 @@
-"""Nothing that can be rebuilt is lost: studies, job folders, and controllers that are asked to end."""
+"""Nothing that can be rebuilt is lost: studies, job folders, and a controller that is to end."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_study_that_can_be_read_is_left_alone(
 def test_the_copy_is_consistent_and_a_new_trial_takes_no_old_report(
     sweep_file: Path, folder: Path
 ) -> None:
-    """Somebody puts the copy in place by hand: jobs that ended since have folders, but no trials."""
+    """Somebody puts the copy in place by hand: some jobs have folders, but no trials."""
     run(sweep_file, folder)
     copied = sqlite3.connect(folder / "study-copy.db")
     assert copied.execute("pragma integrity_check").fetchone() == ("ok",)
