@@ -420,11 +420,16 @@ def _catches_sigterm(pid: int) -> bool:
 
 
 def _child_setup() -> Callable[[], None]:
-    """For the child, before it becomes the script: it dies with us, and blocks no signal."""
+    """For the child, before it becomes the script: it dies with us, and blocks no signal.
+
+    Slurm announces an end by SIGUSR2 to all processes of a job, which would kill those that know
+    nothing of it: to them it is nothing, unless they ask for it.
+    """
     prctl = _prctl()
 
     def set_up() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     return set_up

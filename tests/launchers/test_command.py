@@ -321,7 +321,11 @@ def test_a_script_that_asks_for_it_is_told_of_preemption(tmp_path: Path) -> None
         "signal.signal(signal.SIGTERM, end)\n"
         "time.sleep(600)\n"
     )
-    deaf = 'import time\ntime.sleep(0.5)\nprint(\'{{"output": 1, "cost": 1}}\')'
+    # Slurm sends its signal to all processes.
+    deaf = (
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGUSR2)\ntime.sleep(0.5)\n"
+        'print(\'{{"output": 1, "cost": 1}}\')'
+    )
 
     def start(code: str) -> Any:
         return run_script(Command(words=(sys.executable, "-c", code)), {}, job)

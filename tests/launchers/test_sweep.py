@@ -288,13 +288,6 @@ def test_only_one_controller_at_a_time(make_sweep: Callable[..., Path]) -> None:
         pass
 
 
-def test_a_folder_belongs_to_its_parameters(make_sweep: Callable[..., Path]) -> None:
-    open_sweep(make_sweep())
-    other = make_sweep(parameters={"x": {"space": "log", "search_center": 2.0}})
-    with pytest.raises(FolderError, match=r"searches other parameters.*another --folder"):
-        open_sweep(other)
-
-
 def test_a_role_may_be_said_after_the_sweep_has_begun(make_sweep: Callable[..., Path]) -> None:
     parameters = {"size": {"space": "log", "search_center": 2.0}}
     open_sweep(make_sweep(parameters=parameters))
@@ -328,9 +321,6 @@ def test_trials_obey_conditions_and_constraints(make_sweep: Callable[..., Path])
     text = file.read_text().replace("x <= 3", "x <= 2")
     file.write_text(text)
     assert not open_sweep(file).space.allows({"x": 2.5, "kind": "plain"})
-    file.write_text(text.replace("search_center: 0.0", "search_center: 0.1"))
-    with pytest.raises(FolderError, match="other parameters"):
-        open_sweep(file)
 
 
 def test_a_folder_of_an_earlier_release_goes_on(make_sweep: Callable[..., Path]) -> None:
