@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from collections import Counter
@@ -286,6 +287,25 @@ def test_only_one_controller_at_a_time(make_sweep: Callable[..., Path]) -> None:
         pytest.fail("two controllers")
     with second.controlling():
         pass
+
+
+def test_a_module_that_cannot_be_imported_teaches_nothing(
+    make_sweep: Callable[..., Path],
+) -> None:
+    """It is no configuration's fault. Five in a row stop the sweep; mended, it goes on."""
+    file = make_sweep(executor="debug")
+    (module,) = file.parent.glob("training_*.py")
+    source = module.read_text()
+    module.write_text("import no_such_module\n" + source)
+    with pytest.raises(SweepStoppedError, match=r"last 5 .*no_such_module.*before the training"):
+        run(open_sweep(file))
+    assert open_sweep(file).status().records.failures == []
+    assert {
+        trial.user_attrs["job"]["attempt"] for trial in stored_trials(file.parent / "sweep")
+    } == {2}
+    module.write_text(source)
+    importlib.invalidate_caches()
+    assert len(run(open_sweep(file)).records.observations) == 6
 
 
 def test_a_role_may_be_said_after_the_sweep_has_begun(make_sweep: Callable[..., Path]) -> None:
