@@ -54,6 +54,7 @@ _CURVE = "curve.jsonl"
 _STOP = "stop.json"
 _START = "start.json"
 _REPORT_FILE = "report.json"
+_RUN_COMMAND = "carbs.launchers.job.script:run_script"  # loaded as a user's function is
 
 
 class BadConfigurationError(Exception):
@@ -681,10 +682,8 @@ def _function(job_file: JobFile) -> Callable[..., Any]:
     if job_file.command is None:
         assert job_file.function is not None
         return load_function(job_file.function, job_file.python_path)
-    from carbs.launchers.job.script import run_script  # which needs this module
-
     folder = next(iter(job_file.python_path), None)
-    return partial(run_script, job_file.command, folder=folder)
+    return partial(load_function(_RUN_COMMAND), job_file.command, folder=folder)
 
 
 def load_function(name: str, python_path: Sequence[str] = ()) -> Callable[..., Any]:
