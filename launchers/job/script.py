@@ -87,9 +87,11 @@ def run_script(
         TypeError: it has said no result.
     """
     started = time.monotonic() - _seconds_before(job)
-    ears = _Ears(job.folder)
-    words = command.filled(params, _extras(job, params))
     is_first = task()[0] == 0
+    ears = _Ears(job.folder)
+    if is_first:
+        ears.forget()
+    words = command.filled(params, _extras(job, params))
     is_told = False
     last: _Said | None = None
 
@@ -141,7 +143,9 @@ def run_script(
 
 def _extras(job: Job, params: Mapping[str, Any]) -> dict[str, str]:
     file = job.folder / "params.json"
-    file.write_text(json.dumps(dict(params), indent=1))
+    draft = file.with_suffix(f".{task()[0]}.tmp")  # each task of the job writes it
+    draft.write_text(json.dumps(dict(params), indent=1))
+    draft.replace(file)
     job.checkpoint_folder.mkdir(parents=True, exist_ok=True)
     return {
         "params_file": str(file),
@@ -242,8 +246,6 @@ class _Ears:
     def __init__(self, folder: Path) -> None:
         self._result_file = folder / self.RESULT
         self._progress_file = folder / self.PROGRESS
-        for file in (self._result_file, self._progress_file):
-            file.unlink(missing_ok=True)  # of a start before this one
         self._read_up_to = 0
         self._lines: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
         self._points: list[_Said] = []
@@ -251,6 +253,11 @@ class _Ears:
         self._errors: deque[str] = deque(maxlen=_N_LINES)
         self._outputs: deque[str] = deque(maxlen=_N_LINES)
         self._has_warned = False
+
+    def forget(self) -> None:
+        """Remove what a start before this one has left in the files."""
+        for file in (self._result_file, self._progress_file):
+            file.unlink(missing_ok=True)
 
     def hear(self, line: str, is_error: bool) -> None:
         """A line of output, or of errors; called in threads."""
@@ -265,10 +272,12 @@ class _Ears:
 
     def new_points(self) -> Iterator[_Said]:
         """What is new of the learning curve."""
-        while not self._lines.empty():
-            self._take(*self._lines.get())
         for line in self._new_lines():
             self._take(line, time.monotonic())
+        while not self._lines.empty():
+            self._take(*self._lines.get())
+        # Nobody knows in which order it was said in two places.
+        self._points.sort(key=lambda point: point.progress or 0.0)
         while self._points:
             yield self._points.pop(0)
 
@@ -310,8 +319,8 @@ class _Ears:
             self._points.append(_Said(values, at, progress))
         elif progress is not None or "step" in values:
             self._warn()
-        # The end of the curve is a result as well; a point before it is none.
-        self._last = _Said(values, at) if progress is None or progress >= 1 else None
+        if progress is None or progress >= 1:  # the end of the curve is a result as well
+            self._last = _Said(values, at)
 
     def _warn(self) -> None:
         if not self._has_warned:
