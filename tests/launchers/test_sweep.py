@@ -471,7 +471,8 @@ def test_ctrl_c_leaves_jobs_running_and_the_same_command_continues(
     wait_for("start 00000-1", "start 00001-1")
     code, out, err = controller.press_ctrl_c()
     assert (code, err) == (130, "")
-    assert "interrupted: running jobs go on" in out
+    assert "interrupted: running jobs go on (trial 0: job " in out
+    assert f"carbs cancel {folder}" in out
     assert f"carbs sweep {file} --folder {folder}" in out
     assert counts(log)[1] == {}
 
