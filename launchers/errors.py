@@ -7,13 +7,30 @@ LauncherError
 └── SweepStoppedError  the sweep cannot go on
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from carbs.launchers.controller.problems import Problem
+
 
 class LauncherError(Exception):
     """Shown to the user as it is, without a traceback."""
 
 
 class SweepFileError(LauncherError):
-    """The sweep file cannot be read, or a value in it is impossible."""
+    """The sweep file cannot be read, or a value in it is impossible.
+
+    Args:
+        message: for the user.
+        problems: the same one by one, where the file could be read.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class FolderError(LauncherError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from carbs.launchers.cli.analysis import add_commands
+from carbs.launchers.cli import analysis, sweep_file
 from carbs.launchers.cli.terminal import PLAIN, console
 from carbs.launchers.errors import LauncherError
 
@@ -21,9 +21,9 @@ app = typer.Typer(
     help="Cost-aware hyperparameter and scaling-law optimizer for training language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-add_commands(app)
+sweep_file.add_commands(app)
+analysis.add_commands(app)
 
 FolderOption = Annotated[
     Path | None,

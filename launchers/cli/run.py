@@ -27,7 +27,7 @@ from carbs.launchers.errors import SweepFileError, SweepStoppedError
 
 def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     """What a sweep would submit first. Nothing is submitted, and no folder is made."""
-    _check_function(config, python_path)
+    check_function(config, python_path)
     with tempfile.TemporaryDirectory() as aside:
         has_begun = (folder / CONFIG_FILE).exists()
         sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
@@ -56,7 +56,7 @@ def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
         LauncherError: the sweep cannot begin, or not go on.
         typer.Exit: the user has interrupted it.
     """
-    _check_function(config, python_path)
+    check_function(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     threadpool_limits(1)
     warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
@@ -88,7 +88,7 @@ def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
         raise typer.Exit(130) from None
 
 
-def _check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
+def check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
     """Whether the training function's module is there, without importing it: that may take long."""
     module = config.function.partition(":")[0]
     before = list(sys.path)

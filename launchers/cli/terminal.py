@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -9,3 +11,13 @@ from rich.console import Console
 console = Console()
 # For console.print: names and paths as they are, without markup, colours or new lines.
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Says what takes its time: a line that moves, in a terminal, and nothing elsewhere.
+
+    On the standard error: what a program reads stays as it is.
+    """
+    with Console(stderr=True).status(what):
+        yield

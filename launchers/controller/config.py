@@ -21,6 +21,8 @@ budget: 300
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +41,7 @@ from carbs.earlier import EarlierSweep
 from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
 from carbs.launchers.cluster.options import check_options
 from carbs.launchers.controller.outcomes import Pattern
+from carbs.launchers.controller.problems import Place, find_problems
 from carbs.launchers.errors import SweepFileError
 from carbs.launchers.job.protocol import FunctionName
 from carbs.search_space import Param, SearchSpace
@@ -268,6 +271,17 @@ def _parameter(name: str, fields: Any) -> dict[str, Any]:
     return {"name": name, "space": {"kind": fields["space"], **space}, **own}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 3e-4 for a word; here it is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
     """Read a sweep file.
 
@@ -279,7 +293,8 @@ def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
         SweepFileError: names every key at fault, what was expected, and what may have been meant.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content = _Loader(text).get_single_data()
     except OSError as error:
         raise SweepFileError(f"cannot read the sweep file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -289,19 +304,36 @@ def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
     content |= {key: value for key, value in overrides.items() if value is not None}
     try:
         return SweepConfig.model_validate(content)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_problem(detail, content)}" for detail in error.errors())
-        raise SweepFileError(f"{path}:\n{problems}") from None
+    except ValidationError:
+        problems = find_problems(
+            SweepConfig,
+            content,
+            text,
+            _problem,
+            instead={"name": "unnamed", "function": "module:function"},
+            names="parameters",
+        )
+        said = "\n".join(f"  {problem}" for problem in problems)
+        raise SweepFileError(f"{path}:\n{said}", problems) from None
 
 
-def _problem(detail: Any, content: dict[str, Any]) -> str:
-    """One line on one error of pydantic's: where, what, and the remedy."""
+def _problem(detail: Any, content: Mapping[str, Any]) -> tuple[Place, str]:
+    """One error of pydantic's: its place in the file; and where, what, and the remedy in words."""
+    place = _place(detail, content)
+    return place, _said(detail, place)
+
+
+def _place(detail: Any, content: Mapping[str, Any]) -> Place:
     place = list(detail["loc"])
     if len(place) > 1 and place[0] == "parameters" and isinstance(place[1], int):
         place[1] = list(content["parameters"])[place[1]]
         # In the file a space's fields stand beside its name: parameters.x.max, not .space.log.max.
         if len(place) > 4 and place[2] == "space":
             del place[2:4]
+    return tuple(place)
+
+
+def _said(detail: Any, place: Place) -> str:
     where = ".".join(str(part) for part in place)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden" and len(place) == 1:
