@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 import yaml
 
-from carbs.launchers.cli.terminal import PLAIN, console, working
+from carbs.launchers.cli.terminal import PLAIN, JsonOption, console, print_json, working
 from carbs.launchers.errors import LauncherError, SweepFileError
 
 _HEAD = """\
 # A sweep: what is searched, how far, and where it runs. `carbs validate {file}` checks this file,
 # `carbs sweep {file}` runs it; the same command again goes on where it stopped.
-# Completion and explanations in an editor: `carbs schema > carbs.schema.json`, and as the first line
+# Completion and explanations in an editor: `carbs schema > carbs.schema.json`, and as first line
 # yaml-language-server: $schema=carbs.schema.json
 
 name: {name}
@@ -175,7 +175,7 @@ def _usual(name: str) -> str:
 
 def validate(
     file: Annotated[Path, typer.Argument(help="The sweep file (YAML).")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check a sweep file: every error with its line. Nothing is run or written.
 
@@ -203,9 +203,7 @@ def validate(
             }
             for problem in problems
         ]
-        print(
-            json.dumps({"file": str(file), "is_valid": error is None, "problems": said}, indent=1)
-        )
+        print_json({"file": str(file), "is_valid": error is None, "problems": said})
     elif error is not None:
         console.print(f"error: {error}", **PLAIN)
     else:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 console = Console()
 # For console.print: names and paths as they are, without markup, colours or new lines.
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def print_json(value: Any) -> None:
+    """For programs: as JSON knows it, without NaN and Infinity, which become null."""
+    from pydantic_core import to_json
+
+    print(to_json(value, indent=1, inf_nan_mode="null", serialize_unknown=True).decode())
 
 
 @contextmanager

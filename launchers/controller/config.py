@@ -275,7 +275,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1 takes 3e-4 for a word; here it is a number, as in YAML 1.2."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),

@@ -148,9 +148,9 @@ def _leave_out(content: dict[str, Any], place: Place, instead: Mapping[str, Any]
     """Without a key or an entry of one; a required key gets another value."""
     key, *below = place
     value = content.get(str(key))
-    if below and len(_entries(value)) > 1:
+    if below and isinstance(value, (list, dict)) and len(value) > 1:
         if below[0] in _entries(value):
-            del value[below[0]]  # type: ignore[index]  # a list or a dictionary
+            del value[below[0]]
         return
     content.pop(str(key), None)
     if key in instead:
