@@ -44,6 +44,7 @@ from carbs.launchers.controller.outcomes import Pattern
 from carbs.launchers.controller.problems import Place, find_problems
 from carbs.launchers.errors import SweepFileError
 from carbs.launchers.job.protocol import FunctionName
+from carbs.launchers.loggers.config import LogConfig
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import Params
 
@@ -156,6 +157,7 @@ class SweepConfig(BaseModel):
         grace_s: how long a job must have been gone without a report before it counts as lost.
         check: the run that checks the prediction at the end; None for none.
         early_stopping: of runs that report their progress; None for none.
+        log: where each trial is written to as well (see :mod:`carbs.launchers.loggers.config`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -190,6 +192,7 @@ class SweepConfig(BaseModel):
     grace_s: float = Field(default=15, ge=0)
     check: CheckConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    log: list[LogConfig] = []
 
     @field_validator("parameters", mode="before")
     @classmethod
@@ -303,7 +306,7 @@ def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
         raise SweepFileError(f"{path} must hold a mapping of keys, such as 'name: my-sweep'")
     content |= {key: value for key, value in overrides.items() if value is not None}
     try:
-        return SweepConfig.model_validate(content)
+        config = SweepConfig.model_validate(content)
     except ValidationError:
         problems = find_problems(
             SweepConfig,
@@ -315,6 +318,9 @@ def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
         )
         said = "\n".join(f"  {problem}" for problem in problems)
         raise SweepFileError(f"{path}:\n{said}", problems) from None
+    for missing in filter(None, (logger.missing() for logger in config.log)):
+        raise SweepFileError(f"{path}: {missing}")
+    return config
 
 
 def _problem(detail: Any, content: Mapping[str, Any]) -> tuple[Place, str]:

@@ -149,8 +149,9 @@ def _leave_out(content: dict[str, Any], place: Place, instead: Mapping[str, Any]
     key, *below = place
     value = content.get(str(key))
     if below and isinstance(value, (list, dict)) and len(value) > 1:
+        entries: Any = value
         if below[0] in _entries(value):
-            del value[below[0]]
+            del entries[below[0]]
         return
     content.pop(str(key), None)
     if key in instead:
