@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict
 from rich.console import Group
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -91,6 +92,7 @@ class SweepStatus(BaseModel):
         spent, reserved: cost of what has ended, and predicted cost of what runs.
         left: of the budget, beyond both; None without a budget.
         failures: the newest last.
+        report: the page; None where there is none yet.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -107,6 +109,7 @@ class SweepStatus(BaseModel):
     jobs: list[JobInFlight]
     excluded_nodes: list[ExcludedNode]
     failures: list[TrialFailure]
+    report: Path | None = None
 
 
 def read_status(sweep: Sweep) -> SweepStatus:
@@ -133,6 +136,7 @@ def read_status(sweep: Sweep) -> SweepStatus:
             jobs.append(_job(sweep, trial.number, attributes, now))
     budget = sweep.config.budget
     sweep.nodes.refresh()
+    report = sweep.folder / "report.html"
     return SweepStatus(
         name=sweep.config.name,
         folder=sweep.folder,
@@ -154,6 +158,7 @@ def read_status(sweep: Sweep) -> SweepStatus:
             for name, node in sweep.nodes.all().items()
         ],
         failures=failures[-_N_FAILURES:],
+        report=report if report.exists() else None,
     )
 
 
@@ -251,6 +256,18 @@ def screen(status: SweepStatus) -> Group:
                 str(failure.trial), failure.kind, failure.node or "", Text(failure.reason)
             )
         parts.append(failures)
+    if status.report is None:
+        parts.append(Text(f"report: none yet; carbs report {status.folder} writes it"))
+    else:
+        # Not broken in two, so that it can be clicked on and copied.
+        parts.append(
+            Text(
+                f"report: {status.report}",
+                style=Style(link=status.report.as_uri()),
+                no_wrap=True,
+                overflow="ignore",
+            )
+        )
     return Group(*parts)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pandas as pd
 import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
 
 WriteSweep = Callable[..., Path]
 WriteModule = Callable[[str], str]
@@ -77,6 +77,7 @@ def test_the_dashboard_serves_a_sweep_that_runs(
     write_sweep: WriteSweep,
     tmp_path: Path,
     wait_until: WaitUntil,
+    browser: Chrome,
 ) -> None:
     source = (
         "import time\n"
@@ -93,11 +94,10 @@ def test_the_dashboard_serves_a_sweep_that_runs(
     wait_until(lambda: "dashboard: http" in dashboard.output(), "the dashboard")
     address = dashboard.output().split()[1]
     assert address.startswith("http://127.0.0.1:")
-    with urlopen(address) as page:
-        assert b"Optuna Dashboard" in page.read()
-    api = address.replace("/dashboard/", "/api/") + "?after=0"
-    states = [trial["state"] for trial in json.load(urlopen(api))["trials"]]
-    assert states[0] == "Complete" and "Running" in states[1:]
+    browser.get(address + "/trials")
+    wait_until(lambda: "Trial 1" in browser.page_source, "the trials on the page")
+    shown = browser.find_element(By.TAG_NAME, "body").text
+    assert "Complete" in shown and "Running" in shown and "small" in shown
     (tmp_path / "go").touch()
     assert sweep.wait()[0] == 0
     dashboard.process.send_signal(signal.SIGINT)
