@@ -7,12 +7,14 @@ predicted when a trial was suggested (``predicted``), why it failed (``failure``
 curve (``curve``, rows of progress, output and cost), and where it was stopped early, the forecast
 of its end and what it spent (``stopped``). Where the cost of a trial was corrected for the speed of
 its machine, ``spent`` is what was measured. A failed trial marked ``forgotten`` was the machine's
-fault and teaches nothing; nor do those whose numbers the study's attribute ``dropped`` lists.
+fault and teaches nothing; nor do those whose numbers the study's attribute ``dropped`` lists. Its
+attribute ``earlier_values`` has what trials used that lack a parameter which was added later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -51,6 +53,7 @@ CURVE = "curve"
 STOPPED = "stopped"
 SPENT = "spent"
 DROPPED = "dropped"
+EARLIER_VALUES = "earlier_values"
 
 # Optuna wants bounds; these stand for "none".
 _LARGEST_FLOAT = 1e300
@@ -76,7 +79,10 @@ def flat_names(param: Param) -> list[str]:
 
 
 def unflatten(space: SearchSpace, flat: Mapping[str, Any]) -> Params | None:
-    """The configuration in a trial's parameters; None where it lacks one that is active."""
+    """The configuration in a trial's parameters.
+
+    None where it lacks one that is active, or gives weight to a component that a mixture lacks.
+    """
     params: Params = {}
     active = space.active_names(flat)
     for param in space.params:
@@ -86,6 +92,8 @@ def unflatten(space: SearchSpace, flat: Mapping[str, Any]) -> Params | None:
         if any(name not in flat for name in names):
             return None
         if isinstance(param.space, MixtureSpace):
+            if any(flat[key] for key in flat if _is_foreign(key, param.name, names)):
+                return None
             params[param.name] = {
                 component: float(flat[name])
                 for component, name in zip(param.space.components, names, strict=True)
@@ -93,6 +101,10 @@ def unflatten(space: SearchSpace, flat: Mapping[str, Any]) -> Params | None:
         else:
             params[param.name] = flat[param.name]
     return params
+
+
+def _is_foreign(key: str, mixture: str, names: Sequence[str]) -> bool:
+    return key.startswith(f"{mixture}.") and key not in names
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
@@ -169,7 +181,23 @@ def earlier_sweep(study: Study, defaults: Mapping[str, Any] | None = None) -> Ea
 def kept_trials(study: Study) -> list[FrozenTrial]:
     """A study's trials, in the order of their numbers, without those that the user has dropped."""
     dropped = set(study.user_attrs.get(DROPPED, ()))
-    return [t for t in study.get_trials(deepcopy=False) if t.number not in dropped]
+    return [trial for trial in read_trials(study) if trial.number not in dropped]
+
+
+def read_trials(study: Study) -> list[FrozenTrial]:
+    """All of a study's trials, with what they used of parameters that were added later."""
+    trials = study.get_trials(deepcopy=False)
+    values = study.user_attrs.get(EARLIER_VALUES)
+    return [with_values(trial, values) for trial in trials] if values else trials
+
+
+def with_values(trial: FrozenTrial, values: Mapping[str, Any]) -> FrozenTrial:
+    """A trial with these parameters as well, where it lacks them."""
+    if trial.params.keys() >= values.keys():
+        return trial
+    filled = copy(trial)
+    filled.params = {**values, **trial.params}
+    return filled
 
 
 def _nested(flat: Mapping[str, Any]) -> Params | None:

@@ -24,6 +24,8 @@ from carbs.study import (
     Records,
     flat_names,
     flatten,
+    kept_trials,
+    read_trials,
     records,
     unflatten,
 )
@@ -54,7 +56,7 @@ def study_records(
         ValueError: the study was not made by a sweep, and no space is given.
     """
     space = space or study_space(study)
-    known = records(study.get_trials(deepcopy=False), space)
+    known = records(kept_trials(study), space)
     maximizes = study.directions[0] == StudyDirection.MAXIMIZE
     return space, known, "maximize" if maximizes else "minimize"
 
@@ -200,7 +202,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
     names = [name for param in space.params for name in flat_names(param)]
     rows = []
     dropped = set(study.user_attrs.get(DROPPED, ()))
-    for trial in study.get_trials(deepcopy=False):
+    for trial in read_trials(study):
         params = unflatten(space, trial.params)
         if params is None:
             continue

@@ -456,10 +456,11 @@ def _ladder(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) 
 
 def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[str, Any]:
     """A sweep file with one trial: the search centre is the configuration."""
-    job: dict[str, Any] = {
-        "name": f"{sweep.get('name', 'plan')}-large",
-        "function": sweep.get("function", "my_training:train"),
-    }
+    job: dict[str, Any] = {"name": f"{sweep.get('name', 'plan')}-large"}
+    if sweep.get("command"):
+        job |= {"command": copy.deepcopy(sweep["command"]), "shell": bool(sweep.get("shell"))}
+    else:
+        job["function"] = sweep.get("function") or "my_training:train"
     job["parameters"] = {}
     for param in space.params:
         entry = param.space.model_dump(exclude_defaults=True, mode="python")
@@ -504,7 +505,8 @@ def _warnings(
         if is_chosen and isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
             value = params[param.name]
             ends = [*param.space.limits(), *bounds.get(param.name, ())]
-            if any(end is not None and math.isclose(value, end) for end in ends):  # type: ignore[arg-type]  # a number
+            is_fixed = math.isclose(*param.space.limits())
+            if not is_fixed and any(end is not None and math.isclose(value, end) for end in ends):  # type: ignore[arg-type]  # a number
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")
     for curve in curves:
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):

@@ -41,10 +41,17 @@ def sweep(
         bool,
         typer.Option("--dry-run", help="Show what would be submitted first, and submit nothing."),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Try the configurations of failed trials again: a bug is mended."
+        ),
+    ] = False,
 ) -> None:
     """Search as a sweep file says; then analyse, and check the prediction if the file asks for it.
 
-    Ctrl-C leaves running jobs running; the same command continues. Ctrl-C twice cancels them.
+    The same command continues, also with other bounds, parameters, budget or options in the file.
+    Ctrl-C leaves running jobs running; Ctrl-C twice cancels them.
     """
     with working("starting"):
         from carbs.launchers.cli.run import run_sweep, show_plan
@@ -56,7 +63,7 @@ def sweep(
     if dry_run:
         show_plan(config, folder, python_path)
     else:
-        run_sweep(config, folder, python_path)
+        run_sweep(config, folder, python_path, retry_failed=retry_failed)
 
 
 @app.command()
@@ -90,6 +97,19 @@ def report(
 
         page = rewrite_report(folder, storage)
     console.print(f"report: {page}", soft_wrap=True)
+
+
+@app.command()
+def recover(
+    folder: Annotated[Path, typer.Argument(help="Of a sweep whose study is damaged or gone.")],
+    storage: Annotated[
+        str | None, typer.Option(help="The study's database, where the sweep file names one.")
+    ] = None,
+) -> None:
+    """Make a sweep's study anew, from its copy and the folders of its jobs."""
+    from carbs.launchers.cli.run import recover_sweep
+
+    recover_sweep(folder, storage)
 
 
 @app.command()

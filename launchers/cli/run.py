@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import tempfile
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import typer
 from threadpoolctl import threadpool_limits
@@ -20,14 +22,15 @@ from carbs.launchers.cli.terminal import PLAIN, console, working
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
-from carbs.launchers.controller.sweep import Interrupted, Sweep
+from carbs.launchers.controller.sweep import Interrupted, Sweep, recover_study
 from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import SweepFileError, SweepStoppedError
+from carbs.launchers.job.command import Command
 
 
 def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     """What a sweep would submit first. Nothing is submitted, and no folder is made."""
-    check_function(config, python_path)
+    check_code(config, python_path)
     with tempfile.TemporaryDirectory() as aside:
         has_begun = (folder / CONFIG_FILE).exists()
         sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
@@ -46,17 +49,20 @@ def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
     console.print("dry run: nothing was submitted", **PLAIN)
 
 
-def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
+def run_sweep(
+    config: SweepConfig, folder: Path, python_path: tuple[str, ...], *, retry_failed: bool = False
+) -> None:
     """Begin a sweep or continue it; then say what it has taught.
 
     Args:
         python_path: where the training function may lie, besides the usual places.
+        retry_failed: whether to try the configurations of failed trials again first.
 
     Raises:
         LauncherError: the sweep cannot begin, or not go on.
         typer.Exit: the user has interrupted it.
     """
-    check_function(config, python_path)
+    check_code(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     threadpool_limits(1)
     warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
@@ -66,6 +72,8 @@ def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
     sweep = Sweep(config, folder, python_path, notify=say)
     try:
         with sweep.controlling():
+            if retry_failed:
+                say(f"{sweep.retry_failed()} failed trials are tried again as new trials")
             with Progress(console, config.cost_unit) as progress:
                 progress.changed(sweep.status())
                 status = sweep.run(progress.changed, progress.ended)
@@ -79,18 +87,68 @@ def run_sweep(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -
             )
             _conclude(sweep)
     except Interrupted as interrupted:
-        jobs = "its jobs are cancelled" if interrupted.is_cancelled else "running jobs go on"
-        console.print(
-            f"interrupted: {jobs}. The same command continues:\n  carbs {shlex.join(sys.argv[1:])}",
-            markup=False,
-            soft_wrap=True,
+        jobs = f" ({', '.join(interrupted.jobs)})" if interrupted.jobs else ""
+        what = (
+            f"its jobs are cancelled{jobs}"
+            if interrupted.is_cancelled
+            else f"running jobs go on{jobs}"
+            if jobs
+            else "no job is running"
         )
-        raise typer.Exit(130) from None
+        name = "interrupted" if interrupted.signal == signal.SIGINT else "terminated"
+        again = shlex.join(arg for arg in sys.argv[1:] if arg != "--retry-failed")
+        console.print(f"{name}: {what}. The same command continues:\n  carbs {again}", **PLAIN)
+        if jobs and not interrupted.is_cancelled:
+            folder_name = shlex.quote(str(folder))
+            console.print(f"To end the jobs as well:\n  carbs cancel {folder_name}", **PLAIN)
+        raise typer.Exit(128 + interrupted.signal) from None
 
 
-def check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
+def recover_sweep(folder: Path, storage: str | None) -> None:
+    """Make a study anew, and say of what."""
+    recovered = recover_study(folder, storage)
+    if recovered.damaged is not None:
+        console.print(f"the old database is now {recovered.damaged}", **PLAIN)
+    status = Sweep.open(folder, storage).status()
+    known = status.records
+    console.print(
+        f"{recovered.n_trials} trials recovered, {recovered.n_copied} of them from the copy: "
+        f"{len(known.observations)} with a result, {len(known.failures)} failed, "
+        f"{len(known.pending)} that the next `carbs sweep` looks after",
+        **PLAIN,
+    )
+    for line in recovered.untold:
+        console.print(f"  not recovered: {line}", **PLAIN)
+
+
+def check_code(config: SweepConfig, python_path: tuple[str, ...]) -> None:
+    """Whether what the sweep is to run is there."""
+    command = config.command_line
+    if command is not None:
+        _check_command(command, Path(next(iter(python_path), ".")))
+    elif config.function is not None:
+        _check_function(config.function, python_path)
+
+
+def _check_command(command: Command, folder: Path) -> None:
+    """Whether its program and its script are there. What jobs set up first may bring a program."""
+    if command.is_shell:
+        return
+    program, *arguments = command.words
+    if "{" in program:
+        pass
+    elif "/" in program and not (folder / program).exists():
+        raise SweepFileError(f"command: there is no {program!r} in {folder}, where it is to run")
+    elif "/" not in program and which(program) is None:
+        console.print(f"warning: command: there is no program {program!r} here", **PLAIN)
+    script = next(iter(arguments), "")
+    if script.endswith((".py", ".sh")) and "{" not in script and not (folder / script).exists():
+        raise SweepFileError(f"command: there is no {script!r} in {folder}, where it is to run")
+
+
+def _check_function(name: str, python_path: tuple[str, ...]) -> None:
     """Whether the training function's module is there, without importing it: that may take long."""
-    module = config.function.partition(":")[0]
+    module = name.partition(":")[0]
     before = list(sys.path)
     try:
         sys.path[:0] = python_path
@@ -102,7 +160,7 @@ def check_function(config: SweepConfig, python_path: tuple[str, ...]) -> None:
     if not is_found:
         places = "".join(f" or in {folder}" for folder in python_path)
         raise SweepFileError(
-            f"function {config.function!r}: there is no module {module!r} among the installed "
+            f"function {name!r}: there is no module {module!r} among the installed "
             f"packages{places}: put the file there, or correct the name"
         )
 

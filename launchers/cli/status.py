@@ -1,6 +1,6 @@
 """``carbs status``: what a sweep is at, by its study and folder, for whoever may read these.
 
-Nothing is asked of the scheduler, so that a look costs the cluster nothing.
+The scheduler is asked only where jobs wait, and twice a minute at the most.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from carbs.launchers.cluster.executors import Handle, JobState, SlurmExecutor
 from carbs.launchers.controller.sweep import EVIDENCE, JOB, PAST, Sweep
 from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import FolderError
@@ -25,6 +26,7 @@ from carbs.launchers.job.protocol import read_start
 from carbs.study import DROPPED, FAILURE, FORGOTTEN
 
 _N_FAILURES = 10
+_ASK_EVERY_S = 30.0
 
 
 class JobInFlight(BaseModel):
@@ -34,6 +36,8 @@ class JobInFlight(BaseModel):
         node: where it runs; None while it waits.
         age_s: since it was submitted.
         is_cancelled: by the user; the sweep starts it anew when it goes on.
+        reason: why it waits, in the scheduler's words.
+        advice: what to do where it will not start by itself.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +51,8 @@ class JobInFlight(BaseModel):
     is_cancelled: bool
     predicted_cost: float | None
     folder: Path
+    reason: str = ""
+    advice: str = ""
 
 
 class ExcludedNode(BaseModel):
@@ -147,7 +153,7 @@ def read_status(sweep: Sweep) -> SweepStatus:
         reserved=account.reserved,
         budget=budget,
         left=None if budget is None else budget - account.spent - account.reserved,
-        jobs=jobs,
+        jobs=_with_reasons(sweep, jobs),
         excluded_nodes=[
             ExcludedNode(
                 node=name,
@@ -160,6 +166,29 @@ def read_status(sweep: Sweep) -> SweepStatus:
         failures=failures[-_N_FAILURES:],
         report=report if report.exists() else None,
     )
+
+
+# When the scheduler was last asked about a sweep, and what it said of each job.
+_answers: dict[Path, tuple[float, dict[str, JobState]]] = {}
+
+
+def _with_reasons(sweep: Sweep, jobs: list[JobInFlight]) -> list[JobInFlight]:
+    """With what the scheduler says of those that wait."""
+    waiting = [job for job in jobs if job.job_id is not None and not job.is_cancelled]
+    if not waiting or not isinstance(sweep.executor, SlurmExecutor):
+        return jobs
+    asked, states = _answers.get(sweep.folder, (float("-inf"), {}))
+    if time.monotonic() - asked > _ASK_EVERY_S or not {str(j.job_id) for j in waiting} <= {*states}:
+        handles = [Handle(str(job.job_id), job.folder, job.folder) for job in waiting]
+        found = zip(handles, sweep.executor.states(handles), strict=True)
+        states = {handle.id: state for handle, state in found}
+        _answers[sweep.folder] = time.monotonic(), states
+    return [
+        job.model_copy(update={"reason": state.reason, "advice": state.advice})
+        if (state := states.get(str(job.job_id))) is not None
+        else job
+        for job in jobs
+    ]
 
 
 def find_sweep(where: Path | None) -> Path:
@@ -235,10 +264,15 @@ def screen(status: SweepStatus) -> Group:
                 str(job.attempt),
                 job.job_id or "not submitted",
                 job.tier or "",
-                "cancelled" if job.is_cancelled else job.node or "waiting",
+                "cancelled" if job.is_cancelled else _where(job),
                 "" if job.age_s is None else _duration(job.age_s),
             )
         parts.append(jobs)
+        parts += [
+            Text(f"trial {job.trial} does not start ({job.reason}): {job.advice}", style="yellow")
+            for job in status.jobs
+            if job.advice
+        ]
     if status.excluded_nodes:
         nodes = Table(title="excluded nodes", title_justify="left")
         for name in ("node", "for", "times", "because"):
@@ -269,6 +303,12 @@ def screen(status: SweepStatus) -> Group:
             )
         )
     return Group(*parts)
+
+
+def _where(job: JobInFlight) -> str:
+    if job.advice or job.node is None:
+        return f"waiting: {job.reason}" if job.reason else "waiting"
+    return job.node
 
 
 def _state(state: TrialState, is_forgotten: bool, is_dropped: bool) -> str:

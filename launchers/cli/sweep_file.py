@@ -63,8 +63,8 @@ function: {function}
 """
 
 _COMMAND = """\
-# Run once for each trial. The last line of its output that is JSON is the result:
-# {{"output": 2.31, "cost": 41.7}}, with "metrics" if you like.
+# Run once for each trial, in this file's folder. Its last line of JSON is the result:
+# {{"output": 2.31, "cost": 41.7}}; the cost may be left out, and is then the time it took.
 command: {command}
 """
 
@@ -182,14 +182,17 @@ def validate(
     Exit code 1: something is wrong with it.
     """
     with working("reading the sweep file"):
-        from carbs.launchers.cli.run import check_function
+        from carbs.launchers.cli.run import check_code
         from carbs.launchers.controller.config import load_sweep
         from carbs.launchers.controller.database import database_url
 
         error: LauncherError | None = None
+        warning = ""
         try:
             config = load_sweep(file)
-            check_function(config, (str(file.resolve().parent), str(Path.cwd())))
+            with console.capture() as printed:
+                check_code(config, (str(file.resolve().parent), str(Path.cwd())))
+            warning = printed.get().strip()
             database_url(config.storage, config.storage_file)
         except LauncherError as found:
             error = found
@@ -207,6 +210,8 @@ def validate(
     elif error is not None:
         console.print(f"error: {error}", **PLAIN)
     else:
+        if warning:
+            console.print(warning, **PLAIN)
         names = ", ".join(param.name for param in config.parameters)
         console.print(
             f"{file} is fine: {config.max_trials} trials over {names}; executor {config.executor}",

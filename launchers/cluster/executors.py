@@ -24,7 +24,7 @@ from carbs.launchers.cluster.options import PYTHON, local_options
 from carbs.launchers.cluster.slurm import Slurm, place_pickle, sbatch_script
 from carbs.launchers.errors import SchedulerDownError, SweepFileError
 from carbs.launchers.job.process import MAX_TIMEOUTS, START_MARK, JobRun, node_name
-from carbs.launchers.job.protocol import read_report, run
+from carbs.launchers.job.protocol import KilledError, read_report, run
 
 _LOG_LINES = 40
 _SAFE_PATH = "PYTHONSAFEPATH"
@@ -68,11 +68,15 @@ class JobState:
         is_alive: whether it is queued or running; None where nobody can say at the moment.
         state: in the scheduler's words, where it has any.
         node: where it runs.
+        reason: why it waits, in the scheduler's words.
+        advice: what to do where it will not start by itself.
     """
 
     is_alive: bool | None
     state: str = ""
     node: str | None = None
+    reason: str = ""
+    advice: str = ""
 
 
 class Executor(Protocol):
@@ -151,7 +155,8 @@ class DebugExecutor:
 
     def submit(self, submission: Submission) -> list[str]:
         for folder in submission.folders:
-            run(str(folder))
+            with contextlib.suppress(KilledError):  # the missing report says as much
+                run(str(folder))
         return ["debug"] * len(submission.folders)
 
     def find(self, submission: Submission) -> list[str]:
@@ -287,7 +292,8 @@ class SlurmExecutor:
         for handle in handles:
             if handle.id in queue:
                 found = queue[handle.id]
-                states.append(JobState(found.is_alive, found.state, found.node))
+                reason, advice = found.reason, found.advice(handle.id)
+                states.append(JobState(found.is_alive, found.state, found.node, reason, advice))
             elif accounting is None:
                 states.append(JobState(None))
             elif handle.id in accounting:

@@ -10,6 +10,7 @@ the parameters of submitit's ``SlurmExecutor``: ``partition``, ``account``, ``qo
 from __future__ import annotations
 
 import difflib
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -30,6 +31,14 @@ _ANY: dict[str, type] = {
 _SLURM = SlurmExecutor._valid_parameters() - {"job_name", "num_gpus"} | {"python"}
 _LOCAL = {"timeout_min", "gpus_per_node", "tasks_per_node", "nodes", "stderr_to_stdout"}
 _LOCAL |= {"setup", "signal_delay_s", "visible_gpus"}
+# Of none of these there can be less than so much: without time or memory a job waits for ever.
+_LEAST = {
+    **dict.fromkeys(("nodes", "tasks_per_node", "ntasks_per_node", "cpus_per_task"), 1),
+    "gpus_per_node": 0,
+    "gpus_per_task": 0,
+    "signal_delay_s": 0,
+}
+_POSITIVE = {"timeout_min", "time", "mem_gb"}
 
 
 def check_options(options: Mapping[str, Any], where: str) -> None:
@@ -47,7 +56,15 @@ def check_options(options: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"unknown option {name!r} in {where}{meant}")
         kind = _ANY.get(plain)
         if kind is not None and not isinstance(value, (int, float) if kind is float else kind):
-            raise ValueError(f"{where}: {name} is {value!r}, expected {kind.__name__}")
+            raise ValueError(f"{where}.{name} is {value!r}, expected {kind.__name__}")
+        is_number = isinstance(value, (int, float))
+        if is_number and (isinstance(value, bool) or not math.isfinite(value)):
+            if plain in {*_LEAST, *_POSITIVE}:
+                raise ValueError(f"{where}.{name} is {value!r}, expected a number")
+        elif is_number and value < _LEAST.get(plain, -math.inf):
+            raise ValueError(f"{where}.{name} is {value!r}, expected at least {_LEAST[plain]}")
+        elif is_number and plain in _POSITIVE and value <= 0:
+            raise ValueError(f"{where}.{name} is {value!r}, expected more than 0")
 
 
 def slurm_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,31 @@ _NO_SUCH_NODES = re.compile(
 )
 
 
+# Reasons for which a job waits until somebody does something; the others pass by themselves.
+_ADVICE = (
+    (r"JobHeldAdmin", "an administrator holds it, and must release it"),
+    (r"held|JobHoldMaxRequeue", "it is held; start it by: scontrol release {id}"),
+    (
+        r"PartitionTimeLimit|MaxWallDuration|TimeLimit",
+        "its timeout_min is above what is allowed: lower it in the sweep file, or name another "
+        "partition or qos, then carbs retry the trial",
+    ),
+    (
+        r"PartitionNodeLimit|BadConstraints|PartitionConfig|MaxNodePerJob|MaxMemPerJob|"
+        r"MaxCpuPerJob|MaxTRESPerJob|MaxGRESPerJob|MaxMemoryPerJob|NodeDown",
+        "no node or limit allows what its executor_options ask for: lower them in the sweep file, "
+        "then carbs retry the trial",
+    ),
+    (r"PartitionDown|PartitionInactive", "its partition is closed: name another, or wait"),
+    (
+        r"InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed|Licenses.*invalid",
+        "its account or qos may not run here: correct it in the sweep file, then carbs retry",
+    ),
+    (r"DependencyNeverSatisfied", "what it depends on has failed: carbs retry the trial"),
+    (r"ReqNodeNotAvail", "nodes that it needs are down or reserved: sinfo -R says why"),
+)
+
+
 @dataclass(frozen=True)
 class SlurmState:
     """What Slurm says of a job.
@@ -64,15 +89,26 @@ class SlurmState:
     Attributes:
         state: such as ``RUNNING`` or ``CANCELLED by 0``.
         node: the nodes, in Slurm's notation; None before it has any.
+        reason: why it waits, such as ``JobHeldUser``; empty where it does not.
     """
 
     state: str
     node: str | None = None
+    reason: str = ""
 
     @property
     def is_alive(self) -> bool:
         """Whether it is queued, running, or about to be one of these."""
         return self.state.split(" ")[0].rstrip("+") in _ALIVE
+
+    def advice(self, job_id: str) -> str:
+        """What to do about a job that waits for ever; empty where it will start by itself."""
+        if self.state not in ("PENDING", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
+            return ""
+        for pattern, advice in _ADVICE:
+            if re.search(pattern, self.reason, re.IGNORECASE):
+                return advice.format(id=job_id)
+        return f"scontrol release {job_id}" if self.state != "PENDING" else ""
 
 
 class Slurm:
@@ -114,7 +150,7 @@ class Slurm:
         """The user's jobs in the queue, those that ended lately too, by id; None without answer."""
         answer = _ask(
             ["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}"],
-            ["--format=%i|%T|%N"],
+            ["--format=%i|%T|%N|%r"],
         )
         return None if answer is None else _read_table(answer)
 
@@ -235,9 +271,9 @@ def _read_table(answer: str) -> dict[str, SlurmState]:
     """Lines of ``id|state|nodes``, with the ids of array elements as submitit writes them."""
     states = {}
     for line in answer.splitlines():
-        job_id, state, node = line.strip().split("|")[:3]
+        job_id, state, node, reason = [*line.strip().split("|"), ""][:4]
         named = node if node and not node.startswith("None") else None
-        states[job_id] = SlurmState(state, named)
+        states[job_id] = SlurmState(state, named, "" if reason == "None" else reason)
     return states
 
 

@@ -6,10 +6,12 @@ and after each submission.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,7 @@ from carbs.launchers.job.protocol import (
     JobReport,
     Start,
     Stopped,
+    has_begun,
     read_curve,
     read_report,
     read_start,
@@ -54,6 +57,7 @@ from carbs.launchers.job.protocol import (
 )
 from carbs.spaces import Params
 
+_FOLDER_GONE = BadMachine("its job's folder is gone", blames_node=False)
 _MAX_TAIL = 4000  # characters of a log that are kept with the trial
 
 
@@ -195,8 +199,15 @@ class Jobs:
         """What the scheduler's silence looks like; None while it answers."""
 
     def first_attempt(self, key: str, tier: str | None) -> Attempt:
-        """Where the attempts at a run begin."""
-        return Attempt(attempt=1, folder=f"jobs/{key}-1", logs=f"jobs/{key}-1", tier=tier)
+        """Where the attempts at a run begin: in a folder that no other trial's job has used.
+
+        There are such where a study is older than its jobs' folders, as its copy may be.
+        """
+        number = 1
+        while (self._folder / f"jobs/{key}-{number}" / "report.json").exists():
+            number += 1
+        folder = f"jobs/{key}-{number}"
+        return Attempt(attempt=number, folder=folder, logs=folder, tier=tier)
 
     def submit(self, runs: Sequence[Run]) -> None:
         """Submit runs that were not; those that share their options as one job array.
@@ -250,6 +261,12 @@ class Jobs:
                 takes_jobs = takes_jobs and self._find_or_submit(run)
                 continue
             self._read_curve(run)
+            if report is None and not (self._folder / run.attempt.folder).exists():
+                # Somebody has tidied up: nothing that the job does can be found out any more.
+                ending = self._after_fault(run, _FOLDER_GONE, made_progress=False)
+                if ending is not None:
+                    yield run, ending
+                continue
             if report is None and not (is_due and self._is_gone(run)):
                 continue
             ending = self._judge(run, report)
@@ -333,6 +350,7 @@ class Jobs:
             run.attempt.unexplained + 1,
             evidence=evidence,
             made_progress=made_progress,
+            has_begun=made_progress or has_begun(self._folder / run.attempt.folder),
             patterns=self._patterns,
         )
         match outcome:
@@ -357,10 +375,12 @@ class Jobs:
         if outcome.excludes_node and past.node is not None:
             self._on_bad_node(past.node, outcome.reason)
         faults = 1 if made_progress else run.attempt.faults + 1
-        if faults > self._config.machine_retries:
+        retries = min(self._config.machine_retries, 1 if outcome.is_setup else math.inf)
+        if faults > retries:
             run.evidence = past
             self._cancel([run])
-            return Lost(f"{faults} attempts were spoilt by machines, the last: {outcome.reason}")
+            by = "" if outcome.is_setup else " by machines"
+            return Lost(f"{faults} attempts were spoilt{by}, the last: {outcome.reason}")
         unexplained = run.attempt.unexplained + (not outcome.is_explained)
         exclude = (past.node,) if past.node is not None and outcome.blames_node else ()
         self._retry(run, outcome.reason, faults, unexplained, exclude)
@@ -411,7 +431,8 @@ class Jobs:
     def stop(self, run: Run) -> None:
         """Ask a run to end at its next report."""
         run.is_stopped = True
-        stop(self._folder / run.attempt.folder)
+        with suppress(FileNotFoundError):  # a folder that is gone: the next attempt is told
+            stop(self._folder / run.attempt.folder)
 
     def handle(self, attempt: Attempt) -> Handle:
         """What the executor needs to find the attempt's job."""
@@ -421,6 +442,10 @@ class Jobs:
     def has_report(self, run: Run) -> bool:
         """Whether the run has already said how it ended."""
         return self._read_report(run)[0] is not None
+
+    def has_result(self, run: Run) -> bool:
+        """Whether it has finished, and not failed or been stopped."""
+        return isinstance(self._read_report(run)[0], Finished)
 
     def start(self, run: Run) -> Start | None:
         """Where and when the run's newest attempt has started."""
@@ -469,6 +494,7 @@ class Jobs:
             folder,
             JobFile(
                 function=self._config.function,
+                command=self._config.command_line,
                 python_path=list(self._python_path),
                 params=run.params,
                 seed=run.seed,
@@ -531,7 +557,8 @@ class Jobs:
     def _mark_cancelled(self, runs: Sequence[Run]) -> None:
         """A job that heeds the signal by a checkpoint must not ask to be started again."""
         for run in runs:
-            (self._folder / run.attempt.folder / CANCELLED).touch()
+            with suppress(FileNotFoundError):  # a folder that is gone
+                (self._folder / run.attempt.folder / CANCELLED).touch()
 
     def _end_other_tasks(self, run: Run, report: JobReport | None) -> None:
         """Where one task of several has failed, the others may wait for it for long."""

@@ -1,7 +1,8 @@
 """The sweep file: YAML, checked against one schema; an unknown key is an error.
 
 name: my-sweep
-function: my_module:train            # importable, or a file beside the sweep file
+function: my_module:train            # importable, or a file beside the sweep file; or in its place
+# command: python train.py --width {width} {overrides}
 parameters:
   width: {space: log, min: 16, max: 512, is_integer: true, rounding_factor: 16, search_center: 64}
   mix: {space: mixture, components: [code, prose], search_center: {code: 0.5, prose: 0.5}}
@@ -21,8 +22,8 @@ budget: 300
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -41,12 +43,14 @@ from carbs.earlier import EarlierSweep
 from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
 from carbs.launchers.cluster.options import check_options
 from carbs.launchers.controller.outcomes import Pattern
-from carbs.launchers.controller.problems import Place, find_problems
+from carbs.launchers.controller.problems import Problem, find_problems
+from carbs.launchers.controller.yaml_lines import Place, read_yaml
 from carbs.launchers.errors import SweepFileError
+from carbs.launchers.job.command import Command
 from carbs.launchers.job.protocol import FunctionName
 from carbs.launchers.loggers.config import LogConfig
 from carbs.search_space import Param, SearchSpace
-from carbs.spaces import Params
+from carbs.spaces import ChoiceSpace, MixtureSpace, NumericSpace, Params, Space
 
 
 class CheckConfig(BaseModel):
@@ -124,11 +128,16 @@ class SweepConfig(BaseModel):
     """What a sweep file says.
 
     Attributes:
-        name: of the study.
+        name: of the study, and of its folder in ``sweeps/``.
         function: ``module:function``, called as ``function(params, job)`` (see
             ``carbs.launchers.job.protocol``).
+        command: in place of a function; a line or a list of words with placeholders (see
+            ``carbs.launchers.job.command``), run in the sweep file's folder.
+        shell: whether bash runs the command.
         parameters: what is searched, by name; each with its space and its ``search_center``, and
-            ``when`` it exists.
+            ``when`` it exists. ``fixed: VALUE`` searches one no longer.
+        was: the values that earlier runs of this sweep used of parameters that were added since; in
+            the file, ``was: VALUE`` of the parameter.
         constraints: expressions over the parameters that every trial meets.
         warm_start: other sweeps to learn from, over these parameters or others.
         settings: handed to the function as they are.
@@ -163,8 +172,11 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     name: str = Field(min_length=1)
-    function: FunctionName
+    function: FunctionName | None = None
+    command: str | list[str] | None = None
+    shell: bool = False
     parameters: list[Param] = Field(min_length=1)
+    was: dict[str, Any] = {}
     constraints: list[str] = []
     warm_start: list[WarmStartConfig] = []
     settings: dict[str, Any] = {}
@@ -194,6 +206,38 @@ class SweepConfig(BaseModel):
     early_stopping: EarlyStoppingConfig | None = None
     log: list[LogConfig] = []
 
+    @field_validator("name")
+    @classmethod
+    def _stays_in_its_folder(cls, name: str) -> str:
+        parts = name.split("/")
+        if {"", ".", ".."} & set(parts) or not name.isprintable() or "\\" in name:
+            raise ValueError(
+                f"{name!r} cannot name a folder below sweeps/: use letters, digits and dashes"
+            )
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _change_of_parameters(cls, content: Any) -> Any:
+        """``fixed`` and ``was`` stand in the file with their parameter."""
+        if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
+            return content
+        parameters, constraints = {}, []
+        was = dict(content.get("was") or {})
+        for name, fields in content["parameters"].items():
+            if isinstance(fields, dict):
+                fields = dict(fields)
+                if "was" in fields:
+                    was[name] = fields.pop("was")
+                if "fixed" in fields:
+                    fields, constraint = _fixed(str(name), fields)
+                    constraints += [constraint] if constraint is not None else []
+            parameters[name] = fields
+        content = {**content, "parameters": parameters, "was": was}
+        if constraints:
+            content["constraints"] = [*(content.get("constraints") or []), *constraints]
+        return content
+
     @field_validator("parameters", mode="before")
     @classmethod
     def _parameters_by_name(cls, parameters: Any) -> Any:
@@ -210,6 +254,58 @@ class SweepConfig(BaseModel):
             except ValueError as error:
                 raise ValueError(f"warm_start.{number}: {error}") from None
         return self
+
+    @model_validator(mode="after")
+    def _check_was(self) -> SweepConfig:
+        params = {param.name: param for param in self.parameters}
+        for name, value in self.was.items():
+            if name not in params:
+                raise ValueError(f"was names {name!r}, which is none of {sorted(params)}")
+            try:
+                EarlierSweep(defaults={name: value}).seen_from(
+                    SearchSpace(self.parameters), "minimize"
+                )
+            except ValueError as error:
+                raise ValueError(f"parameters.{name}.was: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_command(self) -> SweepConfig:
+        if (self.function is None) == (self.command is None):
+            raise ValueError(
+                "missing key 'function': give function: module:function, or command: a line "
+                "such as python train.py {overrides}"
+                if self.function is None
+                else "give function or command, not both"
+            )
+        if self.command is None:
+            if self.shell:
+                raise ValueError("shell: true belongs to a command, and there is none")
+            return self
+        if self.settings:
+            raise ValueError("settings are for a function: write them into the command")
+        try:
+            command = self.command_line
+            assert command is not None
+            command.check(
+                {
+                    param.name: param.space.components
+                    if isinstance(param.space, MixtureSpace)
+                    else ()
+                    for param in self.parameters
+                }
+            )
+        except ValueError as error:
+            raise ValueError(f"command: {error}") from None
+        return self
+
+    @property
+    def command_line(self) -> Command | None:
+        """The command with its placeholders; None where there is a function."""
+        if self.command is None:
+            return None
+        measures_cost = self.cost_unit in ("s", "seconds", "second")
+        return Command.of(self.command, is_shell=self.shell, measures_cost=measures_cost)
 
     @model_validator(mode="after")
     def _check_tiers(self) -> SweepConfig:
@@ -274,15 +370,40 @@ def _parameter(name: str, fields: Any) -> dict[str, Any]:
     return {"name": name, "space": {"kind": fields["space"], **space}, **own}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 3e-4 for a word; here it is a number, as in YAML 1.2."""
+def _fixed(name: str, fields: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """A parameter of one value: it stays in the space, so that earlier runs keep theirs.
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    Returns:
+        The fields with the narrowest bounds that a space may have and the value as the centre, and
+        the constraint that is needed besides.
+    """
+    value = fields["fixed"]
+    fields = {key: found for key, found in fields.items() if key != "fixed"}
+    try:
+        given = _parameter(name, {**fields, "search_center": value})["space"]
+        space: Any = TypeAdapter(Space).validate_python(given)
+        value = space.check(value)
+    except ValidationError:
+        return fields, None  # what is wrong with it is said when all is checked
+    except ValueError as error:
+        raise ValueError(f"parameters.{name}.fixed: {error}") from None
+    fields["search_center"] = value
+    if isinstance(space, MixtureSpace):
+        weights: dict[str, float] = value
+        fields["min"] = {part: max(0.0, weight - 1e-9) for part, weight in weights.items()}
+        fields["max"] = {part: min(1.0, weight + 1e-9) for part, weight in weights.items()}
+        return fields, None
+    if isinstance(space, NumericSpace):
+        fields["scale"] = space.scale  # which may have followed from the bounds
+        fields["min"] = value
+        if not space.is_integer:
+            fields["max"] = math.nextafter(value, math.inf)
+            return fields, None
+        fields["max"] = value + space.rounding_factor
+    assert isinstance(space, (ChoiceSpace, NumericSpace))
+    if not name.isidentifier():
+        raise ValueError(f"parameters.{name}.fixed: only a name without special characters may be")
+    return fields, f"{name} == {value!r}"
 
 
 def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
@@ -296,12 +417,19 @@ def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
         SweepFileError: names every key at fault, what was expected, and what may have been meant.
     """
     try:
-        text = path.read_text()
-        content = _Loader(text).get_single_data()
+        document = read_yaml(path.read_text())
     except OSError as error:
         raise SweepFileError(f"cannot read the sweep file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SweepFileError(f"{path} is no YAML file: {error}") from None
+    content = document.content
+    if document.doubles:
+        problems = [
+            Problem(f"{where} stands in line {first} already: take one of them out", where, again)
+            for place, first, again in document.doubles
+            for where in [".".join(map(str, place))]
+        ]
+        raise SweepFileError(_told(path, problems), problems)
     if not isinstance(content, dict):
         raise SweepFileError(f"{path} must hold a mapping of keys, such as 'name: my-sweep'")
     content |= {key: value for key, value in overrides.items() if value is not None}
@@ -311,16 +439,20 @@ def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
         problems = find_problems(
             SweepConfig,
             content,
-            text,
+            document,
             _problem,
             instead={"name": "unnamed", "function": "module:function"},
+            stands_for={"command": "function"},
             names="parameters",
         )
-        said = "\n".join(f"  {problem}" for problem in problems)
-        raise SweepFileError(f"{path}:\n{said}", problems) from None
+        raise SweepFileError(_told(path, problems), problems) from None
     for missing in filter(None, (logger.missing() for logger in config.log)):
         raise SweepFileError(f"{path}: {missing}")
     return config
+
+
+def _told(path: Path, problems: Sequence[Problem]) -> str:
+    return "\n".join([f"{path}:", *(f"  {problem}" for problem in problems)])
 
 
 def _problem(detail: Any, content: Mapping[str, Any]) -> tuple[Place, str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
@@ -109,6 +111,22 @@ def _cannot_open(name: str, folder: Path, url: str | None, error: Exception) -> 
     return FolderError(
         f"cannot open the study {name!r} in {shown} ({type(cause).__name__}: "
         f"{hide_password(str(reason), url)}): check the storage URL, or name another --folder"
+        f"{_way_back(folder)}"
+    )
+
+
+def _way_back(folder: Path) -> str:
+    """What to type where a sweep has begun, so that its jobs know what it found."""
+    if not any((folder / "jobs").glob("[0-9]*")):
+        return ""
+    copies = [file for file in folder.glob("*-copy.db") if file.exists()]
+    of = "".join(
+        f"its copy of {datetime.fromtimestamp(file.stat().st_mtime):%Y-%m-%d %H:%M} and from "
+        for file in copies[:1]
+    )
+    return (
+        f".\nIf it is damaged or gone, make it anew from {of}the folders of its jobs:\n"
+        f"  carbs recover {shlex.quote(str(folder))}"
     )
 
 

@@ -21,6 +21,7 @@ from carbs.records import Direction, Failure, Observation, Suggestion
 from carbs.search_space import SearchSpace
 from carbs.study import (
     DROPPED,
+    EARLIER_VALUES,
     FORGOTTEN,
     SPENT,
     CarbsSampler,
@@ -30,6 +31,7 @@ from carbs.study import (
     tell_failure,
     tell_forgotten,
     tell_stopped,
+    with_values,
 )
 
 OWNER = "folder"
@@ -95,13 +97,16 @@ class Ledger:
         self._known = _Known()
         self._ids: dict[int, int] = {}
         self._dropped: set[int] = set()
+        self._earlier_values: dict[str, Any] = study.user_attrs.get(EARLIER_VALUES, {})
         maximizes = study.directions[0] == StudyDirection.MAXIMIZE
         self.direction: Direction = "maximize" if maximizes else "minimize"
 
     def refresh(self) -> list[FrozenTrial]:
         """Read the study anew; returns the trials that are running."""
         trials = kept_trials(self.study)
-        self._dropped = set(self.study.user_attrs.get(DROPPED, ()))
+        attributes = self.study.user_attrs
+        self._dropped = set(attributes.get(DROPPED, ()))
+        self._earlier_values = attributes.get(EARLIER_VALUES, {})
         self._known = _Known()
         for trial in trials:
             self._enter(trial)
@@ -162,8 +167,8 @@ class Ledger:
             self._set(self._id(number), key, value)
 
     def read(self, number: int) -> FrozenTrial:
-        """A trial as it is stored now."""
-        return self._read(self._id(number))
+        """A trial as it is stored now, with what it used of parameters that were added later."""
+        return with_values(self._read(self._id(number)), self._earlier_values)
 
     def complete(
         self, number: int, output: float, cost: float, spent: float, metrics: dict[str, Any]
@@ -198,10 +203,10 @@ class Ledger:
         """End a trial that teaches nothing."""
         self._tell(number, lambda: tell_forgotten(self.study, number, reason))
 
-    def drop(self, number: int) -> None:
-        """Take a trial out of everything, whatever it was."""
+    def drop(self, *numbers: int) -> None:
+        """Take trials out of everything, whatever they were."""
         dropped = set(self.study.user_attrs.get(DROPPED, ()))
-        self.study.set_user_attr(DROPPED, sorted({*dropped, number}))
+        self.study.set_user_attr(DROPPED, sorted({*dropped, *numbers}))
 
     def _tell(self, number: int, tell: Callable[[], Any]) -> None:
         try:

@@ -4,6 +4,9 @@ The job's own report is believed first. Without one, what the scheduler says of 
 lines of its log are looked up in :data:`PATTERNS`; a sweep file's ``outcomes`` come before these.
 What no pattern explains is the machine's fault the first time, and the configuration's the second:
 what kills its process on two machines is likelier to be itself than the machines.
+
+What ends before the user's own code has begun is never the configuration's fault, but the machine's
+or the set-up's: a module that is missing, memory that does not even hold the imports.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from carbs.launchers.job.protocol import Failed, Finished, JobReport, Result, Stopped, Unhealthy
+
+# What a command that was killed has left in its log.
+_KILLED = re.compile(r"killed by (SIG\w+)")
 
 MAX_ATTEMPTS = 2
 
@@ -165,12 +171,14 @@ class BadMachine:
         excludes_node: whether the sweep is to keep away from the node for a while.
         blames_node: whether it is to be tried on another one.
         is_explained: whether it is known to be the machine's fault.
+        is_setup: whether it is likelier to be that of what was set up: once more is enough.
     """
 
     reason: str
     excludes_node: bool = False
     blames_node: bool = True
     is_explained: bool = True
+    is_setup: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,7 @@ def classify(
     *,
     evidence: str = "",
     made_progress: bool = False,
+    has_begun: bool = True,
     patterns: Sequence[Pattern] = PATTERNS,
 ) -> Outcome:
     """Judge a job that has reported, or that has ended.
@@ -198,11 +207,14 @@ def classify(
         attempt: from 1: how often the trial's job has now ended without an explanation.
         evidence: the scheduler's state of the job, and below it the log's last lines.
         made_progress: whether it has left a newer checkpoint than it began with.
+        has_begun: whether the user's own code ran, where there is no report.
         patterns: what explains an end; the first that matches.
     """
     match report:
         case Finished(result=result):
             return Completed(result)
+        case Failed(has_begun=False):
+            return _judge_setup(report.reason, report.traceback, patterns)
         case Failed(exception=None, reason=reason, cost=cost):
             return BadConfiguration(reason, cost)
         case Failed():
@@ -214,6 +226,8 @@ def classify(
             known = [_first(problem, patterns) for problem in report.problems]
             is_shared = bool(known) and all(p is not None and not p.excludes_node for p in known)
             return BadMachine(f"failed health check: {report.reason}", not is_shared)
+    if not has_begun:
+        return _judge_setup(None, evidence, patterns)
     found = _first(evidence, patterns)
     if found is not None:
         match found.verdict:
@@ -225,9 +239,33 @@ def classify(
                 return OutOfTime(found.reason)
             case "time_limit":
                 return BadConfiguration(f"too slow: {found.reason}, and no newer checkpoint")
+    killed = _KILLED.search(evidence)
+    how = f", {killed[0]}" if killed is not None else ""
     if attempt < MAX_ATTEMPTS:
-        return BadMachine("the job ended without a report", is_explained=False)
-    return BadConfiguration(f"the job ended without a report, {attempt} times in a row")
+        return BadMachine(f"the job ended without a report{how}", is_explained=False)
+    return BadConfiguration(f"the job ended without a report, {attempt} times in a row{how}")
+
+
+def _judge_setup(reason: str | None, evidence: str, patterns: Sequence[Pattern]) -> BadMachine:
+    """Of what has ended before the user's own code began.
+
+    Args:
+        reason: what was raised; None where the job was ended.
+        evidence: its traceback, or the scheduler's state and the log's last lines.
+    """
+    found = _first("\n".join([reason, evidence]) if reason else evidence, patterns)
+    if found is not None and found.verdict == "bad_machine":
+        what = found.reason if reason is None else f"{found.reason}: {reason}"
+        return BadMachine(what, found.excludes_node, found.blames_node)
+    if found is None:
+        said = reason or "the job ended"
+        advice = "see its log"
+    elif found.verdict == "time_limit":
+        said, advice = found.reason, "raise timeout_min"
+    else:
+        said = found.reason
+        advice = "raise mem_gb" if "memory" in said else "see its log"
+    return BadMachine(f"{said}, before the training itself had begun: {advice}", is_setup=True)
 
 
 def _judge_exception(report: Failed, patterns: Sequence[Pattern]) -> Outcome:

@@ -30,6 +30,8 @@ def sweep_schema() -> dict[str, Any]:
         "additionalProperties": {"oneOf": [_parameter(space) for space in _spaces()]},
     }
     _describe(schema, SweepConfig)
+    del schema["properties"]["was"]  # stands with its parameter
+    schema["oneOf"] = [{"required": ["function"]}, {"required": ["command"]}]
     for model in _models(SweepConfig):
         if model.__name__ in schema["$defs"]:
             _describe(schema["$defs"][model.__name__], model)
@@ -56,12 +58,15 @@ def _parameter(space: type[BaseModel]) -> dict[str, Any]:
     values["when"]["additionalProperties"] = {"anyOf": [entry, entry["items"]]}
     described: dict[str, Any] = {"properties": values}
     _describe(described, Param)
+    values["fixed"] = {"description": "The one value that new trials have."}
+    values["was"] = {"description": "The value in trials from before it was added."}
     return {
         "type": "object",
         "title": f"space: {kind['const']}",
         "description": _summary(space),
         "properties": {"space": {"const": kind["const"]}, **fields["properties"], **values},
-        "required": ["space", "search_center", *fields.get("required", [])],
+        "required": ["space", *fields.get("required", [])],
+        "anyOf": [{"required": ["search_center"]}, {"required": ["fixed"]}],
         "additionalProperties": False,
     }
 

@@ -15,6 +15,9 @@ A trial goes through these steps, each written down before the next is taken:
     ``report.json``       written by the job, in one step
     told                  COMPLETE, PRUNED or FAIL, after its curve and metrics
 
+What the study has of a trial is also written beside its jobs, and the study's file is copied now
+and then (see :mod:`carbs.launchers.controller.recovery`).
+
 Several controllers may work on one study, each in a folder of its own. A trial belongs to the
 folder in which it was begun, and a folder to whoever holds its lock: so none is submitted twice.
 """
@@ -25,10 +28,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +45,19 @@ from pydantic import TypeAdapter
 from carbs.allowance import Allowance
 from carbs.launchers.cluster.executors import Executor, SlurmExecutor, make_executor
 from carbs.launchers.controller.attempts import Attempt, Ending, Jobs, Lost, PastAttempt, Run
+from carbs.launchers.controller.changes import changes, earlier_values, left_out
 from carbs.launchers.controller.config import SweepConfig
 from carbs.launchers.controller.database import database_url, has_password, open_study
 from carbs.launchers.controller.ledger import OWNER, Account, Ledger
 from carbs.launchers.controller.nodes import Nodes
 from carbs.launchers.controller.outcomes import BadConfiguration, Completed, StoppedRun
+from carbs.launchers.controller.recovery import (
+    Recovered,
+    copy_database,
+    database_file,
+    keep_trial,
+    recover,
+)
 from carbs.launchers.controller.warm_start import CONFIG_FILE, keep_earlier, kept_earlier
 from carbs.launchers.errors import FolderError, SweepStoppedError
 from carbs.launchers.job.protocol import Result
@@ -56,11 +68,15 @@ from carbs.search_space import Param, SearchSpace
 from carbs.spaces import Params
 from carbs.study import (
     CURVE,
+    DROPPED,
+    EARLIER_VALUES,
+    FORGOTTEN,
     PREDICTED,
     STOPPED,
     CarbsSampler,
     FrontPruner,
     Records,
+    flatten,
     kept_trials,
     unflatten,
 )
@@ -71,6 +87,7 @@ EVIDENCE = "evidence"
 SPEED = "speed"
 SPACE = "space"
 CONSTRAINTS = "constraints"
+RETRY_OF = "retry_of"
 
 _ID = "sweep.id"
 _LOCK = "controller.lock"
@@ -85,6 +102,8 @@ _OPENING_PATIENCE_S = 60.0
 _SECOND_CTRL_C_S = 2.0
 # When this many trials have failed and none has finished, something is wrong with all of them.
 _HOPELESS_FAILURES = 5
+# The study's file is copied when so many trials have ended since, or a twentieth of all.
+_COPY_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -132,15 +151,24 @@ class Planned:
 
 
 class Interrupted(Exception):  # noqa: N818  # a request by the user, not an error
-    """Ctrl-C: nothing more was submitted.
+    """Ctrl-C or SIGTERM: nothing more was submitted.
 
     Attributes:
         is_cancelled: whether the jobs were cancelled; else what runs goes on running.
+        jobs: that there were, a few words for each.
+        signal: that has come; SIGINT also for ``carbs cancel``.
     """
 
-    def __init__(self, is_cancelled: bool = False) -> None:
+    def __init__(
+        self,
+        is_cancelled: bool = False,
+        jobs: Sequence[str] = (),
+        signal: signal.Signals = signal.SIGINT,
+    ) -> None:
         super().__init__(is_cancelled)
         self.is_cancelled = is_cancelled
+        self.jobs = tuple(jobs)
+        self.signal = signal
 
 
 class Sweep:
@@ -172,6 +200,7 @@ class Sweep:
         self.folder = folder.resolve()
         self.space = SearchSpace(config.parameters, config.constraints)
         self._notify = notify
+        self._changes: list[str] = []
         try:
             for name in ("jobs", "shared", "checkpoints"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -209,12 +238,16 @@ class Sweep:
         self._locks = ExitStack()
         self._loggers: Loggers | None = None
         self._interrupts = 0
+        self._n_lost_in_a_row = 0
+        self._terminated = False
+        self._n_ended_since_copy = 0
         self._declined: tuple[float, float, int] | None = None
         # A database of its own may have other controllers; a file in the folder has this one.
         is_shared = config.storage is not None or config.storage_file is not None
         self._refresh_s = _SHARED_REFRESH_S if is_shared else _REFRESH_S
         self._refreshed = float("-inf")
         self._changed: float | None = None
+        self._told_of: set[tuple[str, str]] = set()
 
     @classmethod
     def open(cls, folder: str | Path, storage: str | None = None) -> Sweep:
@@ -248,24 +281,59 @@ class Sweep:
         has_begun = url is not None and (self.folder / CONFIG_FILE).exists()
         patience_s = _OPENING_PATIENCE_S if has_begun else 0.0
         study = open_study(config.name, self.folder, url, config.direction, patience_s)
+        directions = [direction.name.lower() for direction in study.directions]
+        if directions[0] != config.direction:
+            raise FolderError(
+                f"study {config.name!r} in {self.folder} is to {directions[0]} its output, and the "
+                f"sweep file says {config.direction}: name another --folder, or change direction"
+            )
         params = config.parameters
         before = study.user_attrs.get(SPACE)
-        if before is not None and _searched(_PARAMS.validate_json(before)) != _searched(params):
-            raise FolderError(
-                f"study {config.name!r} in {self.folder} searches other parameters than the "
-                "sweep file: name another --folder, or take back the change to the parameters"
-            )
         if before is None:
             keep_earlier(config, self.space, self.folder)
-            space = json.dumps([param.model_dump(mode="json") for param in params])
+        else:
+            self._take_over(study, _PARAMS.validate_json(before))
+        space = json.dumps([param.model_dump(mode="json") for param in params])
+        if before != space:
             study.set_user_attr(SPACE, space)
         # These may change from run to run: what violates them is still data.
         study.set_user_attr(CONSTRAINTS, config.constraints)
         return study
 
+    def _take_over(self, study: Study, before: list[Param]) -> None:
+        """Let what was run with other parameters count in the new space."""
+        params = self.config.parameters
+        self._changes = changes(before, params)
+        kept = dict(study.user_attrs.get(EARLIER_VALUES, {}))
+        if not self._changes and not kept:
+            return
+        has_trials = bool(study.get_trials(deepcopy=False))
+        try:
+            added = earlier_values(before, params, self.config.was) if has_trials else {}
+        except ValueError as error:
+            raise FolderError(
+                f"study {self.config.name!r} in {self.folder} searches other parameters than the "
+                f"sweep file, and cannot hold both:\n{error}\nTake the change back, or name "
+                f"another --folder and learn from this one: warm_start: [{{folder: {self.folder}}}]"
+            ) from None
+        said = {name: value for name, value in flatten(self.config.was).items() if name in kept}
+        if {**kept, **added, **said} != kept:
+            study.set_user_attr(EARLIER_VALUES, {**kept, **added, **said})
+
+    def _say_changes(self) -> None:
+        """What is different from the last time, and which runs that costs."""
+        if not self._changes:
+            return
+        self._notify("the sweep file has changed, what was run is kept:")
+        for line in self._changes:
+            self._notify(f"  {line}")
+        for reason, n in left_out(kept_trials(self.study), self.space).items():
+            self._notify(f"  {n} earlier runs cannot be read in the new space: {reason}")
+        self._changes = []
+
     @contextmanager
     def controlling(self) -> Iterator[None]:
-        """Be the one controller of this sweep; Ctrl-C ends the loop in an orderly way.
+        """Be the one controller of this sweep; Ctrl-C and SIGTERM end the loop in an orderly way.
 
         Raises:
             FolderError: another controller is at work.
@@ -276,13 +344,18 @@ class Sweep:
                 f"another controller is running the sweep in {self.folder}: wait for it, or stop it"
             )
 
-        def interrupt(*_: Any) -> None:
-            # No more than a count: a handler that took a lock could wait for what it interrupts.
-            self._interrupts += 1
+        def interrupt(number: int, _: Any) -> None:
+            # No more than a note: a handler that took a lock could wait for what it interrupts.
+            if number == signal.SIGTERM:
+                self._terminated = True
+            else:
+                self._interrupts += 1
 
-        before = signal.signal(signal.SIGINT, interrupt)
+        handled = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, interrupt) for number in handled}
         self._locks.callback(lock.release)
         (self.folder / _CANCEL).unlink(missing_ok=True)
+        self._say_changes()
         config = self.config
         loggers = Loggers(config.log, self.jobs.id, config.name, self.folder, self._notify)
         try:
@@ -291,7 +364,8 @@ class Sweep:
                 self._loggers = loggers
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             loggers.close(self._summary)
             self._locks.close()
 
@@ -349,6 +423,7 @@ class Sweep:
         for run, ending in self.jobs.poll(list(self._in_flight.values())):
             number = int(run.key)
             del self._in_flight[number]
+            self._n_lost_in_a_row = self._n_lost_in_a_row + 1 if isinstance(ending, Lost) else 0
             ended = self._tell(number, run, ending)
             if self._loggers is not None:
                 self._loggers.log([TrialRun.of(self.ledger.read(number), self.space)])
@@ -366,9 +441,18 @@ class Sweep:
             self._heed_interrupts()
             if any(self.jobs.has_report(run) for run in runs):
                 break  # a job that ran inside the controller: see first what it has taught
+        self._say_what_waits()
         if self.jobs.trouble != trouble:
             on_change(self._status())
         return pause if self._in_flight else None
+
+    def collect(self) -> None:
+        """Take the results of jobs that have finished; nothing is started."""
+        self._adopt(self.ledger.refresh())
+        runs = [run for run in self._in_flight.values() if self.jobs.has_result(run)]
+        for run, ending in self.jobs.poll(runs):
+            del self._in_flight[int(run.key)]
+            self._tell(int(run.key), run, ending)
 
     def plan(self, n: int, folder: Path | None = None) -> list[Planned]:
         """The next trials, as they would be submitted; nothing is written or started.
@@ -448,7 +532,7 @@ class Sweep:
                 f"the controller of {self.folder} does not heed the request to end: stop it, then "
                 "cancel again"
             )
-        with lock:
+        try:
             self._adopt(self.ledger.refresh())
             runs = list(self._in_flight.values())
             self.jobs.cancel(runs)
@@ -457,6 +541,8 @@ class Sweep:
                 n_jobs = max(n_jobs, len(self.executor.cancel_named(f"{self.jobs.id}-")))
             (self.folder / _CANCEL).unlink(missing_ok=True)
             return n_jobs
+        finally:
+            lock.release()
 
     def retry(self, number: int) -> str:
         """Try a trial again: one that runs on another machine, one that has ended as a new trial.
@@ -473,10 +559,39 @@ class Sweep:
                 [self.jobs.handle(_attempt(trial))] if JOB in trial.user_attrs else []
             )
             return f"trial {number} is running: its job was cancelled, and is started anew"
-        self.ledger.drop(number)
-        self.study.enqueue_trial(trial.params, user_attrs={"retry_of": number})
-        self._tell_controller()
+        self._again([number])
         return f"trial {number} no longer counts; its configuration is tried again as a new trial"
+
+    def retry_failed(self) -> int:
+        """Try the configurations of all failed trials again, as new trials.
+
+        Returns:
+            How many there are.
+        """
+        dropped = set(self.study.user_attrs.get(DROPPED, ()))
+        numbers = [
+            trial.number
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if FORGOTTEN not in trial.user_attrs and trial.number not in dropped
+        ]
+        self._again(numbers)
+        return len(numbers)
+
+    def _again(self, numbers: Sequence[int]) -> None:
+        """Enqueue the configurations of ended trials, which no longer count."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        enqueued = {trial.user_attrs.get(RETRY_OF) for trial in waiting}
+        for number in numbers:
+            params = unflatten(self.space, self.trial(number).params)
+            if params is None:
+                raise FolderError(
+                    f"trial {number} cannot be tried again: it lacks parameters of the sweep file"
+                )
+            if number not in enqueued:  # by a command that did not come to its end
+                self.study.enqueue_trial(flatten(params), user_attrs={RETRY_OF: number})
+        self.ledger.drop(*numbers)
+        self._copy_study()
+        self._tell_controller()
 
     def drop(self, number: int) -> str:
         """Take a trial out: the search forgets it, and its job is cancelled.
@@ -493,6 +608,8 @@ class Sweep:
             if JOB in trial.user_attrs:
                 self.executor.cancel([self.jobs.handle(_attempt(trial))])
             self.ledger.forget(number, "dropped by the user")
+        self._keep(number)
+        self._copy_study()
         self._tell_controller()
         return f"trial {number} is dropped: it teaches nothing and counts for nothing"
 
@@ -556,11 +673,16 @@ class Sweep:
             attempt = _attempt(trial)
         else:
             attempt = self.jobs.first_attempt(key, self.config.tier(params, predicted))
+
+        def save(attempt: Attempt) -> None:
+            self.ledger.set(number, JOB, attempt.model_dump(mode="json"))
+            self._keep(number)
+
         return Run(
             key=key,
             params=params,
             seed=self.config.seed + number,
-            save=lambda attempt: self.ledger.set(number, JOB, attempt.model_dump(mode="json")),
+            save=save,
             save_past=lambda past: self.ledger.set(
                 number, PAST, [attempt.model_dump(mode="json") for attempt in past]
             ),
@@ -641,8 +763,34 @@ class Sweep:
         run.kept_curve = run.curve
         return True
 
+    def _keep(self, number: int) -> None:
+        """Write down beside the jobs what the study has of a trial."""
+        with suppress(OSError):  # the study has it
+            keep_trial(self.folder, self.ledger.read(number))
+
+    def _copy_study(self) -> None:
+        """Keep a copy of an SQLite study beside it."""
+        config = self.config
+        url = database_url(config.storage, config.storage_file)
+        database = database_file(self.folder, url)
+        self._n_ended_since_copy = 0
+        if database is None:
+            return
+        try:
+            copy_database(database)
+        except (OSError, sqlite3.Error) as error:
+            self._notify(f"warning: no copy of {database} could be made: {error}")
+
     def _tell(self, number: int, run: Run, ending: Ending) -> Ended:
         """End a trial in the study."""
+        ended = self._told(number, run, ending)
+        self._keep(number)
+        self._n_ended_since_copy += 1
+        if self._n_ended_since_copy >= max(_COPY_EVERY, self.ledger.next_number // 20):
+            self._copy_study()
+        return ended
+
+    def _told(self, number: int, run: Run, ending: Ending) -> Ended:
         self._follow(number, run)
         if run.evidence is not None:
             self.ledger.set(number, EVIDENCE, run.evidence.model_dump(mode="json"))
@@ -681,7 +829,15 @@ class Sweep:
     def _summary(self) -> Summary:
         """What there is to tell, for the loggers."""
         check = self.folder / "check.json"
-        told = {"name", "function", "parameters", "constraints", "direction", "output_unit"}
+        told = {
+            "name",
+            "function",
+            "command",
+            "parameters",
+            "constraints",
+            "direction",
+            "output_unit",
+        }
         told |= {"max_trials", "max_cost", "budget", "cost_unit", "seed", "early_stopping"}
         return Summary.of(
             self._trial_runs(),
@@ -694,36 +850,73 @@ class Sweep:
     def _raise_if_hopeless(self) -> None:
         account = self.ledger.account()
         failures, forgotten = account.records.failures, self.ledger.forgotten
-        if account.records.observations:
-            return
-        if len(failures) >= _HOPELESS_FAILURES:
+        logs = f"  The logs are in {self.folder / 'jobs'}."
+        if self._n_lost_in_a_row >= _HOPELESS_FAILURES:
+            raise SweepStoppedError(
+                f"the last {self._n_lost_in_a_row} trials were all spoilt by machines or by what "
+                f"is set up there, the last: {forgotten[max(forgotten)]}\n{logs} Mend the cause, "
+                "then start the sweep again."
+            )
+        if len(failures) >= _HOPELESS_FAILURES and not account.records.observations:
             raise SweepStoppedError(
                 f"all of the first {len(failures)} trials failed, the last with: "
-                f"{failures[-1].reason}\n  The logs are in {self.folder / 'jobs'}. Mend the cause "
-                "and start in a new folder, or move the search_center to what can be trained."
-            )
-        if len(forgotten) >= _HOPELESS_FAILURES:
-            raise SweepStoppedError(
-                f"machines have spoilt all of the first {len(forgotten)} trials, the last: "
-                f"{forgotten[max(forgotten)]}\n  The logs are in {self.folder / 'jobs'}. Mend the "
-                "cause, then start the sweep again."
+                f"{failures[-1].reason}\n{logs} Mend the cause, then start the sweep again with "
+                "--retry-failed; or move the search_center to what can be trained."
             )
 
     def _heed_interrupts(self, others: Sequence[Run] = ()) -> None:
         """Leave off if the user wishes so: once, and jobs go on; twice, and they are cancelled."""
         runs = [*self._in_flight.values(), *others]
         is_cancelled = (self.folder / _CANCEL).exists()
-        if not self._interrupts and not is_cancelled:
+        if not self._interrupts and not self._terminated and not is_cancelled:
             return
-        if runs and not is_cancelled:
+        if runs and not is_cancelled and not self._terminated:
             self._notify("interrupted; once more within two seconds cancels the running jobs")
             last = time.monotonic() + _SECOND_CTRL_C_S
-            while self._interrupts < 2 and time.monotonic() < last:
+            while self._interrupts < 2 and not self._terminated and time.monotonic() < last:
                 time.sleep(0.02)
         if is_cancelled or self._interrupts > 1:
             self.jobs.cancel(runs)
             is_cancelled = True
-        raise Interrupted(is_cancelled)
+        by = signal.SIGTERM if self._terminated else signal.SIGINT
+        raise Interrupted(is_cancelled, [self._named(run) for run in runs], by)
+
+    def _named(self, run: Run) -> str:
+        name = f"trial {int(run.key)}" if run.key.isdigit() else f"the {run.key} run"
+        return f"{name}: {'not submitted' if run.attempt.id is None else f'job {run.attempt.id}'}"
+
+    def _say_what_waits(self) -> None:
+        """Tell once of each job that will not start by itself."""
+        for run in self._in_flight.values():
+            state = run.state
+            if state is None or not state.advice:
+                continue
+            if (run.key, state.advice) not in self._told_of:
+                self._told_of.add((run.key, state.advice))
+                self._notify(f"{self._named(run)} does not start ({state.reason}): {state.advice}")
+
+
+def recover_study(folder: Path, storage: str | None = None) -> Recovered:
+    """Make the study of the sweep in a folder anew from what else is there.
+
+    Raises:
+        FolderError: there is no sweep, a controller is at work, or the study can be read.
+    """
+    folder = folder.resolve()
+    config = read_config(folder)
+    if storage is not None:
+        config = config.model_copy(update={"storage": storage, "storage_file": None})
+    lock = _lock(folder)
+    if lock is None:
+        raise FolderError(f"a controller is running the sweep in {folder}: stop it first")
+    try:
+        recovered = recover(config, folder)
+        sweep = Sweep(config, folder)
+        sweep.collect()
+        sweep._copy_study()
+    finally:
+        lock.release()
+    return recovered
 
 
 def read_config(folder: Path) -> SweepConfig:
@@ -753,11 +946,6 @@ def _sweep_id(folder: Path) -> str:
         draft.write_text(f"{name}-{uuid.uuid4().hex[:8]}")
         draft.replace(file)
     return file.read_text()
-
-
-def _searched(params: list[Param]) -> list[Param]:
-    """Without what only a plan takes notice of, and may be said later."""
-    return [param.model_copy(update={"role": None}) for param in params]
 
 
 def _lock(folder: Path, timeout_s: float = 0) -> FileLock | None:

@@ -2,7 +2,8 @@
 
 A training function is any importable ``train(params, job)``. It returns a :class:`Result`, or a
 mapping with ``output``, ``cost`` and maybe ``metrics``. An exception is a failure of the
-configuration; :class:`BadConfigurationError` gives it a reason in plain words and what it cost.
+configuration; :class:`BadConfigurationError` gives it a reason in plain words and what it cost. A
+command may stand in its place: see :mod:`carbs.launchers.job.script`.
 
 Between the controller and a job there are these files in the job's folder, and nothing else:
 
@@ -10,6 +11,7 @@ Between the controller and a job there are these files in the job's folder, and 
     curve.jsonl    a line for each :meth:`Job.report`, if the function reports
     stop.json      from the controller: the run shall stop at its next report
     start.json     where and when the job has started, and how fit its node is
+    begun          the job's own code runs now; what ended before was not its fault
     report.json    how the job ended; the first one that is written counts
 
 A job that Slurm has requeued works in a folder of its own below, ``restart-1`` and so on, with its
@@ -39,11 +41,15 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from carbs.launchers.job.command import Command
+
+_BEGUN = "begun"
 _CURVE = "curve.jsonl"
 _STOP = "stop.json"
 _START = "start.json"
@@ -96,6 +102,28 @@ class Superseded(Preempted):
 
 class TaskLostError(Exception):
     """Another task of the same job has failed, or does not answer."""
+
+
+class SetupError(Exception):
+    """What the user's code needs is not there: no fault of the configuration."""
+
+
+class CommandFailedError(Exception):
+    """A command has ended with an exit code.
+
+    Args:
+        reason: the exit code, and what it said last.
+        log: its traceback, or its last lines.
+    """
+
+    def __init__(self, reason: str, log: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.log = log
+
+
+class KilledError(Exception):
+    """A command was killed by a signal: as when a function's process is, there is no report."""
 
 
 # How often a job looks whether another copy of it has taken over.
@@ -190,8 +218,12 @@ class Job:
         point = CurvePoint(progress=progress, output=output, cost=cost)
         with (self.folder / _CURVE).open("a") as file:
             file.write(point.model_dump_json() + "\n")
-        if (self.folder / _STOP).exists():
+        if self.should_stop():
             raise StoppedEarly(cost)
+
+    def should_stop(self) -> bool:
+        """Whether the controller has decided to stop the run; :meth:`report` says so by itself."""
+        return (self.folder / _STOP).exists()
 
     def is_superseded(self) -> bool:
         """Whether another copy of the job has taken over, or has already reported."""
@@ -258,6 +290,7 @@ class Failed(_Report):
 
     Attributes:
         exception: its name; None where the function itself called the configuration a bad one.
+        has_begun: whether it was the function that raised; before, its module could not be loaded.
     """
 
     kind: Literal["failed"] = "failed"
@@ -265,6 +298,7 @@ class Failed(_Report):
     cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     traceback: str
     exception: str | None = None
+    has_begun: bool = True
 
 
 class Unhealthy(_Report):
@@ -333,8 +367,9 @@ class JobFile(BaseModel):
     """``job.json``: all that a job process needs, written before the job is submitted.
 
     Attributes:
-        function: ``module:function``.
-        python_path: folders to import it from, besides the usual ones.
+        function: ``module:function``; None where there is a command.
+        command: to be run in the first folder of ``python_path``.
+        python_path: folders to import the function from, besides the usual ones.
         checkpoint_folder: one for all attempts at a trial; None for one in the job's folder.
         attempt: at the trial, from 1.
         health_folder: where jobs leave what they found of their nodes; None for no health check.
@@ -344,7 +379,8 @@ class JobFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    function: FunctionName
+    function: FunctionName | None = None
+    command: Command | None = None
     python_path: list[str]
     params: dict[str, Any]
     seed: int
@@ -381,6 +417,16 @@ def read_start(folder: Path) -> Start | None:
         return Start.model_validate_json((run_folder(folder) / _START).read_text())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def mark_begun(folder: Path) -> None:
+    """Say that the user's own code runs from now on."""
+    (folder / _BEGUN).touch()
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the user's own code runs, or ran, in the job of this folder."""
+    return (run_folder(folder) / _BEGUN).exists()
 
 
 def run_folder(folder: Path) -> Path:
@@ -436,6 +482,9 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
     Returns:
         Whether that is all: a report is there, or another copy of the job sees to it. Otherwise the
         job was preempted and asks to be started again.
+
+    Raises:
+        KilledError: a command was killed by a signal; there is no report.
     """
     path = Path(folder)
     if read_report(path) is not None:
@@ -455,8 +504,11 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
         superseded_by=_successors(path, job_file.attempt, restart),
     )
     report: JobReport
+    is_begun = False
     try:
-        function = load_function(job_file.function, job_file.python_path)
+        function = _function(job_file)
+        is_begun = True
+        mark_begun(own)
         with _requests_by_signal(job):
             report = Finished(result=_result(function(job_file.params, job)))
         _dump(report)  # what cannot be written down is a failure, too
@@ -465,8 +517,10 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
     except Preempted as preempted:
         print(f"preempted: {preempted}", file=sys.stderr)
         return job.is_superseded()
+    except KilledError:
+        raise  # for the controller to judge
     except Exception as error:
-        report = _failed(error)
+        report = _failed(error, is_begun and not isinstance(error, SetupError))
         print(report.traceback, file=sys.stderr)
         if isinstance(error, TaskLostError):
             _wait_for(path / _REPORT_FILE, _REASON_S)
@@ -591,8 +645,11 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
-def _failed(error: Exception) -> Failed:
+def _failed(error: Exception, has_begun: bool) -> Failed:
     """The report on an exception, in words that any file can hold."""
+    if isinstance(error, CommandFailedError):
+        reason, log = _printable(error.reason[:300]), _printable(error.log)
+        return Failed(reason=reason, traceback=log, exception=type(error).__name__)
     cost = None
     name = None if isinstance(error, BadConfigurationError) else type(error).__name__
     if isinstance(error, BadConfigurationError):
@@ -602,14 +659,32 @@ def _failed(error: Exception) -> Failed:
             cost = float(given)
     else:
         first_line = (str(error).splitlines() or [""])[0]
-        reason = f"{name}: {first_line}"[:300]
+        is_ours = isinstance(error, SetupError)
+        reason = (first_line if is_ours else f"{name}: {first_line}")[:300]
     trace = _printable("".join(traceback.format_exception(error)))
-    return Failed(reason=_printable(reason), cost=cost, traceback=trace, exception=name)
+    return Failed(
+        reason=_printable(reason),
+        cost=cost,
+        traceback=trace,
+        exception=name,
+        has_begun=has_begun,
+    )
 
 
 def _printable(text: str) -> str:
     """Without lone surrogates, which UTF-8 has no bytes for."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def _function(job_file: JobFile) -> Callable[..., Any]:
+    """What the job is to call with its parameters and its :class:`Job`."""
+    if job_file.command is None:
+        assert job_file.function is not None
+        return load_function(job_file.function, job_file.python_path)
+    from carbs.launchers.job.script import run_script  # which needs this module
+
+    folder = next(iter(job_file.python_path), None)
+    return partial(run_script, job_file.command, folder=folder)
 
 
 def load_function(name: str, python_path: Sequence[str] = ()) -> Callable[..., Any]:

@@ -69,7 +69,11 @@ def test_a_result_is_reported(run_job: RunJob, tmp_path: Path) -> None:
     assert report.result.cost == 2.0
     assert report.result.metrics == {"a": [1, None]}
     # Nothing half-written beside it.
-    assert {path.name for path in (tmp_path / "job").iterdir()} == {"job.json", "report.json"}
+    assert {path.name for path in (tmp_path / "job").iterdir()} == {
+        "begun",
+        "job.json",
+        "report.json",
+    }
 
 
 def test_a_function_is_told_all_that_is_in_the_job_file(run_job: RunJob, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from carbs.launchers.job.protocol import (
     Result,
     Start,
     Unhealthy,
+    mark_begun,
     write_report,
     write_start,
 )
@@ -84,9 +85,11 @@ class ScriptedSlurm(Slurm):
         self.cancelled += ids
         return not self.is_down
 
-    def runs(self, job_id: str, node: str = "n1") -> None:
+    def runs(self, job_id: str, node: str = "n1", has_begun: bool = True) -> None:
         self.states[job_id] = SlurmState("RUNNING", node)
         write_start(self.folders[job_id], Start(node=node, started=0.0))
+        if has_begun:
+            mark_begun(self.folders[job_id])
 
     def ends(self, job_id: str, state: str, node: str = "n1") -> None:
         del self.states[job_id]
@@ -167,6 +170,31 @@ def test_an_end_is_not_believed_at_once(bench: Callable[..., Bench], state: str)
     b.ticks()
     assert b.slurm.n_submissions == 1
     assert b.sweep.trial(0).state == TrialState.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("OUT_OF_MEMORY", "out of memory, before the training itself had begun: raise mem_gb"),
+        ("TIMEOUT", "time limit, before the training itself had begun: raise timeout_min"),
+        ("FAILED", "the job ended, before the training itself had begun: see its log"),
+    ],
+)
+def test_what_ends_before_the_training_begins_teaches_nothing(
+    bench: Callable[..., Bench], state: str, said: str
+) -> None:
+    b = bench()
+    b.ticks()
+    for job_id in ("101", "102"):
+        b.slurm.runs(job_id, has_begun=False)
+        b.ticks()
+        b.slurm.ends(job_id, state)
+        b.until_believed()
+    (ended,) = b.ended
+    assert ended.is_lost
+    assert said in str(ended.reason)
+    assert b.sweep.status().records.failures == []
+    assert b.sweep.nodes.excluded() == []
 
 
 @pytest.mark.parametrize(
@@ -342,7 +370,7 @@ def test_after_too_many_machines_a_trial_is_given_up_and_another_asked(
 
 def test_a_sweep_in_which_every_machine_fails_stops(bench: Callable[..., Bench]) -> None:
     b = bench(machine_retries=0, max_trials=60)
-    with pytest.raises(SweepStoppedError, match="machines have spoilt all"):
+    with pytest.raises(SweepStoppedError, match="all spoilt by machines"):
         for number in range(10):
             b.ticks()
             b.slurm.ends(str(101 + number), "NODE_FAIL", "n1")

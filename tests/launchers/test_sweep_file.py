@@ -106,6 +106,34 @@ def test_init_for_a_script_takes_the_parameters_from_its_command(
     assert spaces == {"lr": "log", "dropout": "logit", "odd": "log"}
 
 
+def test_what_init_writes_for_a_script_is_valid(
+    run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").touch()
+    for command in ("python train.py --lr {lr} --width {width}", "python train.py {overrides}"):
+        assert run_cli("init", "sweep.yaml", "--command", command)[0] == 0
+        code, out, _ = run_cli("validate", "sweep.yaml")
+        assert code == 0, out
+        (tmp_path / "sweep.yaml").unlink()
+
+
+def test_what_is_wrong_with_a_command_is_no_missing_function(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    rest = "name: x\nparameters: {lr: {space: log, search_center: 1.0}}\nmax_trails: 3\n"
+    for keys, lines in (
+        ("command: python train.py {lrr}\n", [1, 4]),
+        ("", [None, 3]),
+        ("function: a:b\ncommand: python train.py {lr}\n", [2, 5]),
+        ("settings: {x: 1}\ncommand: python train.py {lr}\n", [1, 5]),
+    ):
+        file.write_text(keys + rest)
+        said = json.loads(run_cli("validate", file, "--json")[1])["problems"]
+        assert [problem["line"] for problem in said] == lines, said
+
+
 def test_every_error_is_told_at_once_with_its_line(run_cli: RunCli, tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text(WRONG)
@@ -204,6 +232,7 @@ def test_the_schema_takes_what_the_sweep_takes(run_cli: RunCli, tmp_path: Path) 
             "optimizer": {"space": "choice", "choices": ["adam", "sgd"], "search_center": "adam"},
             "momentum": {"space": "logit", "search_center": 0.9, "when": {"optimizer": "sgd"}},
             "width": {"space": "log", "search_center": 8, "is_integer": True, "role": "width"},
+            "depth": {"space": "log", "fixed": 2, "was": 1},
         },
         "warm_start": [{"folder": "old", "defaults": {"width": 3}}],
         "tiers": {"large": {"when": "width > 8", "options": {"nodes": 2}}},
@@ -213,6 +242,7 @@ def test_the_schema_takes_what_the_sweep_takes(run_cli: RunCli, tmp_path: Path) 
     }
     assert list(validator.iter_errors(everything)) == []
     for key, wrong in (
+        ("command", "python train.py {overrides}"),
         ("max_trails", 3),
         ("max_trials", 0),
         ("executor", "pbs"),
