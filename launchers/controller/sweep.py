@@ -838,7 +838,7 @@ class Sweep:
             "direction",
             "output_unit",
         }
-        told |= {"max_trials", "max_cost", "budget", "cost_unit", "seed", "early_stopping"}
+        told |= {"max_trials", "max_cost", "budget", "cost_unit", "output_unit", "seed"}
         return Summary.of(
             self._trial_runs(),
             self.ledger.direction,
