@@ -13,8 +13,8 @@ output and in two files, whose names it finds in its environment:
     CARBS_SEED               of the trial
     CARBS_DEADLINE           Unix time at which the scheduler kills the job, where that is known
 
-Without a cost the seconds count that the script has run. Whatever else a result holds is kept
-among the metrics.
+Without a cost the seconds count that the script has run, with those before a preemption where it
+goes on from a checkpoint. Whatever else a result holds is kept among the metrics.
 
 The script has a process group of its own. What it has started and left behind is killed when it
 ends; where this process dies, the script does.
@@ -57,6 +57,7 @@ from carbs.launchers.job.protocol import (
 STOP_GRACE_S = 10.0
 _LOOK_EVERY_S = 0.1
 _N_LINES = 40
+_SECONDS = "seconds"  # a file of a job that was preempted: how long the run has taken until then
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SETUP = re.compile(
@@ -85,7 +86,7 @@ def run_script(
         SetupError: it cannot be started, or lacks a module.
         TypeError: it has said no result.
     """
-    started = time.monotonic()
+    started = time.monotonic() - _seconds_before(job)
     ears = _Ears(job.folder)
     words = command.filled(params, _extras(job, params))
     is_first = task()[0] == 0
@@ -127,7 +128,9 @@ def run_script(
         raise BadConfigurationError(str(said.values["failure"]), spent(said))
     if code == 0 and said is not None:
         return _result(said.values, spent(said))
-    _raise_if_preempted(job, code, is_told)
+    if _is_preempted(job, code, is_told):
+        (job.folder / _SECONDS).write_text(str(time.monotonic() - started))
+        raise Preempted(str(job.preemption()))
     if code == 0:
         raise TypeError(
             "the command ended without a result: its last JSON line on the standard output, or in "
@@ -172,16 +175,25 @@ def _result(said: Mapping[str, Any], cost: Any) -> dict[str, Any]:
     return {"output": said["output"], "cost": cost, "metrics": metrics | others}
 
 
-def _raise_if_preempted(job: Job, code: int, is_told: bool) -> None:
-    """Where the script has ended because the machine is taken away."""
+def _seconds_before(job: Job) -> float:
+    """What the attempt that left the checkpoint had run by then, and those before it."""
+    if not job.checkpoint_folder.is_dir() or not any(job.checkpoint_folder.iterdir()):
+        return 0.0
+    folder = job.folder.parent if job.folder.name.startswith("restart-") else job.folder
+    key = folder.name.rpartition("-")[0]
+    files = [*folder.parent.glob(f"{key}-*/{_SECONDS}")]
+    files += folder.parent.glob(f"{key}-*/restart-*/{_SECONDS}")
+    return max((float(file.read_text()) for file in files), default=0.0)
+
+
+def _is_preempted(job: Job, code: int, is_told: bool) -> bool:
+    """Whether the script has ended because the machine is taken away."""
     if _signal_of(code) in (signal.SIGTERM, signal.SIGUSR2):
         is_told = True  # Slurm sends its signal to the script and to us, in whatever order
         end = time.monotonic() + 1
         while job.preemption() is None and time.monotonic() < end:
             time.sleep(0.02)
-    reason = job.preemption()
-    if reason is not None and is_told:
-        raise Preempted(reason)
+    return is_told and job.preemption() is not None
 
 
 def _failure(code: int, ears: _Ears) -> Exception:
@@ -420,11 +432,16 @@ def _catches_sigterm(pid: int) -> bool:
 
 
 def _child_setup() -> Callable[[], None]:
-    """For the child, before it becomes the script: it dies with us, and blocks no signal."""
+    """For the child, before it becomes the script: it dies with us, and blocks no signal.
+
+    Slurm announces an end by SIGUSR2 to all processes of a job, which would kill those that know
+    nothing of it: to them it is nothing, unless they ask for it.
+    """
     prctl = _prctl()
 
     def set_up() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     return set_up

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     while (args.notes / f"wait-{args.trial}").exists():
         time.sleep(0.02)
+    checkpoint = Path(os.environ.get("CARBS_CHECKPOINT_FOLDER", args.notes)) / "step-0000001"
+    if checkpoint.exists():
+        note(args, "resumes")
+    elif (args.notes / f"preempt-{args.trial}").exists():
+        wait_for_the_end(args, checkpoint)
     is_hopeless = (args.notes / f"hopeless-{args.trial}").exists()
 
     torch.manual_seed(args.trial)
@@ -50,6 +56,19 @@ def main() -> None:
             time.sleep(0.02)
     print(json.dumps({"output": float(loss), "n_steps": N_STEPS}))
     note(args, "end")
+
+
+def wait_for_the_end(args: argparse.Namespace, checkpoint: Path) -> None:
+    """As a script that heeds Slurm's signal: leave a checkpoint, and go."""
+
+    def leave(*_: object) -> None:
+        checkpoint.touch()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    (args.notes / f"listens-{args.trial}").touch()
+    while True:
+        time.sleep(0.1)
 
 
 def note(args: argparse.Namespace, what: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import psutil
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.launchers.controller.config import load_sweep
@@ -72,7 +73,6 @@ def test_what_does_not_exist_in_a_trial_is_left_out() -> None:
 
 
 def test_overrides_are_read_by_hydra_as_they_were_meant() -> None:
-    hydra = pytest.importorskip("hydra.core.override_parser.overrides_parser")
     values = {
         "lr": 1e-05,
         "width": 64,
@@ -84,7 +84,7 @@ def test_overrides_are_read_by_hydra_as_they_were_meant() -> None:
             )
         },
     }
-    parser = hydra.OverridesParser.create()
+    parser = OverridesParser.create()
     parsed = {p.key_or_group: p.value() for p in parser.parse_overrides(overrides(values))}
     assert {key: str(value) for key, value in parsed.items()} == {
         key: str(value) for key, value in values.items()
@@ -321,7 +321,11 @@ def test_a_script_that_asks_for_it_is_told_of_preemption(tmp_path: Path) -> None
         "signal.signal(signal.SIGTERM, end)\n"
         "time.sleep(600)\n"
     )
-    deaf = 'import time\ntime.sleep(0.5)\nprint(\'{{"output": 1, "cost": 1}}\')'
+    # Slurm sends its signal to all processes.
+    deaf = (
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGUSR2)\ntime.sleep(0.5)\n"
+        'print(\'{{"output": 1, "cost": 1}}\')'
+    )
 
     def start(code: str) -> Any:
         return run_script(Command(words=(sys.executable, "-c", code)), {}, job)
@@ -330,6 +334,17 @@ def test_a_script_that_asks_for_it_is_told_of_preemption(tmp_path: Path) -> None
         start(listening)
     assert (job.checkpoint_folder / "step-1").exists()
     assert start(deaf)["output"] == 1
+
+
+def test_measured_seconds_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    (tmp_path / "00003-1").mkdir()
+    (tmp_path / "00003-1" / "seconds").write_text("100")
+    job = job_in(tmp_path / "00003-2", checkpoint_folder=checkpoints)
+    command = Command(words=(sys.executable, "-c", "print('{{\"output\": 1}}')"))
+    assert run_script(command, {}, job)["cost"] < 60  # there is none: it began anew
+    (checkpoints / "step-1").touch()
+    assert 100 < run_script(command, {}, job)["cost"] < 160
 
 
 # Whole sweeps.

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -352,3 +353,131 @@ def test_the_doctor_knows_the_clusters_partitions(
     assert code == 1
     assert "will not work Slurm: there is no partition gpus (tier large)" in out
     assert "name one of main, urgent in executor_options" in out
+
+
+def test_a_plain_script_is_swept(
+    make_sweep: Callable[..., Path],
+    tmp_path: Path,
+    carbs: Carbs,
+    wait_until: WaitUntil,
+    request: pytest.FixtureRequest,
+) -> None:
+    """It knows nothing of carbs. One crashes, one is killed, one is stopped, one is preempted."""
+    source = request.config.rootpath / "tests" / "launchers" / "plain_training.py"
+    shutil.copy(source, tmp_path / "plain_training.py")
+    numbers = {"space": "log", "search_center": 8, "min": 2, "max": 64, "is_integer": True}
+    file = make_sweep(
+        function=None,
+        settings=None,
+        command=f"{sys.executable} plain_training.py --lr {{lr}} --width={{width}} "
+        f"--trial {{seed}} --notes {tmp_path}",
+        parameters={
+            "lr": {"space": "log", "min": 1e-4, "max": 0.3, "search_center": 0.1},
+            "width": numbers,
+        },
+        executor_options={
+            "cpus_per_task": 1,
+            "mem_gb": 1,
+            "timeout_min": 10,
+            "setup": [f"export PYTHONPATH={request.config.rootpath} OMP_NUM_THREADS=1"],
+        },
+        early_stopping={"miss_share": 0.3, "min_progress": 0.1},
+        max_trials=6,
+        max_in_flight=3,
+    )
+    for name in ("crash-0", "kill-1", "preempt-2", "hopeless-5"):
+        (tmp_path / name).touch()
+    folder = tmp_path / "sweep"
+
+    def notes() -> list[str]:
+        path = tmp_path / "notes.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+    controller = carbs("sweep", file, "--folder", folder)
+    wait_until(lambda: "start 2" in notes(), "trial 2")
+    wait_until(lambda: stored_trials(folder)[2].user_attrs["job"]["id"] is not None, "its id")
+    controller.process.kill()
+    controller.process.wait()
+    wait_until(lambda: (tmp_path / "listens-2").exists(), "trial 2 to listen")
+    job = str(stored_trials(folder)[2].user_attrs["job"]["id"])
+    assert ask("scancel", "--signal=USR2", job).returncode == 0
+    code, out, err = carbs("sweep", file, "--folder", folder).wait()
+    assert code == 0, err
+    assert "4 trials done, 1 failed, 1 stopped early" in out
+    trials = stored_trials(folder)
+    assert trials[0].user_attrs["failure"]["reason"] == "exit code 1: ValueError: crash"
+    (past,) = trials[1].user_attrs["attempts"]
+    assert "SIGKILL" in past["reason"]
+    # Slurm has requeued it at its own wish, and it went on from its checkpoint.
+    assert trials[2].user_attrs.get("attempts", []) == []
+    assert (folder / "jobs" / "00002-1" / "restart-1" / "start.json").exists()
+    assert "resumes 2" in notes()
+    assert trials[5].state == TrialState.PRUNED
+    assert [notes().count(f"end {n}") for n in range(6)] == [0, 1, 1, 1, 1, 0]
+    assert queued(folder) == []
+
+
+def test_jobs_that_wait_for_ever_are_told(
+    make_sweep: Callable[..., Path],
+    tmp_path: Path,
+    carbs: Carbs,
+    wait_until: WaitUntil,
+    log: Path,
+) -> None:
+    """One is held while it runs, one asks for more than its partition has time for."""
+    folder, go = tmp_path / "sweep", tmp_path / "go"
+    file = make_sweep("wait_until(go.exists)", max_trials=1)
+    controller = carbs("sweep", file, "--folder", folder)
+    wait_until(lambda: len(counts(log)[0]) == 1, "the job")
+    job = str(stored_trials(folder)[0].user_attrs["job"]["id"])
+    assert ask("scontrol", "requeuehold", job).returncode == 0
+    wait_until(lambda: f"scontrol release {job}" in controller.output(), "the controller's word")
+    out = carbs("status", folder).wait()[1]
+    assert f"scontrol release {job}" in " ".join(out.split())
+    out = carbs("status", folder, "--json").wait()[1]
+    (told,) = json.loads(out)["jobs"]
+    assert "held" in told["reason"].lower()
+    assert told["advice"].endswith(f"scontrol release {job}")
+    go.touch()
+    assert ask("scontrol", "release", job).returncode == 0
+    assert controller.wait()[0] == 0
+
+    assert ask("scontrol", "update", "partition=main", "maxtime=5").returncode == 0
+    try:
+        folder = tmp_path / "other"
+        controller = carbs("sweep", file, "--folder", folder)
+        wait_until(lambda: "timeout_min" in controller.output(), "the controller's word")
+        assert "PartitionTimeLimit" in controller.output()
+    finally:
+        ask("scontrol", "update", "partition=main", "maxtime=infinite")
+    assert carbs("cancel", folder).wait()[0] == 0
+    controller.wait()
+
+
+def test_a_job_without_memory_for_its_imports_is_not_the_configurations_fault(
+    make_sweep: Callable[..., Path], tmp_path: Path, carbs: Carbs, request: pytest.FixtureRequest
+) -> None:
+    """The module takes more than the job has, before there is a function to call."""
+    file = make_sweep(
+        max_trials=1,
+        machine_retries=0,
+        executor_options={
+            "cpus_per_task": 1,
+            "mem_gb": 0.3,
+            "timeout_min": 10,
+            "setup": [f"export PYTHONPATH={request.config.rootpath} OMP_NUM_THREADS=1"],
+        },
+    )
+    (module,) = tmp_path.glob("training_*.py")
+    hoard = "hoard = []\nfor _ in range(100):\n    hoard.append(b'x' * 50_000_000)\n"
+    wait = "import time\n" + hoard + "    time.sleep(0.1)\n"
+    module.write_text(wait + module.read_text())
+    folder = tmp_path / "sweep"
+    code, out, err = carbs("sweep", file, "--folder", folder).wait()
+    assert code == 2
+    assert "raise mem_gb" in err
+    assert "before the training itself had begun" in out
+    trials = stored_trials(folder)
+    assert {t.state for t in trials} == {TrialState.FAIL}
+    assert all("forgotten" in t.user_attrs and "failure" not in t.user_attrs for t in trials)
+    assert queued(folder) == []

@@ -384,9 +384,11 @@ def test_a_time_limit_is_no_failure_while_there_is_progress(bench: Callable[...,
     checkpoints.mkdir()
     for attempt in (1, 2, 3):
         (checkpoints / f"step-0000{attempt}.pt").touch()
+        b.slurm.runs(str(100 + attempt))
         b.slurm.ends(str(100 + attempt), "TIMEOUT")
         b.until_believed()
         assert b.slurm.n_submissions == attempt + 1
+    b.slurm.runs("104")
     b.slurm.ends("104", "TIMEOUT")
     b.until_believed()
     (failure,) = b.sweep.status().records.failures
