@@ -4,6 +4,7 @@ LauncherError
 ├── SweepFileError     the sweep file cannot be read or says something impossible
 ├── FolderError        the sweep's folder or database cannot be used
 ├── SchedulerDownError the scheduler does not answer
+├── MissingPackageError what an extra installs is not there
 └── SweepStoppedError  the sweep cannot go on
 """
 
@@ -43,3 +44,7 @@ class SchedulerDownError(LauncherError):
 
 class SweepStoppedError(LauncherError):
     """The sweep cannot go on, such as when nothing that it starts succeeds."""
+
+
+class MissingPackageError(LauncherError):
+    """A package is not installed that one of the extras brings."""

@@ -11,14 +11,10 @@ import typer
 
 from carbs.launchers.cli.terminal import PLAIN, console, working
 from carbs.launchers.cli.where import FolderOption, StorageOption, WhereArgument, find
-from carbs.launchers.errors import FolderError, LauncherError
+from carbs.launchers.errors import FolderError, MissingPackageError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class MissingPackageError(LauncherError):
-    """What an extra installs is not there."""
 
 
 def export(

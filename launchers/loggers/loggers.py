@@ -22,7 +22,7 @@ from carbs.launchers.loggers.runs import Summary, TrialRun
 
 # -P: nothing in the working directory takes the place of a module of the client's.
 COMMAND = (sys.executable, "-P", "-m", "carbs.launchers.loggers.process")
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 _QUIET_S = 2.0
 
 
