@@ -123,14 +123,16 @@ def status(
     """How a sweep stands: trials, cost, jobs in flight, excluded nodes, last failures."""
     from rich.live import Live
 
-    from carbs.launchers.cli.status import read_status, screen
+    from carbs.launchers.cli.status import read_status, report_line, screen
 
     sweep = find(where, folder, storage)
     if as_json:
         print(read_status(sweep).model_dump_json(indent=1))
         return
     if not watch:
-        console.print(screen(read_status(sweep)))
+        found = read_status(sweep)
+        console.print(screen(found))
+        console.print(report_line(found), soft_wrap=True)
         return
     with Live(console=console, refresh_per_second=1) as live:
         while True:

@@ -290,19 +290,14 @@ def screen(status: SweepStatus) -> Group:
                 str(failure.trial), failure.kind, failure.node or "", Text(failure.reason)
             )
         parts.append(failures)
-    if status.report is None:
-        parts.append(Text(f"report: none yet; carbs report {status.folder} writes it"))
-    else:
-        # Not broken in two, so that it can be clicked on and copied.
-        parts.append(
-            Text(
-                f"report: {status.report}",
-                style=Style(link=status.report.as_uri()),
-                no_wrap=True,
-                overflow="ignore",
-            )
-        )
     return Group(*parts)
+
+
+def report_line(status: SweepStatus) -> Text:
+    """Where the report is; to be printed without breaking it in two."""
+    if status.report is None:
+        return Text(f"report: none yet; carbs report {status.folder} writes it")
+    return Text(f"report: {status.report}", style=Style(link=status.report.as_uri()))
 
 
 def _where(job: JobInFlight) -> str:

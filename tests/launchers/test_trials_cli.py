@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -55,6 +56,14 @@ def test_export(run_cli: RunCli, swept: Path, tmp_path: Path) -> None:
     assert list(parquet.columns) == list(printed.columns)
     pd.testing.assert_series_equal(parquet["x"], printed["x"])
     assert list(parquet["kind"]) == list(printed["kind"])  # words and numbers: all words
+
+
+def test_status_names_the_report(run_cli: RunCli, swept: Path) -> None:
+    (swept / "report.html").unlink(missing_ok=True)
+    assert f"report: none yet; carbs report {swept}" in run_cli("status", swept)[1]
+    (swept / "report.html").touch()
+    assert f"report: {swept / 'report.html'}" in run_cli("status", swept)[1].splitlines()
+    assert json.loads(run_cli("status", swept, "--json")[1])["report"].endswith("report.html")
 
 
 def test_export_says_what_it_cannot_write(
