@@ -4,8 +4,17 @@ LauncherError
 ├── SweepFileError     the sweep file cannot be read or says something impossible
 ├── FolderError        the sweep's folder or database cannot be used
 ├── SchedulerDownError the scheduler does not answer
+├── MissingPackageError what an extra installs is not there
 └── SweepStoppedError  the sweep cannot go on
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from carbs.launchers.controller.problems import Problem
 
 
 class LauncherError(Exception):
@@ -13,7 +22,16 @@ class LauncherError(Exception):
 
 
 class SweepFileError(LauncherError):
-    """The sweep file cannot be read, or a value in it is impossible."""
+    """The sweep file cannot be read, or a value in it is impossible.
+
+    Args:
+        message: for the user.
+        problems: the same one by one, where the file could be read.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class FolderError(LauncherError):
@@ -26,3 +44,7 @@ class SchedulerDownError(LauncherError):
 
 class SweepStoppedError(LauncherError):
     """The sweep cannot go on, such as when nothing that it starts succeeds."""
+
+
+class MissingPackageError(LauncherError):
+    """A package is not installed that one of the extras brings."""

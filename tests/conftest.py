@@ -2,7 +2,8 @@
 
 ``CARBS_TEST_POSTGRES`` is the URL of a PostgreSQL server on which the tests may make databases, as
 ``tests/postgres/start.sh`` prints it. Without it they are skipped there; with
-``CARBS_REQUIRE_POSTGRES=1`` they fail instead.
+``CARBS_REQUIRE_POSTGRES=1`` they fail instead. So are those that open a page, without the Chromium
+of ``tests/chromium/install.sh``, and with ``CARBS_REQUIRE_CHROMIUM=1``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 import sqlalchemy
 import torch
 from hypothesis import settings
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from sqlalchemy.engine import make_url
 
 # The same examples every time, and no deadline: the first example of a test pays for imports.
@@ -80,6 +82,26 @@ def database(
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text(f"DROP DATABASE {name} WITH (FORCE)"))
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Chrome]:
+    """A headless Chromium."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        reason = "there is no chromium, or no chromedriver: tests/chromium/install.sh installs both"
+        if os.environ.get("CARBS_REQUIRE_CHROMIUM") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    options = ChromeOptions()
+    options.binary_location = program
+    # Root may not use the sandbox; a container's /dev/shm may be small.
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = Chrome(options=options, service=ChromeService(driver))
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture

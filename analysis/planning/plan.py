@@ -156,17 +156,7 @@ class Plan:
         """
         if self.expectation is None:
             raise ValueError("this plan does not know its sweep: make it with plan()")
-        front = self.expectation.front
-        reach = Reach(front, Limits.of(front.space, self.bounds, self.fixed))
-        rows = []
-        for cost in costs:
-            if not (math.isfinite(cost) and cost > 0):
-                raise ValueError(f"cost is {cost}, expected a positive, finite number")
-            z = best_at_cost(self.expectation, reach, cost)
-            low, middle, high = _expected(self.expectation, z)
-            row = {"cost": cost, "output": middle, "low": low, "high": high}
-            rows.append(row | flatten(front.space.decode(z)))
-        return pd.DataFrame(rows)
+        return expected_at(self.expectation, costs, self.bounds, self.fixed)
 
     def figure(self) -> Figure:
         """Runs, front, what budgets up to this one would buy, check runs, and the run planned.
@@ -397,6 +387,30 @@ def check(
     )
     after = plan(refitted, planned.target_cost, bounds=planned.bounds, fixed=planned.fixed)
     return Verdict(verdict, run.output, middle, (low, high), planned, after)
+
+
+def expected_at(
+    expectation: Expectation,
+    costs: Sequence[float],
+    bounds: Bounds | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """The best configuration at each cost and what it is expected to give, see :meth:`Plan.table`.
+
+    Raises:
+        ValueError: a cost is not positive and finite.
+    """
+    front = expectation.front
+    reach = Reach(front, Limits.of(front.space, bounds or {}, fixed or {}))
+    rows = []
+    for cost in costs:
+        if not (math.isfinite(cost) and cost > 0):
+            raise ValueError(f"cost is {cost}, expected a positive, finite number")
+        z = best_at_cost(expectation, reach, cost)
+        low, middle, high = _expected(expectation, z)
+        row = {"cost": cost, "output": middle, "low": low, "high": high}
+        rows.append(row | flatten(front.space.decode(z)))
+    return pd.DataFrame(rows)
 
 
 def _expected(expectation: Expectation, z: FloatArray) -> tuple[float, float, float]:

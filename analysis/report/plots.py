@@ -240,13 +240,22 @@ def _cut_off(
     """
     sign = 1.0 if direction == "minimize" else -1.0
     losses = sign * outputs
-    edge = max([_edge(losses), *(sign * output for output in keep)])
+    kept = [sign * output for output in keep]
+    lowest, highest = float(losses.min()), float(losses.max())
+    best, worst = sorted((sign * ax.dataLim.y0, sign * ax.dataLim.y1))
+    edge = max([_edge(losses), *kept])
+    if math.isinf(edge):  # no trial is far off, but the band of a law may be
+        edge = max([highest + 0.1 * (highest - lowest), *kept])
+        if worst - lowest <= 1.5 * (edge - lowest):
+            return
     is_beyond = losses > edge
-    if not is_beyond.any():
+    if worst <= edge:
         return
-    best = ax.dataLim.y0 if direction == "minimize" else -ax.dataLim.y1
+    best = max(best, lowest - 0.5 * (edge - lowest))
     limits = sign * (best - 0.05 * (edge - best)), sign * edge
     ax.set_ylim(min(limits), max(limits))
+    if not is_beyond.any():
+        return
     ax.plot(
         costs[is_beyond],
         np.full(int(is_beyond.sum()), 0.985 if direction == "minimize" else 0.015),

@@ -8,11 +8,7 @@ escaped where it enters the page: in :func:`table`, :func:`_figure` and :func:`p
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +16,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from optuna.study import Study
 from scipy.special import ndtri
 
-from carbs.analysis.front.expectation import backtest_sweep
+from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import plots
+from carbs.analysis.report.figure import figure_html
 from carbs.analysis.report.markup import (
     DOCUMENT,
+    SCRIPT,
     STYLE,
     cost_text,
     number,
@@ -40,6 +37,7 @@ from carbs.analysis.report.markup import (
     table,
     with_unit,
 )
+from carbs.analysis.report.summary import Summary, share_digits
 from carbs.search_space import Param
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
 from carbs.study import flat_names, flatten
@@ -123,12 +121,14 @@ class _Page:
         self.done = plots.finished(self.trials)
         self.failed = plots.failed(self.trials)
         self.on_front = plots.front_trials(self.trials, front.direction)
+        self.expectation = Expectation.of(front)
         self.curves = {curve.name: curve for curve in hyperparameter_curves(front)}
         self.best = "lowest" if front.direction == "minimize" else "highest"
 
     def html(self) -> str:
         sections = [
             self._title(),
+            self._summary(),
             self._check_run(),
             self._front(),
             self._front_table(),
@@ -145,7 +145,9 @@ class _Page:
             self._all_trials(),
         ]
         title = html.escape(f"Sweep {self.study.study_name}")
-        return DOCUMENT.format(title=title, style=STYLE, body="\n".join(filter(None, sections)))
+        return DOCUMENT.format(
+            title=title, style=STYLE, body="\n".join(filter(None, sections)), script=SCRIPT
+        )
 
     def _title(self) -> str:
         counts = self.trials["state"].value_counts()
@@ -169,6 +171,35 @@ class _Page:
         name = html.escape(f"Sweep {self.study.study_name}")
         return f"<h1>{name}</h1>\n" + paragraph(" · ".join(filter(None, facts)), "facts")
 
+    def _summary(self) -> str:
+        check = None if self.check is None else self._verdict()[0]
+        return Summary(
+            self.trials,
+            self.on_front,
+            self.expectation,
+            list(self.curves.values()),
+            check,
+            self.unit,
+            self.output_unit,
+        ).html()
+
+    def _verdict(self) -> tuple[str, str]:
+        """On the check run: in words, and of what kind."""
+        assert self.check is not None
+        level = f"{self.check['level']:.0%}"
+        quantities = ("output", "cost")
+        verdicts = [self.check.get(f"{quantity}_inside") for quantity in quantities]
+        if self.check.get("failure") is not None:
+            return f"The check run failed: {self.check['failure']}", "missed"
+        if None in verdicts:
+            return "Predicted; not measured yet.", "open"
+        if all(verdicts):
+            return f"Output and cost came out inside their {level} intervals.", "held"
+        if not any(verdicts):
+            return f"Output and cost both missed their {level} intervals.", "missed"
+        missed = quantities[verdicts.index(False)]
+        return f"The {missed} missed its {level} interval; the other held.", "missed"
+
     def _check_run(self) -> str:
         if self.check is None:
             return ""
@@ -180,7 +211,7 @@ class _Page:
             f"one was expected to do best. Its output and cost were predicted with {level} "
             "intervals before it was trained. "
         )
-        rows, verdicts = [], []
+        rows = []
         for quantity in ("output", "cost"):
             unit = self.unit if quantity == "cost" else ""
             measured = check.get(f"measured_{quantity}")
@@ -195,19 +226,7 @@ class _Page:
                     "" if inside is None else "inside" if inside else "outside",
                 ]
             )
-            verdicts.append(inside)
-        if check.get("failure") is not None:
-            verdict, kind = f"The check run failed: {check['failure']}", "missed"
-        elif None in verdicts:
-            verdict, kind = "Predicted; not measured yet.", "open"
-        elif all(verdicts):
-            verdict, kind = f"Output and cost came out inside their {level} intervals.", "held"
-        else:
-            missed = [q for q, v in zip(("output", "cost"), verdicts, strict=True) if not v]
-            verdict = f"The {missed[0]} missed its {level} interval; the other held."
-            if len(missed) == 2:
-                verdict = f"Output and cost both missed their {level} intervals."
-            kind = "missed"
+        verdict, kind = self._verdict()
         header = ["", "predicted", f"{level} interval", "measured", "verdict"]
         digits = self._share_digits()
         params = {
@@ -289,7 +308,11 @@ class _Page:
         columns = ["number", "cost", "output", *names]
         rows = self.on_front[columns].round(self._share_digits()).itertuples(index=False)
         header = ["trial", f"cost ({self.unit})", "output", *names]
-        return section("Pareto-front configurations", paragraph(text), table(header, rows))
+        return section(
+            "Pareto-front configurations",
+            paragraph(text),
+            table(header, rows, is_sortable=True),
+        )
 
     def _hyperparameters(self) -> str:
         level = f"{self.front.level:.0%}"
@@ -416,7 +439,7 @@ class _Page:
         )
 
     def _backtest(self) -> str:
-        tests = backtest_sweep(self.front)
+        tests = self.expectation.backtests
         if not tests:
             return ""
         scores = np.concatenate([test.scores for test in tests])
@@ -494,8 +517,10 @@ class _Page:
         count = len(self.trials)
         return (
             f"<section><details><summary>All {count} trials</summary>\n"
-            + paragraph("Predictions have their 90% interval in brackets.")
-            + table(header, rows)
+            + paragraph(
+                "Predictions have their 90% interval in brackets. A column's name sorts by it."
+            )
+            + table(header, rows, is_sortable=True)
             + "</details></section>"
         )
 
@@ -503,11 +528,7 @@ class _Page:
         return [name for param in self.front.space.params for name in flat_names(param)]
 
     def _share_digits(self) -> dict[str, int]:
-        """Shares of a mix are read off to a hundredth of a percent."""
-        mixes = [
-            param for param in self.front.space.params if isinstance(param.space, MixtureSpace)
-        ]
-        return {name: 4 for param in mixes for name in flat_names(param)}
+        return share_digits(self.front.space)
 
     def _curve_names(self, param: Param) -> list[str]:
         return [name for name in flat_names(param) if name in self.curves]
@@ -517,21 +538,7 @@ class _Page:
         return [o for o in self.front.observations if o.id in ids]
 
     def _figure(self, name: str, axes: Axes, alternative: str) -> str:
-        """Save a figure; the ``<img>`` that holds it."""
-        figure = axes.figure
-        assert isinstance(figure, Figure)
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            # Names may have letters that the font lacks: they are drawn as boxes.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-            figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-        png = buffer.getvalue()
-        (self.folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:80]}.png").write_bytes(png)
-        width = round(96 * figure.get_size_inches()[0])
-        return (
-            f'<img alt="{html.escape(alternative)}" width="{width}" '
-            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        )
+        return figure_html(self.folder, name, axes, alternative)
 
 
 def _share(curve: Curve, i: int) -> str:

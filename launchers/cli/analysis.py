@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +13,11 @@ from rich.table import Table
 
 from carbs import analysis
 from carbs.analysis.planning.budget import GPUS, Failures
-from carbs.launchers.cli.terminal import PLAIN, console
+from carbs.launchers.cli.terminal import PLAIN, JsonOption, console, print_json, working
 from carbs.launchers.errors import SweepStoppedError
 
 if TYPE_CHECKING:
-    from carbs.analysis import ComputeLaw, LossLaw, Plan
+    from carbs.analysis import ComputeLaw, LossLaw, Plan, RunsFit
 
 _DEFAULTS = Failures()
 
@@ -56,37 +55,49 @@ def plan_command(
     storage: Annotated[
         str | None, typer.Option(help="The study's database, where the sweep file names one.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """From a budget to a configuration, with the loss and the cost to expect, and a ladder."""
     from carbs.launchers.controller.sweep import Sweep
 
     sweep = Sweep.open(folder, storage)
     try:
-        planned = analysis.plan(
-            sweep.study,
-            cost,
-            flops=flops,
-            gpu_hours=gpu_hours,
-            money=money,
-            gpu=gpu,
-            n_gpus=n_gpus,
-            utilisation=utilisation,
-            price_per_gpu_hour=price,
-            failures=Failures(failures, resume, checkpoint),
-            unique_tokens=unique_tokens,
-            bounds=dict(_bound(text) for text in bounds or ()),
-            fixed=dict(_value(text) for text in values or ()),
-            space=sweep.space,
-            direction=sweep.config.direction,
-            level=level,
-            sweep=sweep.config.model_dump(mode="json"),
-        )
+        with working("planning"):
+            planned = analysis.plan(
+                sweep.study,
+                cost,
+                flops=flops,
+                gpu_hours=gpu_hours,
+                money=money,
+                gpu=gpu,
+                n_gpus=n_gpus,
+                utilisation=utilisation,
+                price_per_gpu_hour=price,
+                failures=Failures(failures, resume, checkpoint),
+                unique_tokens=unique_tokens,
+                bounds=dict(_bound(text) for text in bounds or ()),
+                fixed=dict(_value(text) for text in values or ()),
+                space=sweep.space,
+                direction=sweep.config.direction,
+                level=level,
+                sweep=sweep.config.model_dump(mode="json"),
+            )
     except ValueError as error:
         raise SweepStoppedError(f"no plan from {sweep.folder}: {error}") from None
-    _say(planned, sweep.config.output_unit, sweep.config.cost_unit)
     if job_file is not None:
         job_file.write_text(planned.job_file(), encoding="utf-8")
+    if as_json:
+        units = {"output_unit": sweep.config.output_unit, "cost_unit": sweep.config.cost_unit}
+        print_json({**_plain(planned), **units})
+        return
+    _say(planned, sweep.config.output_unit, sweep.config.cost_unit)
+    if job_file is not None:
         console.print(f"job file: {job_file}; run it with: carbs sweep {job_file}", **PLAIN)
+
+
+def _plain(planned: Plan) -> dict[str, Any]:
+    """A plan without what only Python can use."""
+    return {field.name: getattr(planned, field.name) for field in fields(planned) if field.repr}
 
 
 def _value(text: str) -> tuple[str, Any]:
@@ -189,6 +200,7 @@ def fit_command(
     flops: Annotated[
         float | None, typer.Option(help="Predict the best run with this compute.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to runs that no sweep of ours made."""
     import pandas as pd
@@ -196,14 +208,18 @@ def fit_command(
     names = ("loss", "n_params", "n_tokens", "compute", "group")
     given = dict(zip(names, (loss, params, tokens, compute, group), strict=True))
     try:
-        found = analysis.fit_runs(
-            pd.read_csv(file), {k: v for k, v in given.items() if v is not None}
-        )
+        with working("fitting the law"):
+            found = analysis.fit_runs(
+                pd.read_csv(file), {k: v for k, v in given.items() if v is not None}
+            )
     except (OSError, ValueError) as error:
         raise SweepStoppedError(f"no law from {file}: {error}") from None
     law = found.law
-    console.print(found.said(), **PLAIN)
     form = "E + A N^-alpha + B D^-beta" if isinstance(law, analysis.LossLaw) else "E + k C^-g"
+    if as_json:
+        _print_fit(found, form, flops)
+        return
+    console.print(found.said(), **PLAIN)
     console.print(f"L = {form}, fitted to {law.fitted_to}", **PLAIN)
     table = Table()
     for name in ("coefficient", "estimate", "90% low", "90% high"):
@@ -212,38 +228,58 @@ def fit_command(
         table.add_row(name, *(f"{number:.4g}" for number in numbers))
     console.print(table)
     if flops is not None:
-        with _warnings_said():
-            _print_best(law, flops)
+        best, warned = _best(law, flops)
+        is_loss_law = isinstance(law, analysis.LossLaw)  # else the unit may be any
+        texts = [
+            f"{name} {one['estimate']:.4g} [{one['low']:.4g}, {one['high']:.4g}]"
+            for name, one in best.items()
+        ]
+        at = f"best at {flops:.3g} FLOPs" if is_loss_law else f"at {flops:.3g}"
+        console.print(f"{at}: {', '.join(texts)}", **PLAIN)
+        for text in warned:
+            console.print(f"warning: {text}", **PLAIN)
 
 
-def _print_best(law: ComputeLaw | LossLaw, flops: float) -> None:
-    """What the law says of a run with that much compute."""
-    if isinstance(law, analysis.LossLaw):
-        best = law.compute_optimal(flops)
-        shown = (
-            ("loss", float(best.loss), best.loss_interval),
-            ("parameters", float(best.n_params), best.n_params_interval),
-            ("tokens", float(best.n_tokens), best.n_tokens_interval),
-        )
-        texts = [f"{value:.4g} {name} [{a:.4g}, {b:.4g}]" for name, value, (a, b) in shown]
-        console.print(f"best at {flops:.3g} FLOPs: {', '.join(texts)}", **PLAIN)
-    else:
-        low, high = law.interval(flops)
-        console.print(
-            f"at {flops:.3g}: loss {float(law.predict(flops)):.4f} "
-            f"[{float(low):.4f}, {float(high):.4f}]",
-            **PLAIN,
-        )
+def _print_fit(found: RunsFit, form: str, flops: float | None) -> None:
+    best, warned = _best(found.law, flops) if flops is not None else (None, [])
+    print_json(
+        {
+            "form": form,
+            "columns": dict(found.columns),
+            "guessed": found.guessed,
+            "left_out": found.n_left_out,
+            "fitted_to": found.law.fitted_to,
+            "coefficients": {
+                name: {"estimate": estimate, "low": low, "high": high}
+                for name, estimate, low, high in found.law.summary().itertuples(
+                    index=False, name=None
+                )
+            },
+            "flops": flops,
+            "best": best,
+            "warnings": warned,
+        }
+    )
 
 
-@contextmanager
-def _warnings_said() -> Iterator[None]:
-    """The laws' warnings as lines of the output."""
+def _best(law: ComputeLaw | LossLaw, flops: float) -> tuple[dict[str, Any], list[str]]:
+    """What the law expects of the best run with that much compute, by quantity; its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
-    for text in dict.fromkeys(str(warning.message) for warning in caught):
-        console.print(f"warning: {text}", **PLAIN)
+        if isinstance(law, analysis.LossLaw):
+            best = law.compute_optimal(flops)
+            shown: dict[str, tuple[Any, Any]] = {
+                "loss": (best.loss, best.loss_interval),
+                "parameters": (best.n_params, best.n_params_interval),
+                "tokens": (best.n_tokens, best.n_tokens_interval),
+            }
+        else:
+            shown = {"loss": (law.predict(flops), law.interval(flops))}
+    found = {
+        name: {"estimate": float(estimate), "low": float(low), "high": float(high)}
+        for name, (estimate, (low, high)) in shown.items()
+    }
+    return found, list(dict.fromkeys(str(warning.message) for warning in caught))
 
 
 def add_commands(app: typer.Typer) -> None:

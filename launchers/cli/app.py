@@ -5,30 +5,24 @@ from __future__ import annotations
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from carbs.launchers.cli.analysis import add_commands
-from carbs.launchers.cli.terminal import PLAIN, console
+from carbs.launchers.cli import analysis, doctor, sweep_file, trials
+from carbs.launchers.cli.terminal import PLAIN, JsonOption, console, working
+from carbs.launchers.cli.where import FolderOption, StorageOption, WhereArgument, find
 from carbs.launchers.errors import LauncherError
-
-if TYPE_CHECKING:
-    from carbs.launchers.controller.sweep import Sweep
 
 app = typer.Typer(
     help="Cost-aware hyperparameter and scaling-law optimizer for training language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-add_commands(app)
+for module in (sweep_file, doctor, analysis, trials):
+    module.add_commands(app)
 
-FolderOption = Annotated[
-    Path | None,
-    typer.Option(help="Where the study, the jobs and the report go. The same folder continues."),
-]
 SeedOption = Annotated[int | None, typer.Option(help="Instead of the sweep file's.")]
 TrialsOption = Annotated[int | None, typer.Option(help="Instead of the sweep file's.")]
 ExecutorOption = Annotated[
@@ -59,8 +53,9 @@ def sweep(
     The same command continues, also with other bounds, parameters, budget or options in the file.
     Ctrl-C leaves running jobs running; Ctrl-C twice cancels them.
     """
-    from carbs.launchers.cli.run import run_sweep, show_plan
-    from carbs.launchers.controller.config import load_sweep
+    with working("starting"):
+        from carbs.launchers.cli.run import run_sweep, show_plan
+        from carbs.launchers.controller.config import load_sweep
 
     config = load_sweep(file, seed=seed, max_trials=max_trials, executor=executor)
     python_path = tuple(dict.fromkeys((str(file.resolve().parent), str(Path.cwd()))))
@@ -80,8 +75,9 @@ def demo(
     executor: ExecutorOption = None,
 ) -> None:
     """The main job in small: some 60 real training runs, a report, and a check run."""
-    from carbs.launchers.cli.run import run_sweep
-    from carbs.launchers.controller.config import load_sweep
+    with working("starting"):
+        from carbs.launchers.cli.run import run_sweep
+        from carbs.launchers.controller.config import load_sweep
 
     with as_file(files("carbs.launchers") / "demo.yaml") as file:
         config = load_sweep(file, seed=seed, executor=executor)
@@ -96,9 +92,10 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a sweep anew, finished or not."""
-    from carbs.launchers.cli.run import rewrite_report
+    with working("fitting the sweep"):
+        from carbs.launchers.cli.run import rewrite_report
 
-    page = rewrite_report(folder, storage)
+        page = rewrite_report(folder, storage)
     console.print(f"report: {page}", soft_wrap=True)
 
 
@@ -115,36 +112,27 @@ def recover(
     recover_sweep(folder, storage)
 
 
-WhereArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        help="The sweep: its file, its folder, or its study's name. Without it, the only one here."
-    ),
-]
-StorageOption = Annotated[
-    str | None, typer.Option(help="The study's database, where the folder does not name it.")
-]
-
-
 @app.command()
 def status(
     where: WhereArgument = None,
     folder: FolderOption = None,
     storage: StorageOption = None,
     watch: Annotated[bool, typer.Option("--watch", help="Again every two seconds.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """How a sweep stands: trials, cost, jobs in flight, excluded nodes, last failures."""
     from rich.live import Live
 
-    from carbs.launchers.cli.status import read_status, screen
+    from carbs.launchers.cli.status import read_status, report_line, screen
 
-    sweep = _find(where, folder, storage)
+    sweep = find(where, folder, storage)
     if as_json:
         print(read_status(sweep).model_dump_json(indent=1))
         return
     if not watch:
-        console.print(screen(read_status(sweep)))
+        found = read_status(sweep)
+        console.print(screen(found))
+        console.print(report_line(found), soft_wrap=True)
         return
     with Live(console=console, refresh_per_second=1) as live:
         while True:
@@ -167,7 +155,7 @@ def logs(
     """What a trial's job has printed."""
     from carbs.launchers.cli.status import log_paths
 
-    paths = log_paths(_find(where, folder, storage), trial, attempt)
+    paths = log_paths(find(where, folder, storage), trial, attempt)
     if not paths:
         console.print(f"trial {trial} has printed nothing yet", **PLAIN)
     for path in paths:
@@ -184,7 +172,7 @@ def retry(
     storage: StorageOption = None,
 ) -> None:
     """Try a trial again: a running one on another machine, an ended one as a new trial."""
-    console.print(_find(where, folder, storage).retry(trial), **PLAIN)
+    console.print(find(where, folder, storage).retry(trial), **PLAIN)
 
 
 @app.command()
@@ -195,7 +183,7 @@ def drop(
     storage: StorageOption = None,
 ) -> None:
     """Take a trial out of the sweep: the search forgets it, and its job is cancelled."""
-    console.print(_find(where, folder, storage).drop(trial), **PLAIN)
+    console.print(find(where, folder, storage).drop(trial), **PLAIN)
 
 
 @app.command()
@@ -203,25 +191,8 @@ def cancel(
     where: WhereArgument = None, folder: FolderOption = None, storage: StorageOption = None
 ) -> None:
     """Cancel a sweep's jobs, and its controller. The sweep can be continued afterwards."""
-    n_jobs = _find(where, folder, storage).cancel()
+    n_jobs = find(where, folder, storage).cancel()
     console.print(f"{n_jobs} jobs cancelled; `carbs sweep` goes on where the sweep was", **PLAIN)
-
-
-def _find(where: Path | None, folder: Path | None, storage: str | None) -> Sweep:
-    """The sweep that the user means."""
-    from carbs.launchers.cli.status import find_sweep
-    from carbs.launchers.controller.config import load_sweep
-    from carbs.launchers.controller.sweep import Sweep, read_config
-
-    if where is not None and where.is_file():
-        config = load_sweep(where)
-        found = find_sweep(folder or Path("sweeps") / config.name)
-        # As it was last run: the file may have changed since, or another executor was asked for.
-        last = read_config(found).model_copy(
-            update={"storage": config.storage, "storage_file": config.storage_file}
-        )
-        return Sweep(last, found)
-    return Sweep.open(find_sweep(folder or where), storage)
 
 
 def main() -> None:

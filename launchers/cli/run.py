@@ -18,7 +18,7 @@ from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.report import write_report
 from carbs.launchers.cli.progress import Progress, format_params, measured
-from carbs.launchers.cli.terminal import PLAIN, console
+from carbs.launchers.cli.terminal import PLAIN, console, working
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
@@ -30,7 +30,7 @@ from carbs.launchers.job.command import Command
 
 def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     """What a sweep would submit first. Nothing is submitted, and no folder is made."""
-    _check_code(config, python_path)
+    check_code(config, python_path)
     with tempfile.TemporaryDirectory() as aside:
         has_begun = (folder / CONFIG_FILE).exists()
         sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
@@ -62,7 +62,7 @@ def run_sweep(
         LauncherError: the sweep cannot begin, or not go on.
         typer.Exit: the user has interrupted it.
     """
-    _check_code(config, python_path)
+    check_code(config, python_path)
     # The controller thinks for a moment and jobs compute for long: leave them the machine.
     threadpool_limits(1)
     warning = network_warning(folder.resolve(), database_url(config.storage, config.storage_file))
@@ -121,7 +121,7 @@ def recover_sweep(folder: Path, storage: str | None) -> None:
         console.print(f"  not recovered: {line}", **PLAIN)
 
 
-def _check_code(config: SweepConfig, python_path: tuple[str, ...]) -> None:
+def check_code(config: SweepConfig, python_path: tuple[str, ...]) -> None:
     """Whether what the sweep is to run is there."""
     command = config.command_line
     if command is not None:
@@ -169,13 +169,15 @@ def _conclude(sweep: Sweep) -> None:
     """What the sweep has taught: the laws, the check run, the report."""
     config = sweep.config.check
     try:
-        front = _front(sweep, config.level if config else CheckConfig().level)
+        with working("fitting what the trials have taught"):
+            front = _front(sweep, config.level if config else CheckConfig().level)
     except SweepStoppedError as error:  # the search itself is done and recorded
         console.print(f"note: {error}", **PLAIN)
         return
     check = None
     if config is not None:
-        check = predict_check(sweep, config, front)
+        with working("predicting the check run"):
+            check = predict_check(sweep, config, front)
         console.print(f"best configuration at {config.cost_factor:g} times the dearest run:")
         console.print(f"  {format_params(check.params)}", **PLAIN)
         for warning in check.warnings:
@@ -185,7 +187,8 @@ def _conclude(sweep: Sweep) -> None:
             console.print(check.cost_line(sweep.config.cost_unit), **PLAIN)
             console.print("check run: training it now")
         check = run_check(sweep, check)
-    page = _write_report(sweep, front, check)
+    with working("writing the report"):
+        page = _write_report(sweep, front, check)
     if check is not None:
         console.print(check.line(), **PLAIN)
         console.print(check.cost_line(sweep.config.cost_unit), **PLAIN)

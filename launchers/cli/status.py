@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict
 from rich.console import Group
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -97,6 +98,7 @@ class SweepStatus(BaseModel):
         spent, reserved: cost of what has ended, and predicted cost of what runs.
         left: of the budget, beyond both; None without a budget.
         failures: the newest last.
+        report: the page; None where there is none yet.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,6 +115,7 @@ class SweepStatus(BaseModel):
     jobs: list[JobInFlight]
     excluded_nodes: list[ExcludedNode]
     failures: list[TrialFailure]
+    report: Path | None = None
 
 
 def read_status(sweep: Sweep) -> SweepStatus:
@@ -139,6 +142,7 @@ def read_status(sweep: Sweep) -> SweepStatus:
             jobs.append(_job(sweep, trial.number, attributes, now))
     budget = sweep.config.budget
     sweep.nodes.refresh()
+    report = sweep.folder / "report.html"
     return SweepStatus(
         name=sweep.config.name,
         folder=sweep.folder,
@@ -160,6 +164,7 @@ def read_status(sweep: Sweep) -> SweepStatus:
             for name, node in sweep.nodes.all().items()
         ],
         failures=failures[-_N_FAILURES:],
+        report=report if report.exists() else None,
     )
 
 
@@ -286,6 +291,13 @@ def screen(status: SweepStatus) -> Group:
             )
         parts.append(failures)
     return Group(*parts)
+
+
+def report_line(status: SweepStatus) -> Text:
+    """Where the report is; to be printed without breaking it in two."""
+    if status.report is None:
+        return Text(f"report: none yet; carbs report {status.folder} writes it")
+    return Text(f"report: {status.report}", style=Style(link=status.report.as_uri()))
 
 
 def _where(job: JobInFlight) -> str:

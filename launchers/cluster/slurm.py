@@ -27,6 +27,9 @@ from carbs.launchers.cluster.options import PYTHON, slurm_options
 from carbs.launchers.errors import SchedulerDownError, SweepFileError
 from carbs.launchers.job.process import MAX_TIMEOUTS, JobRun
 
+# That are called here, or by submitit.
+COMMANDS = ("sbatch", "squeue", "sinfo", "sacct", "scancel", "scontrol")
+
 _TIMEOUT_S = 30
 _CHUNK = 400  # ids in one command
 _ALIVE = (
@@ -195,6 +198,15 @@ class Slurm:
         if answer is None:
             return None
         return dict(line.split("|", 1) for line in answer.splitlines() if "|" in line)
+
+    def partitions(self) -> set[str] | None:
+        """The names of all partitions; None where the controller does not answer."""
+        answer = _ask(["sinfo", "--noheader", "--all", "--format=%R"])
+        return None if answer is None else set(answer.split())
+
+    def keeps_accounts(self) -> bool:
+        """Whether the accounting database answers, which knows what the queue has forgotten."""
+        return _ask(["sacct", "--noheader", "--allocations", "--format=JobID"]) is not None
 
     def cancel(self, ids: Iterable[str]) -> bool:
         """Cancel jobs, and say whether Slurm has taken note. One that has ended is no matter."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,10 +43,12 @@ from carbs.earlier import EarlierSweep
 from carbs.early_stopping import MIN_PROGRESS, MISS_SHARE
 from carbs.launchers.cluster.options import check_options
 from carbs.launchers.controller.outcomes import Pattern
-from carbs.launchers.controller.yaml_lines import Document, read_yaml
+from carbs.launchers.controller.problems import Problem, find_problems
+from carbs.launchers.controller.yaml_lines import Place, read_yaml
 from carbs.launchers.errors import SweepFileError
 from carbs.launchers.job.command import Command
 from carbs.launchers.job.protocol import FunctionName
+from carbs.launchers.loggers.config import LogConfig
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, MixtureSpace, NumericSpace, Params, Space
 
@@ -165,6 +168,7 @@ class SweepConfig(BaseModel):
         grace_s: how long a job must have been gone without a report before it counts as lost.
         check: the run that checks the prediction at the end; None for none.
         early_stopping: of runs that report their progress; None for none.
+        log: where each trial is written to as well (see :mod:`carbs.launchers.loggers.config`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -203,6 +207,7 @@ class SweepConfig(BaseModel):
     grace_s: float = Field(default=15, ge=0)
     check: CheckConfig | None = None
     early_stopping: EarlyStoppingConfig | None = None
+    log: list[LogConfig] = []
 
     @field_validator("name")
     @classmethod
@@ -422,46 +427,54 @@ def load_sweep(path: Path, **overrides: Any) -> SweepConfig:
         raise SweepFileError(f"{path} is no YAML file: {error}") from None
     content = document.content
     if document.doubles:
-        problems = "\n".join(
-            f"  line {again}: {'.'.join(map(str, place))} stands in line {first} already: take one "
-            "of them out"
+        problems = [
+            Problem(f"{where} stands in line {first} already: take one of them out", where, again)
             for place, first, again in document.doubles
-        )
-        raise SweepFileError(f"{path}:\n{problems}")
+            for where in [".".join(map(str, place))]
+        ]
+        raise SweepFileError(_told(path, problems), problems)
     if not isinstance(content, dict):
         raise SweepFileError(f"{path} must hold a mapping of keys, such as 'name: my-sweep'")
     content |= {key: value for key, value in overrides.items() if value is not None}
     try:
-        return SweepConfig.model_validate(content)
-    except ValidationError as error:
-        problems = "\n".join(
-            f"  {_line(detail, document)}{_problem(detail, content)}" for detail in error.errors()
+        config = SweepConfig.model_validate(content)
+    except ValidationError:
+        problems = find_problems(
+            SweepConfig,
+            content,
+            document,
+            _problem,
+            instead={"name": "unnamed", "function": "module:function"},
+            stands_for={"command": "function"},
+            names="parameters",
         )
-        raise SweepFileError(f"{path}:\n{problems}") from None
+        raise SweepFileError(_told(path, problems), problems) from None
+    for missing in filter(None, (logger.missing() for logger in config.log)):
+        raise SweepFileError(f"{path}: {missing}")
+    return config
 
 
-def _line(detail: Any, document: Document) -> str:
-    """``line 3: `` where the file has the key at fault."""
-    place = _place(detail, document.content)
-    # What a check of the whole file says begins with the key that it is about.
-    words = detail["msg"].removeprefix("Value error, ").split(" ")[0].rstrip(":").split(".")
-    line = document.line(place or words)
-    return "" if line is None else f"line {line}: "
+def _told(path: Path, problems: Sequence[Problem]) -> str:
+    return "\n".join([f"{path}:", *(f"  {problem}" for problem in problems)])
 
 
-def _place(detail: Any, content: dict[str, Any]) -> list[str | int]:
-    """Of an error, in the file: a space's fields stand beside its name."""
+def _problem(detail: Any, content: Mapping[str, Any]) -> tuple[Place, str]:
+    """One error of pydantic's: its place in the file; and where, what, and the remedy in words."""
+    place = _place(detail, content)
+    return place, _said(detail, place)
+
+
+def _place(detail: Any, content: Mapping[str, Any]) -> Place:
     place = list(detail["loc"])
     if len(place) > 1 and place[0] == "parameters" and isinstance(place[1], int):
         place[1] = list(content["parameters"])[place[1]]
+        # In the file a space's fields stand beside its name: parameters.x.max, not .space.log.max.
         if len(place) > 4 and place[2] == "space":
-            del place[2:4]  # parameters.x.max, not .space.log.max
-    return place
+            del place[2:4]
+    return tuple(place)
 
 
-def _problem(detail: Any, content: dict[str, Any]) -> str:
-    """One line on one error of pydantic's: where, what, and the remedy."""
-    place = _place(detail, content)
+def _said(detail: Any, place: Place) -> str:
     where = ".".join(str(part) for part in place)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden" and len(place) == 1:

@@ -110,7 +110,7 @@ def _cannot_open(name: str, folder: Path, url: str | None, error: Exception) -> 
     reason = cause if isinstance(error, ImportError) else getattr(cause, "orig", None)
     return FolderError(
         f"cannot open the study {name!r} in {shown} ({type(cause).__name__}: "
-        f"{_hidden(str(reason), url)}): check the storage URL, or name another --folder"
+        f"{hide_password(str(reason), url)}): check the storage URL, or name another --folder"
         f"{_way_back(folder)}"
     )
 
@@ -130,7 +130,8 @@ def _way_back(folder: Path) -> str:
     )
 
 
-def _hidden(text: str, url: str | None) -> str:
+def hide_password(text: str, url: str | None) -> str:
+    """What somebody else says of the database, as it may be shown."""
     with suppress(SQLAlchemyError):
         password = make_url(url or "").password
         if password:

@@ -62,6 +62,8 @@ from carbs.launchers.controller.recovery import (
 from carbs.launchers.controller.warm_start import CONFIG_FILE, keep_earlier, kept_earlier
 from carbs.launchers.errors import FolderError, SweepStoppedError
 from carbs.launchers.job.protocol import Result
+from carbs.launchers.loggers.loggers import Loggers
+from carbs.launchers.loggers.runs import Summary, TrialRun
 from carbs.records import Suggestion
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import Params
@@ -240,6 +242,7 @@ class Sweep:
         self.executor: Executor = self.jobs.executor
         self._in_flight: dict[int, Run] = {}
         self._locks = ExitStack()
+        self._loggers: Loggers | None = None
         self._interrupts = 0
         self._n_lost_in_a_row = 0
         self._terminated = False
@@ -360,11 +363,17 @@ class Sweep:
         self._locks.callback(lock.release)
         (self.folder / _CANCEL).unlink(missing_ok=True)
         self._say_changes()
+        config = self.config
+        loggers = Loggers(config.log, self.jobs.id, config.name, self.folder, self._notify)
         try:
+            if config.log:
+                loggers.log(self._trial_runs({None, self.jobs.id}))
+                self._loggers = loggers
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            loggers.close(self._summary)
             self._locks.close()
 
     def status(self) -> Status:
@@ -422,7 +431,10 @@ class Sweep:
             number = int(run.key)
             del self._in_flight[number]
             self._n_lost_in_a_row = self._n_lost_in_a_row + 1 if isinstance(ending, Lost) else 0
-            on_end(self._tell(number, run, ending))
+            ended = self._tell(number, run, ending)
+            if self._loggers is not None:
+                self._loggers.log([TrialRun.of(self.ledger.read(number), self.space)])
+            on_end(ended)
             on_change(self._status())
         for number, run in self._in_flight.items():
             self._follow(number, run)
@@ -821,6 +833,36 @@ class Sweep:
             case Lost(reason=reason):
                 self.ledger.forget(number, reason)
                 return Ended(number, run.params, None, reason, is_lost=True)
+
+    def _trial_runs(self, owners: set[str | None] | None = None) -> list[TrialRun]:
+        """The trials that have ended, for the loggers; of other controllers too by default."""
+        found = [
+            TrialRun.of(trial, self.space)
+            for trial in kept_trials(self.study)
+            if owners is None or trial.user_attrs.get(OWNER) in owners
+        ]
+        return [run for run in found if run is not None]
+
+    def _summary(self) -> Summary:
+        """What there is to tell, for the loggers."""
+        check = self.folder / "check.json"
+        told = {
+            "name",
+            "function",
+            "command",
+            "parameters",
+            "constraints",
+            "direction",
+            "output_unit",
+        }
+        told |= {"max_trials", "max_cost", "budget", "cost_unit", "output_unit", "seed"}
+        return Summary.of(
+            self._trial_runs(),
+            self.ledger.direction,
+            self.config.model_dump(mode="json", include=told),
+            json.loads(check.read_text()) if check.exists() else None,
+            self.folder / "report.html",
+        )
 
     def _raise_if_hopeless(self) -> None:
         account = self.ledger.account()

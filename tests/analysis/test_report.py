@@ -13,6 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import TrialState
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
 
 from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.front.trials import trials_frame
@@ -127,7 +129,7 @@ def sweep() -> tuple[Study, FrontModel, ComputeLaw]:
 class Reader(HTMLParser):
     """Text, tags and attributes; fails where a tag is closed that was not open."""
 
-    VOID = ("meta", "img", "br")
+    VOID = ("meta", "img", "br", "source")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -152,9 +154,9 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
+        if self.open and self.open[-1] in ("td", "th", "button"):
             self.rows[-1][-1] += data
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text += data
 
     def images(self) -> dict[str, bytes]:
@@ -187,7 +189,9 @@ def page(folder: Path) -> Reader:
 def test_the_page_needs_no_other_resource(folder: Path, page: Reader) -> None:
     text = (folder / "report.html").read_text()
     assert "http://" not in text and "https://" not in text
-    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe")]
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]  # our own
+    assert "fetch" not in text and "XMLHttp" not in text
     assert "url(" not in text and "@import" not in text
     for _, attributes in page.tags:
         assert (attributes.get("src") or "data:").startswith("data:")
@@ -195,7 +199,8 @@ def test_the_page_needs_no_other_resource(folder: Path, page: Reader) -> None:
 
 def test_names_and_reasons_are_escaped(page: Reader) -> None:
     tags = {tag for tag, _ in page.tags}
-    assert not tags & {"script", "b", "u"}
+    assert not tags & {"b", "u"}
+    assert [tag for tag, _ in page.tags].count("script") == 1  # our own
     assert f"sweep {SCRIPT}" in page.text
     assert f"nan {SCRIPT}" in page.text
     assert "<u>sgd" in page.text
@@ -223,6 +228,22 @@ def test_the_title_counts_trials_and_cost(page: Reader) -> None:
     assert "4 failed" in page.text
     assert "1 lost to a machine" in page.text
     assert f"total cost {SPENT:.4g} s (7.24 min)" in page.text
+
+
+def test_the_summary_comes_first(page: Reader, sweep: tuple[Study, FrontModel, ComputeLaw]) -> None:
+    best = front_trials(trials_frame(sweep[0])).iloc[-1]
+    said = page.text[: page.text.index("The front and its law")]
+    assert f"The lowest output, by trial {best['number']} at a cost of" in said
+    assert f"width{best['width']:,}" in said.replace("\n", "")
+    assert "Check run: Output and cost came out inside their 90% intervals." in said
+    assert "11 of 12 trials came out inside the 90% interval noted before them." in said
+    # Twice, four and ten times the dearest run.
+    start = page.rows.index(["cost (s)", "output", "90% interval"])
+    rows = page.rows[start + 1 : start + 4]
+    assert [row[0] for row in rows] == [f"{x * 10**2.2:.4g}" for x in (2, 4)] + ["1,585"]
+    for row in rows:
+        low, high = map(float, row[2].split(" to "))
+        assert low < float(row[1]) < high
 
 
 def test_failures_are_counted_by_reason(page: Reader) -> None:
@@ -387,8 +408,9 @@ def test_a_sweep_that_maximizes(
     assert "L(C)" not in page.text
     assert "highest output" in page.text
     assert "lowest output" not in page.text
-    # Of the front and of convergence.
-    assert [label for label in labels if "better" in label] == ["output (higher is better)"] * 2
+    # Of the front and of convergence, each for a laptop and for a phone.
+    assert [label for label in labels if "better" in label] == ["output (higher is better)"] * 4
+    assert "highest output, by trial" in page.text
 
 
 def test_a_sweep_without_predictions_in_another_unit(
@@ -422,3 +444,58 @@ def test_category_shares_sum_to_one(sweep: tuple[Study, FrontModel, ComputeLaw])
     shares = category_shares(front, PARAMS[2])
     assert list(shares) == ["adam", "<u>sgd"]
     np.testing.assert_allclose(sum(shares.values()), np.ones(len(front.levels)))
+
+
+# The width of a phone's window is set by its emulation: a desktop's has a least one.
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_on_a_phone_and_on_a_laptop(folder: Path, browser: Chrome, width: int) -> None:
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get((folder / "report.html").as_uri())
+    assert browser.get_log("browser") == []  # nothing was asked for, nothing went wrong
+    assert browser.execute_script("return window.innerWidth") == width
+    # Only tables may be wider than the window, each in a box that scrolls.
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # All of the summary's boxes are there without scrolling on a laptop, one below the other on a
+    # phone.
+    cards = browser.find_elements(By.CLASS_NAME, "card")
+    places = [card.rect for card in cards]
+    assert len(cards) == 3
+    assert all(place["x"] >= 0 and place["x"] + place["width"] <= width for place in places)
+    if width < 600:
+        assert places[0]["y"] < places[1]["y"] < places[2]["y"]
+    else:
+        assert len({place["y"] for place in places}) == 1 and places[0]["y"] < 300
+    # What is drawn wide for a laptop is drawn again for a phone.
+    shown = browser.find_element(By.CSS_SELECTOR, "picture img")
+    drawn = browser.execute_script("return arguments[0].naturalWidth", shown) / 150 * 96
+    assert (drawn < 450) == (width < 600)
+
+
+def test_a_click_on_a_column_sorts_the_trials(folder: Path, browser: Chrome) -> None:
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get((folder / "report.html").as_uri())
+    browser.find_element(By.TAG_NAME, "summary").click()
+    table = browser.find_elements(By.CSS_SELECTOR, "table.sortable")[-1]
+    heads = {head.text.split(" ")[0]: head for head in table.find_elements(By.TAG_NAME, "th")}
+
+    def column(name: str) -> list[str]:
+        place = list(heads).index(name)
+        rows = table.find_elements(By.CSS_SELECTOR, "tbody tr")
+        return [row.find_elements(By.TAG_NAME, "td")[place].text for row in rows]
+
+    before = column("trial")
+    heads["cost"].find_element(By.TAG_NAME, "button").click()
+    costs = [float(cost.replace(",", "")) for cost in column("cost") if cost != "–"]
+    assert costs == sorted(costs) and len(costs) == 15
+    assert column("cost")[-2:] == ["–", "–"]
+    assert heads["cost"].get_attribute("aria-sort") == "ascending"
+    heads["cost"].find_element(By.TAG_NAME, "button").click()
+    assert [cost for cost in column("cost") if cost != "–"] == [
+        f"{cost:,.4g}" if cost < 1000 else f"{cost:,.0f}" for cost in sorted(costs, reverse=True)
+    ]
+    assert column("cost")[-2:] == ["–", "–"]  # what is missing stays last
+    heads["trial"].find_element(By.TAG_NAME, "button").click()
+    assert column("trial") == before
+    heads["state"].find_element(By.TAG_NAME, "button").click()
+    assert column("state") == sorted(column("state"))

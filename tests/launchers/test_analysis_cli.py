@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,12 @@ def test_plan_says_what_to_run_and_writes_a_job_that_runs(
     assert said[0] == 0 and "configuration: x=40" in said[1] and "on its bound" not in said[1]
     said = run_cli("plan", folder, "--cost", "500", "--bound", "x=..3e1")
     assert said[0] == 0 and "configuration: x=30" in said[1] and "on its bound" in said[1]
+    code, out, _ = run_cli("plan", folder, "--cost", "500", "--set", "x=40", "--json")
+    planned = json.loads(out)
+    assert code == 0 and planned["params"]["x"] == pytest.approx(40) and planned["cost_unit"] == "s"
+    low, high = planned["cost_interval"]
+    assert low <= planned["cost"] <= high
+    assert planned["decisions"][0]["name"] == "x"
     code, out, _ = run_cli("sweep", job_file, "--folder", tmp_path / "large")
     assert code == 0
     line = next(line for line in out.splitlines() if line.startswith("trial"))
@@ -75,6 +82,10 @@ def test_fit_says_which_columns_it_took(run_cli: RunCli, tmp_path: Path) -> None
     code, out, _ = run_cli("fit", tmp_path / "runs.csv", "--flops", "1e22")
     assert code == 0
     assert "loss from 'eval_loss' (guessed)" in out and "at 1e+22: loss" in out
+    said = json.loads(run_cli("fit", tmp_path / "runs.csv", "--flops", "1e22", "--json")[1])
+    assert said["columns"]["loss"] == "eval_loss" and said["guessed"] == ["loss", "compute"]
+    assert said["coefficients"]["E"]["estimate"] == pytest.approx(1.7, abs=0.01)
+    assert said["best"]["loss"]["low"] <= said["best"]["loss"]["high"]
     code, out, _ = run_cli("fit", tmp_path / "runs.csv", "--loss", "eval_loss")
     assert code == 0 and "'eval_loss'," in out
     code, _, err = run_cli("fit", tmp_path / "runs.csv", "--loss", "odd")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from carbs.launchers.cli.app import app
+
+ROOT = Path(__file__).parents[2]
 
 WriteSweep = Callable[..., Path]
 WriteModule = Callable[[str], str]
@@ -137,3 +145,29 @@ def test_wrong_usage(run_cli: RunCli, sweep_file: Path) -> None:
         assert code == 2
         assert "Usage: " in err
         assert "Traceback" not in err
+
+
+def test_every_command_is_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "command_line.md").read_text()
+    documented = re.findall(r"^\| `carbs (\w+)", page, re.MULTILINE)
+    assert sorted(documented) == sorted(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_shell_completes_commands_and_sweeps(tmp_path: Path) -> None:
+    (tmp_path / "sweeps" / "mine").mkdir(parents=True)
+    (tmp_path / "sweeps" / "mine" / "sweep.json").touch()
+    (tmp_path / "my-sweep.yaml").touch()
+
+    def completed(line: str) -> list[str]:
+        asked = {"_CARBS_COMPLETE": "complete_bash", "COMP_WORDS": line}
+        done = subprocess.run(
+            [Path(sys.executable).parent / "carbs"],
+            env={**os.environ, **asked, "COMP_CWORD": str(len(line.split()) - 1)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.split()
+
+    assert completed("carbs va") == ["validate"]
+    assert sorted(completed("carbs status m")) == ["mine", "my-sweep.yaml"]

@@ -340,6 +340,21 @@ def test_a_job_on_two_nodes(
     assert queued(folder) == []
 
 
+def test_the_doctor_knows_the_clusters_partitions(
+    make_sweep: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    options = {"partition": "main", "timeout_min": 10}
+    tiers = {"large": {"when": "x > 1", "options": {"partition": "main,gpus"}}}
+    code, out, _ = run_cli("doctor", make_sweep(executor_options=options), "--json")
+    found = [finding for finding in json.loads(out) if finding["what"] in ("Slurm", "accounting")]
+    assert code == 0
+    assert [finding["found"] for finding in found] == ["partitions main, urgent", "sacct answers"]
+    code, out, _ = run_cli("doctor", make_sweep(executor_options=options, tiers=tiers))
+    assert code == 1
+    assert "will not work Slurm: there is no partition gpus (tier large)" in out
+    assert "name one of main, urgent in executor_options" in out
+
+
 def test_a_plain_script_is_swept(
     make_sweep: Callable[..., Path],
     tmp_path: Path,

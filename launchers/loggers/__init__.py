@@ -1,0 +1,1 @@
+"""Each trial as a run elsewhere too: Weights & Biases, MLflow, TensorBoard."""
