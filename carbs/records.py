@@ -7,13 +7,31 @@ a configuration that could not be trained and says why. All are frozen and go to
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.spaces import Params
 
 Direction = Literal["minimize", "maximize"]
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number of any kind that ``float()`` takes: NumPy's, ``Decimal``, a tensor of one element, a
+    string that spells one.
+
+    Raises:
+        ValueError: says what it is instead.
+    """
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError, ArithmeticError):
+        shape = getattr(value, "shape", None)
+        what = f"of shape {tuple(shape)}" if shape else repr(value)[:80]
+        raise ValueError(
+            f"{name} is a {type(value).__name__} ({what}), expected a number: anything that "
+            "float() takes"
+        ) from None
 
 
 class _Record(BaseModel):
