@@ -9,8 +9,8 @@ what is searched is read from the trials so far. Of each parameter
                  of the range
     its centre   is what the study's first trial was enqueued with, else the middle of the range and
                  the first of the choices
-    it exists    where the choices of a trial have it so: if no trial with ``optimizer="adam"`` asked
-                 for a momentum, and others did, it exists only beside the others. What depends on
+    it exists    where the choices have it so: if no trial with ``optimizer="adam"`` asked for a
+                 momentum, and others did, it exists only beside the others. What depends on
                  anything but choices (``for i in range(n_layers)``) always exists for the search,
                  and has its centre's value in trials without it
 
@@ -95,7 +95,7 @@ class DefineByRunSpace:
             center = start.get(name)
             if center is None or not contains(one.distribution, center):
                 center = middle(one.distribution)
-            when = {
+            when: dict[str, Any] = {
                 self._asked[parent].name: [self._asked[parent].value(choice) for choice in choices]
                 for parent, choices in (conditions[name] or {}).items()
             }

@@ -23,6 +23,7 @@ from optuna.distributions import (
 
 from carbs.search_space import Param
 
+
 def listed(
     name: str, param: Param, distribution: BaseDistribution, refuse: Callable[[str], NoReturn]
 ) -> BaseDistribution:

@@ -1,14 +1,15 @@
 """An Optuna study as the record of a search: its trials are our records, and back.
 
 A study of ours has two objectives, (output, cost); in one with a single objective the cost of a
-trial is its duration in seconds, or what one of its user attributes says. Each parameter is an Optuna parameter of the
-same name; a mixture is one for each component, ``mix.code``. A parameter that is inactive in a
-trial is not stored with it. What Optuna has no place for lies in trial attributes: what was
-predicted when a trial was suggested (``predicted``), why it failed (``failure``), its learning
-curve (``curve``, rows of progress, output and cost), and where it was stopped early, the forecast
-of its end and what it spent (``stopped``). Where the cost of a trial was corrected for the speed of
-its machine, ``spent`` is what was measured. A failed trial marked ``forgotten`` was the machine's
-fault and teaches nothing; nor do those whose numbers the study's attribute ``dropped`` lists.
+trial is its duration in seconds, or what one of its user attributes says. Each parameter is an
+Optuna parameter of the same name; a mixture is one for each component, ``mix.code``. A parameter
+that is inactive in a trial is not stored with it. What Optuna has no place for lies in trial
+attributes: what was predicted when a trial was suggested (``predicted``), why it failed
+(``failure``), its learning curve (``curve``, rows of progress, output and cost), and where it was
+stopped early, the forecast of its end and what it spent (``stopped``). Where the cost of a trial
+was corrected for the speed of its machine, ``spent`` is what was measured. A failed trial marked
+``forgotten`` was the machine's fault and teaches nothing; nor do those whose numbers the study's
+attribute ``dropped`` lists.
 """
 
 from __future__ import annotations
@@ -282,7 +283,7 @@ def _cost(trial: FrozenTrial, attribute: str | None) -> float | None:
     duration = trial.duration
     if not duration:
         return None
-    return max(duration.total_seconds() - trial.system_attrs.get(SAMPLING_S, 0.0), 1e-6)
+    return max(duration.total_seconds() - float(trial.system_attrs.get(SAMPLING_S, 0)), 1e-6)
 
 
 def _tell_without_cost(numbers: list[int], attribute: str | None, have_others: bool) -> None:
@@ -596,9 +597,7 @@ class CarbsSampler(BaseSampler):
         key = [abs(self.seed), self.seed < 0, trial.number, *param_name.encode()]
         return draw(param_distribution, np.random.default_rng(key))
 
-    def _why_unlisted(
-        self, trial: FrozenTrial, name: str, distribution: BaseDistribution
-    ) -> str:
+    def _why_unlisted(self, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> str:
         if name not in self._distributions:
             return unlisted(name, distribution, self._distributions)
         param = next(param for param in self.space.params if name in flat_names(param))

@@ -286,9 +286,7 @@ def test_same_trials_and_seed_same_suggestions() -> None:
 
 
 def test_earlier_sweeps_say_where_to_begin() -> None:
-    runs = [
-        Observation(params={"x": i / 8}, output=(i / 8 - 0.9) ** 2, cost=1.0) for i in range(9)
-    ]
+    runs = [Observation(params={"x": i / 8}, output=(i / 8 - 0.9) ** 2, cost=1.0) for i in range(9)]
     earlier = [EarlierSweep(observations=tuple(runs))]
     study = new_study(earlier=earlier)
     study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), 1.0), n_trials=3)
@@ -354,20 +352,19 @@ def test_two_processes_on_a_database(database: str, tmp_path: Any) -> None:
     name = uuid.uuid4().hex
     storage = PatientStorage(database)
     study = create_study(name, storage)
-    objective = '''
+    objective = """
 import math
 
 def train(trial):
     rate = trial.suggest_float("rate", 1e-5, 1e-1, log=True)
     width = trial.suggest_int("width", 16, 1024, log=True)
     return 1 + width**-0.3 + (math.log10(rate) + 2.5) ** 2, 0.1 * width
-'''
+"""
     (tmp_path / "tests_objective.py").write_text(objective)
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "worker.py", database, name]
     workers = [
-        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
     for worker in workers:
         _, errors = worker.communicate(timeout=120)
