@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes, InvalidExpression
@@ -120,6 +120,13 @@ class Function:
                 f"{self} raised {type(error).__name__}: {error}, at {dict(params)}: it must give "
                 "True or False for every configuration, without its inactive parameters"
             ) from error
+
+
+def as_tuple(constraints: Iterable[Any] | Constraint) -> tuple[Any, ...]:
+    """Several constraints, or the one that was given in place of a list."""
+    if isinstance(constraints, str) or callable(constraints):
+        return (constraints,)
+    return tuple(constraints)
 
 
 def as_predicate(

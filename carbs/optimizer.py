@@ -22,7 +22,7 @@ from carbs.allowance import Allowance
 from carbs.constraints import Constraint
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
-from carbs.records import Direction, Failure, Observation, Suggestion
+from carbs.records import Direction, Failure, Observation, Suggestion, as_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.surrogate import Surrogate, fit_surrogate
@@ -277,7 +277,7 @@ class CARBS:
         Allowance(n_trials, budget)  # or a ValueError
         self.space = SearchSpace(params, constraints)
         self._state = _State(
-            params=list(params),
+            params=list(self.space.params),
             constraints=[constraint.saved for constraint in self.space.constraints],
             direction=direction,
             max_cost=max_cost,
@@ -341,18 +341,21 @@ class CARBS:
     ) -> None:
         """Tell the measured output and cost of a suggestion, or of any configuration.
 
-        An output that is not a number is recorded as a failure. A suggestion may be observed more
-        than once: repeats teach the noise.
+        Both may be of any kind that ``float()`` takes: NumPy's numbers, tensors of one element,
+        ``Decimal``, a string that spells a number. An output that is NaN or infinite is recorded as
+        a failure. A suggestion may be observed more than once: repeats teach the noise.
 
         Raises:
-            ValueError: the configuration is not in the space, or the cost not positive and finite.
+            ValueError: the configuration is not in the space, one of them is no number, or the cost
+                not positive and finite.
         """
         params, id = self._identify(suggestion)
+        output, cost = as_number("output", output), as_number("cost", cost)
         if not (np.isfinite(cost) and cost > 0):
             raise ValueError(f"cost is {cost}, expected a positive, finite number")
         if np.isfinite(output):
             self._state.observations.append(
-                Observation(params=params, output=float(output), cost=float(cost), id=id)
+                Observation(params=params, output=output, cost=cost, id=id)
             )
             self._settle(id)
         else:
@@ -380,6 +383,9 @@ class CARBS:
                 positive, or a number not finite.
         """
         params, id = self._identify(suggestion)
+        output, cost = as_number("output", output), as_number("cost", cost)
+        output_deviation = as_number("output_deviation", output_deviation)
+        spent = None if spent is None else as_number("spent", spent)
         if not output_deviation > 0:
             raise ValueError(
                 f"output_deviation is {output_deviation}, expected a positive number: "
@@ -410,6 +416,7 @@ class CARBS:
             ValueError: the configuration is not in the space, or the cost negative or not finite.
         """
         params, id = self._identify(suggestion)
+        cost = None if cost is None else as_number("cost", cost)
         if cost is not None and not (np.isfinite(cost) and cost >= 0):
             raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
         self._state.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
@@ -496,6 +503,12 @@ class CARBS:
         if isinstance(suggestion, Suggestion):
             return self.space.check(suggestion.params), suggestion.id
         return self.space.check(suggestion), None
+
+    def _reopen(self, suggestions: Sequence[Suggestion]) -> None:
+        """Let what failed be pending again: something else was to blame."""
+        ids = {suggestion.id for suggestion in suggestions}
+        self._state.failures = [f for f in self._state.failures if f.id not in ids]
+        self._state.pending = [*suggestions, *self._state.pending]
 
     def _settle(self, id: str | None) -> None:
         self._state.pending = [pending for pending in self._state.pending if pending.id != id]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from carbs.constraints import Constraint, Expression, Function, as_predicate
+from carbs.constraints import Constraint, Expression, Function, as_predicate, as_tuple
 from carbs.spaces import (
     LARGEST_GRID,
     ChoiceSpace,
@@ -100,8 +100,8 @@ class SearchSpace:
 
     Args:
         params: at least one parameter, with distinct names.
-        constraints: what every suggestion meets, see :mod:`carbs.constraints`. Configurations that
-            somebody else chose need not meet them: :meth:`check` does not look.
+        constraints: what every suggestion meets, one or several, see :mod:`carbs.constraints`.
+            Configurations that somebody else chose need not meet them: :meth:`check` does not look.
 
     Attributes:
         n_dims: the number of basic dimensions of all parameters.
@@ -111,7 +111,7 @@ class SearchSpace:
         center_params: its configuration.
 
     Raises:
-        ValueError: names occur twice, a ``when`` cannot be met, a constraint is no expression over
+        ValueError: params is no list of Params, names occur twice, a ``when`` cannot be met, a constraint is no expression over
             the parameters, or the centre violates it.
     """
 
@@ -120,7 +120,12 @@ class SearchSpace:
         params: Sequence[Param],
         constraints: Iterable[Constraint | Expression | Function] = (),
     ) -> None:
+        if isinstance(params, Param):
+            raise ValueError(f"params is one Param, expected a list of them: [{params!r}]")
         self.params = tuple(params)
+        for param in self.params:
+            if not isinstance(param, Param):
+                raise ValueError(f"params holds {param!r}, a {type(param).__name__}, no Param")
         names = [param.name for param in self.params]
         if not names:
             raise ValueError("no parameters: a search needs at least one Param")
@@ -144,7 +149,9 @@ class SearchSpace:
         self.center = np.concatenate(
             [param.space.encode(param.search_center, param.search_center) for param in self.params]
         )
-        self.constraints = tuple(as_predicate(constraint, centers) for constraint in constraints)
+        self.constraints = tuple(
+            as_predicate(constraint, centers) for constraint in as_tuple(constraints)
+        )
         for constraint in self.constraints:
             if not constraint.holds(self.center_params):
                 raise ValueError(

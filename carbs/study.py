@@ -36,7 +36,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.allowance import Allowance
-from carbs.constraints import Constraint
+from carbs.constraints import Constraint, as_tuple
 from carbs.define_by_run import (
     ENQUEUED,
     SUGGESTED,
@@ -306,6 +306,7 @@ def tell_failure(study: Study, number: int, reason: str, cost: float | None = No
     Raises:
         ValueError: the cost is negative or not finite.
     """
+    cost = None if cost is None else as_number("cost", cost)
     if cost is not None and not 0 <= cost < float("inf"):
         raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
     set_attribute(study, number, FAILURE, {"reason": reason, "cost": cost})
@@ -388,7 +389,7 @@ class CarbsSampler(BaseSampler):
         earlier: Sequence[EarlierSweep] = (),
         seed: int = 0,
     ) -> None:
-        if params is None and tuple(constraints):
+        if params is None and as_tuple(constraints):
             raise ValueError(
                 "constraints need to know the parameters: give CarbsSampler the list of them"
             )

@@ -114,6 +114,9 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
     other numbers on a linear one. Columns of whole numbers stay whole. The centre is the cheapest
     run. Columns that do not vary, or that only tell runs apart (``seed``, ``run_id``, ``date``),
     are left out.
+
+    Raises:
+        ValueError: no column is left.
     """
     columns = [str(name) for name in frame.columns if _is_parameter(str(name))]
     cheapest = frame.iloc[int(frame["cost"].argmin())]
@@ -148,6 +151,12 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
         total = sum(shares.values())
         shares = {part: share / total for part, share in shares.items()}
         params.append(Param(name, MixtureSpace(components), shares))
+    if not params:
+        raise ValueError(
+            f"the frame has {len(frame)} row{'s' * (len(frame) != 1)}, and none of its columns "
+            f"{columns} varies: what was searched shows in runs that differ. Give more of them, or "
+            "a SearchSpace"
+        )
     return SearchSpace(params)
 
 
