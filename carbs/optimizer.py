@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from carbs.acquisition import FrontImprovement, TrustBox, keys, maximize
 from carbs.allowance import Allowance
 from carbs.constraints import Constraint
+from carbs.display import shown, table
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Failure, Observation, Suggestion, as_number
@@ -42,6 +43,7 @@ _TRUST_GROWTH = 0.25
 # The share of suggestions for which the front counts as a curve (:mod:`carbs.acquisition`).
 _CURVES = 0.5
 _QUANTILES = (0.05, 0.5, 0.95)
+_MOST_ROWS = 20  # of the front, in a notebook
 
 
 def propose(
@@ -498,6 +500,31 @@ class CARBS:
         limits = {"n_trials": optimizer._state.n_trials, "budget": optimizer._state.budget}
         optimizer._state = state.model_copy(update=limits)
         return optimizer
+
+    def __repr__(self) -> str:
+        state, front = self._state, self.pareto_front()
+        limits = {name: getattr(state, name) for name in ("max_cost", "n_trials", "budget")}
+        told = [f"{name} {value:g}" for name, value in limits.items() if value is not None]
+        counts = {"observed": len(state.observations), "failed": len(state.failures)}
+        counts["pending"] = len(state.pending)
+        told += [f"{count} {name}" for name, count in counts.items() if count]
+        if front:
+            best = front[-1]
+            told += [f"best output {shown(best.output)} at cost {shown(best.cost)}"]
+        names = ", ".join(param.name for param in self.space.params)
+        return f"CARBS({'; '.join([f'{state.direction} over {names}', *told])})"
+
+    def _repr_html_(self) -> str:
+        return self._front_html(repr(self)) if self.observations else self.space._repr_html_()
+
+    def _front_html(self, summary: str) -> str:
+        names = [param.name for param in self.space.params]
+        rows = [
+            [run.output, run.cost, *(run.params.get(name, "") for name in names)]
+            for run in self.pareto_front()[-_MOST_ROWS:]
+        ]
+        caption = f"{summary}\nThe Pareto front, cheapest first"
+        return table(["output", "cost", *names], rows, caption)
 
     def _identify(self, suggestion: Suggestion | Mapping[str, Any]) -> tuple[Params, str | None]:
         if isinstance(suggestion, Suggestion):

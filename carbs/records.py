@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from carbs.display import in_a_line, shown, table, with_interval
 from carbs.spaces import Params
 
 Direction = Literal["minimize", "maximize"]
@@ -58,6 +59,27 @@ class Suggestion(_Record):
     predicted_cost: float | None = None
     predicted_cost_interval: tuple[float, float] | None = None
     success_probability: float | None = None
+
+    def __repr__(self) -> str:
+        told = [f"{name} {value}" for name, value in self._predictions().items()]
+        return f"Suggestion({'; '.join([f'{self.id}: {in_a_line(self.params)}', *told])})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        rows = [*self.params.items(), *self._predictions().items()]
+        return table([f"suggestion {self.id}", ""], rows)
+
+    def _predictions(self) -> dict[str, str]:
+        if self.predicted_output is None:
+            return {}
+        return {
+            "predicted output": with_interval(
+                self.predicted_output, self.predicted_output_interval
+            ),
+            "predicted cost": with_interval(self.predicted_cost, self.predicted_cost_interval),
+            "success probability": shown(self.success_probability),
+        }
 
 
 class Observation(_Record):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from carbs.display import in_a_line, shown, table
+from carbs.display import in_a_line, shown
 from carbs.optimizer import CARBS
 from carbs.records import Failure, Observation
 
 if TYPE_CHECKING:  # both are slow to load
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_ROWS = 20
 
@@ -80,17 +82,17 @@ class SearchResult:
         frame = pd.DataFrame(rows, columns=["number", "state", "output", "cost", "reason", *names])
         return frame.astype({"output": float, "cost": float})
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Cost against output of every run, with the Pareto front.
+    def plot(self, ax: Axes | None = None) -> Figure:
+        """Cost against output of every run, with the Pareto front; a notebook shows it.
 
         Args:
-            ax: to draw on; by default that of a new figure, ``result.plot().figure``.
+            ax: to draw on; by default that of a new figure.
         """
         from carbs.analysis.report.plots import plot_front
 
-        return plot_front(
-            self.to_frame(), None, direction=self.optimizer.direction, cost_unit="", ax=ax
-        )
+        ax = _new_axes() if ax is None else ax
+        plot_front(self.to_frame(), None, direction=self.optimizer.direction, cost_unit="", ax=ax)
+        return ax.get_figure(root=True)  # type: ignore[return-value]  # these axes are on one
 
     def _runs(self) -> Sequence[Observation | Failure]:
         runs: list[Observation | Failure] = [*self.observations, *self.failures]
@@ -113,11 +115,17 @@ class SearchResult:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        front = self.pareto_front()
-        names = [param.name for param in self.optimizer.space.params]
-        rows = [
-            [run.output, run.cost, *(run.params.get(name, "") for name in names)]
-            for run in front[-_MOST_ROWS:]
-        ]
-        caption = f"{self._summary()}; the Pareto front, cheapest first"
-        return table(["output", "cost", *names], rows, caption)
+        return self.optimizer._front_html(self._summary())
+
+
+def _new_axes() -> Axes:
+    """Of a figure that a notebook shows, whether or not pyplot was ever imported there."""
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png")
+            return picture.getvalue()
+
+    return Shown(figsize=(7.2, 4.0), dpi=110, layout="constrained").add_subplot()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from carbs.constraints import Constraint, Expression, Function, as_predicate, as_tuple
+from carbs.display import table
 from carbs.spaces import (
     LARGEST_GRID,
     ChoiceSpace,
@@ -71,6 +72,21 @@ class Param(BaseModel):
             name=name, space=space, search_center=search_center, when=when or {}, **fields
         )
 
+    def __repr__(self) -> str:
+        """As it would be written."""
+        when = {
+            parent: choices[0] if len(choices) == 1 else list(choices)
+            for parent, choices in self.when.items()
+        }
+        more = f", when={when!r}" if when else ""
+        more += f", role={self.role!r}" if self.role else ""
+        return f"Param({self.name!r}, {self.space!r}, search_center={self.search_center!r}{more})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return _html([self])
+
     @field_validator("when", mode="before")
     @classmethod
     def _in_lists(cls, when: Any) -> Any:
@@ -111,8 +127,8 @@ class SearchSpace:
         center_params: its configuration.
 
     Raises:
-        ValueError: params is no list of Params, names occur twice, a ``when`` cannot be met, a constraint is no expression over
-            the parameters, or the centre violates it.
+        ValueError: params is no list of Params, names occur twice, a ``when`` cannot be met, a
+            constraint is no expression over the parameters, or the centre violates it.
     """
 
     def __init__(
@@ -158,6 +174,13 @@ class SearchSpace:
                     f"the search centre {self.center_params} violates the {constraint}: move a "
                     "search_center, or change the constraint"
                 )
+
+    def __repr__(self) -> str:
+        lines = [*map(repr, self.params), *(str(constraint) for constraint in self.constraints)]
+        return "SearchSpace(\n  " + "\n  ".join(lines) + "\n)"
+
+    def _repr_html_(self) -> str:
+        return _html(self.params, self.constraints)
 
     def active_names(self, values: Mapping[str, Any]) -> set[str]:
         """The parameters that exist beside these values of the parameters that they depend on."""
@@ -288,6 +311,23 @@ class SearchSpace:
         for name, is_active in self.active_rows(snapped).items():
             snapped[~is_active, self.slices[name]] = self.center[self.slices[name]]
         return snapped
+
+
+def _html(params: Sequence[Param], constraints: Sequence[Expression | Function] = ()) -> str:
+    rows = [
+        [
+            param.name,
+            repr(param.space),
+            param.search_center,
+            " and ".join(
+                f"{parent} is {' or '.join(map(str, choices))}"
+                for parent, choices in param.when.items()
+            ),
+        ]
+        for param in params
+    ]
+    caption = "\n".join(str(constraint) for constraint in constraints)
+    return table(["parameter", "space", "search centre", "when"], rows, caption)
 
 
 def _conditions(params: Sequence[Param]) -> dict[str, dict[str, tuple[Scalar, ...]]]:

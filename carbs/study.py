@@ -243,7 +243,7 @@ def _records(
                 reason = f"output is {output}"
                 found.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
             else:
-                spent = trial.user_attrs.get(SPENT)
+                spent = trial.user_attrs.get(SPENT) if len(trial.values) > 1 else None
                 found.observations.append(
                     Observation(params=params, output=output, cost=cost, id=id, spent=spent)
                 )

@@ -116,3 +116,9 @@ def test_a_column_of_numbers_and_words_is_refused_by_name() -> None:
 def test_a_budget_in_flops_beside_costs_in_another_unit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1e\+21 FLOPs.*another unit.*'flops'"):
         plan(frame(), flops=1e21)
+
+
+def test_a_frame_of_one_row_does_not_show_what_was_searched() -> None:
+    frame = pd.DataFrame([{"lr": 0.1, "width": 8, "loss": 2.0, "cost": 1.0}])
+    with pytest.raises(ValueError, match=r"1 row, .*columns \['lr', 'width'\] varies"):
+        frame_records(frame)
