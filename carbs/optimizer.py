@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +22,15 @@ from carbs.allowance import Allowance
 from carbs.constraints import Constraint
 from carbs.display import shown, table
 from carbs.earlier import EarlierRuns, EarlierSweep
+from carbs.from_imbue import (
+    CONFIG_KEYWORDS,
+    OBSERVE_KEYWORDS,
+    OPTIMIZER,
+    SUGGEST_KEYWORDS,
+    Explaining,
+    no_keywords_of_imbue,
+    where,
+)
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Failure, Observation, Suggestion, as_number
 from carbs.search_space import Param, SearchSpace
@@ -241,7 +250,7 @@ def seen_from(
     return [runs for runs in seen if len(runs.Z)]
 
 
-class CARBS:
+class CARBS(metaclass=Explaining):
     """A cost-aware search along the Pareto front of cost against output.
 
     Args:
@@ -260,6 +269,7 @@ class CARBS:
             centre violates, a limit that is not positive, or an earlier sweep that does not fit.
     """
 
+    @no_keywords_of_imbue(CONFIG_KEYWORDS)
     def __init__(
         self,
         params: Sequence[Param],
@@ -312,6 +322,7 @@ class CARBS:
     def suggest(self) -> Suggestion: ...
     @overload
     def suggest(self, n: int) -> list[Suggestion]: ...
+    @no_keywords_of_imbue(SUGGEST_KEYWORDS)
     def suggest(self, n: int | None = None) -> Suggestion | list[Suggestion]:
         """What to run next: one suggestion, or a list of ``n`` that know of each other.
 
@@ -338,6 +349,7 @@ class CARBS:
         state.pending.extend(suggestions)
         return suggestions[0] if n is None else suggestions
 
+    @no_keywords_of_imbue(OBSERVE_KEYWORDS)
     def observe(
         self, suggestion: Suggestion | Mapping[str, Any], *, output: float, cost: float
     ) -> None:
@@ -500,6 +512,13 @@ class CARBS:
         limits = {"n_trials": optimizer._state.n_trials, "budget": optimizer._state.budget}
         optimizer._state = state.model_copy(update=limits)
         return optimizer
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in OPTIMIZER:
+                raise AttributeError(where(name, OPTIMIZER))
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         state, front = self._state, self.pareto_front()

@@ -7,11 +7,12 @@ a configuration that could not be trained and says why. All are frozen and go to
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.display import in_a_line, shown, table, with_interval
+from carbs.from_imbue import SUGGESTION, where
 from carbs.spaces import Params
 
 Direction = Literal["minimize", "maximize"]
@@ -59,6 +60,13 @@ class Suggestion(_Record):
     predicted_cost: float | None = None
     predicted_cost_interval: tuple[float, float] | None = None
     success_probability: float | None = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in SUGGESTION:
+                raise AttributeError(where(name, SUGGESTION))
+            return super().__getattr__(name)
 
     def __repr__(self) -> str:
         told = [f"{name} {value}" for name, value in self._predictions().items()]

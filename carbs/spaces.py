@@ -221,6 +221,17 @@ class LogSpace(NumericSpace):
     """
 
     kind: Literal["log"] = "log"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_base(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and "base" in fields:
+            raise ValueError(
+                "a LogSpace has no base: its scale is in decades; a scale in another base is "
+                "scale * log10(base)"
+            )
+        return fields
+
     min: float = Field(default=0.0, ge=0)
 
     def limits(self) -> tuple[float, float]:
