@@ -112,6 +112,12 @@ class Observation(_Record):
     def is_forecast(self) -> bool:
         return self.output_deviation > 0
 
+    def __repr__(self) -> str:
+        output = shown(self.output) + (" (forecast)" if self.is_forecast else "")
+        return f"Observation(output {output}, cost {shown(self.cost)}; {in_a_line(self.params)})"
+
+    __str__ = __repr__
+
 
 class Failure(_Record):
     """A configuration that could not be trained.
@@ -124,3 +130,8 @@ class Failure(_Record):
     reason: str
     cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Failure({self.reason!r}; {in_a_line(self.params)})"
+
+    __str__ = __repr__

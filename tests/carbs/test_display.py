@@ -89,6 +89,9 @@ def test_an_optimizer_says_where_it_is() -> None:
     texts = Cells(suggestion._repr_html_()).texts
     assert {"suggestion 4", "width<b>", "predicted cost", "success probability"} <= set(texts)
 
+    assert repr(optimizer.observations[0]).startswith("Observation(output 1, cost 1; width<b>=64, ")
+    assert str(optimizer.failures[0]).startswith("Failure('out of memory'; width<b>=")
+
     result = SearchResult(optimizer)
     lines = repr(result).splitlines()
     assert lines[0] == "SearchResult: 3 runs finished, 1 failed, cost spent 6"
