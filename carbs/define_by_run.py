@@ -43,6 +43,8 @@ SUGGESTED = "carbs:suggested"
 ENQUEUED = "carbs:enqueued"
 
 _N_RECENT = 10
+# Lists of parameters may leave bounds out, and Optuna is told of these (:mod:`carbs.study`).
+_NO_BOUND, _LEAST = 2.0**53, 1e-300
 _SCALES_IN_RANGE = 4
 
 
@@ -101,6 +103,30 @@ class DefineByRunSpace:
             }
             params.append(Param(one.name, one.space, one.value(center), when))
         self.space = SearchSpace(params)
+
+    @property
+    def is_own(self) -> str:
+        """Why the space is not the one that a list of parameters would make; empty if it is."""
+        renamed = sorted(name for name, one in self._asked.items() if one.name != name)
+        labelled = sorted(
+            name
+            for name, one in self._asked.items()
+            if isinstance(one.distribution, CategoricalDistribution)
+            and one.labels != one.distribution.choices
+        )
+        unbounded = sorted(
+            name
+            for name, one in self._asked.items()
+            if not isinstance(one.space, ChoiceSpace)
+            and (max(abs(one.space.min), one.space.max) >= _NO_BOUND or 0 < one.space.min <= _LEAST)
+        )
+        reasons = {
+            "ranges that stand for none": unbounded,
+            "names with a dot or a percent sign": renamed,
+            "choices that are no plain values": labelled,
+            "parameters that exist for other reasons than choices": sorted(self._may_lack),
+        }
+        return "; ".join(f"{reason}: {names}" for reason, names in reasons.items() if names)
 
     def read(self, flat: Mapping[str, Any]) -> Params | None:
         """A trial's configuration in the space; None where it lacks what it must have."""

@@ -173,6 +173,25 @@ def records(
     return _records(trials, lambda trial: unflatten(space, trial.params), cost)
 
 
+def inferred_space(study: Study) -> SearchSpace:
+    """What the trials of a study have asked for (see :mod:`carbs.define_by_run`).
+
+    Raises:
+        ValueError: they have asked for nothing yet, or for what no list of parameters says: names
+            with dots, choices that are no plain values, parameters that exist for other reasons
+            than choices.
+    """
+    trials = kept_trials(study)
+    inferred = DefineByRunSpace(asked(trials), trials)
+    if inferred.space is None:
+        raise ValueError(f"no trial of study {study.study_name!r} has asked for a parameter")
+    if inferred.is_own:
+        raise ValueError(
+            f"the parameters of study {study.study_name!r} have no list: {inferred.is_own}"
+        )
+    return inferred.space
+
+
 def earlier_sweep(
     study: Study, defaults: Mapping[str, Any] | None = None, *, cost: str | None = None
 ) -> EarlierSweep:

@@ -24,23 +24,30 @@ from carbs.study import (
     Records,
     flat_names,
     flatten,
+    inferred_space,
     records,
     unflatten,
 )
 
 
 def study_space(study: Study) -> SearchSpace:
-    """The parameters that a sweep wrote down with its study.
+    """The parameters that a sweep wrote down with its study, or that its trials have asked for.
 
     Raises:
-        ValueError: the study was not made by a sweep.
+        ValueError: the study was not made by a sweep, and what its trials asked for does not tell,
+            or they have not the two objectives (output, cost).
     """
     text = study.user_attrs.get("space")
     if text is None:
-        raise ValueError(
-            f"study {study.study_name!r} does not say what it searched: it was not made by "
-            "'carbs sweep'. Pass a SearchSpace instead"
-        )
+        try:
+            if len(study.directions) != 2:
+                raise ValueError("it has not the two objectives (output, cost)")
+            return inferred_space(study)
+        except ValueError as error:
+            raise ValueError(
+                f"study {study.study_name!r} does not say what it searched: it was not made by "
+                f"'carbs sweep', and {error}. Pass a SearchSpace instead"
+            ) from None
     params = TypeAdapter(list[Param]).validate_json(text)
     return SearchSpace(params, study.user_attrs.get("constraints", []))
 
@@ -203,7 +210,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
 
     Args:
         study: of a sweep, or of a :class:`carbs.study.CarbsSampler`.
-        space: where the study was not made by a sweep.
+        space: where neither a sweep wrote it down nor the trials tell.
     """
     space = space or study_space(study)
     names = [name for param in space.params for name in flat_names(param)]
