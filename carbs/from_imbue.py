@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 PAGE = "docs/from_imbue.md has every name of imbue-ai/carbs"
 
@@ -139,7 +139,9 @@ def no_keywords_of_imbue(there: Mapping[str, str]) -> Callable[[Method], Method]
 class Explaining(type):
     """Of a class: says where its attributes went."""
 
-    def __getattr__(cls, name: str) -> Any:
-        if name in OPTIMIZER:
-            raise AttributeError(where(name, OPTIMIZER))
-        raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+    if not TYPE_CHECKING:
+
+        def __getattr__(cls, name: str) -> Any:
+            if name in OPTIMIZER:
+                raise AttributeError(where(name, OPTIMIZER))
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")

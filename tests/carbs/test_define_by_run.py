@@ -6,6 +6,7 @@ import datetime
 import math
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import Trial, TrialState
 
+import carbs.optimizer
 from carbs import CARBS, EarlierSweep, LinearSpace, LogSpace, Observation, Param
 from carbs.define_by_run import DefineByRunSpace, asked
 from carbs.storage import PatientStorage
@@ -274,6 +276,52 @@ def test_failures_teach_and_running_trials_are_known() -> None:
     # Asked for at once, they keep apart.
     asked_for = [study.ask().suggest_float("x", 0, 10) for _ in range(3)]
     assert len({round(x, 3) for x in asked_for}) == 3
+
+
+def test_of_a_running_trial_also_what_it_has_not_asked_for_is_known() -> None:
+    params = [
+        Param("x", LinearSpace(min=0, max=1), 0.5),
+        Param("y", LinearSpace(min=0, max=1), 0.5),
+    ]
+    optimizer, study = CARBS(params), new_study()
+    for _ in range(5):
+        suggestion, trial = optimizer.suggest(), study.ask()
+        point = {name: trial.suggest_float(name, 0, 1) for name in ("x", "y")}
+        assert point == suggestion.params
+        optimizer.observe(suggestion, output=point["x"] - point["y"], cost=1.0)
+        study.tell(trial, [point["x"] - point["y"], 1.0])
+    pending, first = optimizer.suggest(), study.ask()
+    assert first.suggest_float("x", 0, 1) == pending.params["x"]
+    second = study.ask()
+    assert {name: second.suggest_float(name, 0, 1) for name in ("x", "y")} == (
+        optimizer.suggest().params
+    )
+
+
+def test_of_two_threads_the_second_knows_what_the_first_will_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n_pending, both = [], threading.Barrier(2)
+    propose = carbs.optimizer.propose
+
+    def spying(
+        space: Any, observed: Any, failed: Any, pending: Any, *more: Any, **named: Any
+    ) -> Any:
+        n_pending.append(len(pending))
+        return propose(space, observed, failed, pending, *more, **named)
+
+    study = new_study()
+    study.optimize(train, n_trials=5)
+    monkeypatch.setattr(carbs.optimizer, "propose", spying)
+
+    def objective(trial: Trial) -> tuple[float, float]:
+        both.wait(60)
+        measured = train(trial)
+        both.wait(60)
+        return measured
+
+    study.optimize(objective, n_trials=2, n_jobs=2)
+    assert n_pending == [0, 1]
 
 
 def test_same_trials_and_seed_same_suggestions() -> None:
