@@ -31,7 +31,7 @@ import carbs.optimizer
 from carbs import CARBS, EarlierSweep, LinearSpace, LogSpace, Observation, Param
 from carbs.define_by_run import DefineByRunSpace, asked
 from carbs.storage import PatientStorage
-from carbs.study import CarbsSampler, create_study
+from carbs.study import CarbsSampler, create_study, earlier_sweep
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -211,6 +211,8 @@ def test_one_objective_with_the_cost_in_an_attribute() -> None:
     widths = [trial.params for trial in study.trials]
     assert widths == in_a_loop([WIDTH], lambda p: (1 / p["width"], p["width"]), 12, max_cost=20.0)
     assert sorted(w["width"] for w in widths[6:])[3] <= 20
+    old = earlier_sweep(study, cost="gpu_seconds")
+    assert [run.cost for run in old.observations] == [w["width"] for w in widths]
 
 
 def test_one_objective_with_durations_as_costs() -> None:
@@ -387,7 +389,7 @@ def test_two_threads_on_a_database(storage: PatientStorage) -> None:
 WORKER = """
 import sys
 import optuna
-from carbs.study import CarbsSampler, create_study
+from carbs.study import CarbsSampler, create_study, earlier_sweep
 from tests_objective import train
 
 study = create_study(sys.argv[2], sys.argv[1])
