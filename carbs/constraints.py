@@ -8,7 +8,7 @@ one whose arithmetic has no answer, as in a division by zero, is violated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from carbs.expressions import EvaluationError, Expression
@@ -61,6 +61,13 @@ class Function:
                 f"{self} raised {type(error).__name__}: {error}, at {dict(params)}: it must give "
                 "True or False for every configuration, without its inactive parameters"
             ) from error
+
+
+def as_tuple(constraints: Iterable[Any] | Constraint) -> tuple[Any, ...]:
+    """Several constraints, or the one that was given in place of a list."""
+    if isinstance(constraints, str) or callable(constraints):
+        return (constraints,)
+    return tuple(constraints)
 
 
 def as_predicate(

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,9 +20,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from carbs.acquisition import FrontImprovement, TrustBox, keys, maximize
 from carbs.allowance import Allowance
 from carbs.constraints import Constraint
+from carbs.display import shown, table
 from carbs.earlier import EarlierRuns, EarlierSweep
+from carbs.from_imbue import (
+    CONFIG_KEYWORDS,
+    OBSERVE_KEYWORDS,
+    OPTIMIZER,
+    SUGGEST_KEYWORDS,
+    Explaining,
+    no_keywords_of_imbue,
+    where,
+)
 from carbs.pareto import pareto_front
-from carbs.records import Direction, Failure, Observation, Suggestion
+from carbs.records import Direction, Failure, Observation, Suggestion, as_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.surrogate import Surrogate, fit_surrogate
@@ -42,6 +52,7 @@ _TRUST_GROWTH = 0.25
 # The share of suggestions for which the front counts as a curve (:mod:`carbs.acquisition`).
 _CURVES = 0.5
 _QUANTILES = (0.05, 0.5, 0.95)
+_MOST_ROWS = 20  # of the front, in a notebook
 
 
 def propose(
@@ -239,7 +250,7 @@ def seen_from(
     return [runs for runs in seen if len(runs.Z)]
 
 
-class CARBS:
+class CARBS(metaclass=Explaining):
     """A cost-aware search along the Pareto front of cost against output.
 
     Args:
@@ -258,6 +269,7 @@ class CARBS:
             centre violates, a limit that is not positive, or an earlier sweep that does not fit.
     """
 
+    @no_keywords_of_imbue(CONFIG_KEYWORDS)
     def __init__(
         self,
         params: Sequence[Param],
@@ -277,7 +289,7 @@ class CARBS:
         Allowance(n_trials, budget)  # or a ValueError
         self.space = SearchSpace(params, constraints)
         self._state = _State(
-            params=list(params),
+            params=list(self.space.params),
             constraints=[constraint.saved for constraint in self.space.constraints],
             direction=direction,
             max_cost=max_cost,
@@ -310,6 +322,7 @@ class CARBS:
     def suggest(self) -> Suggestion: ...
     @overload
     def suggest(self, n: int) -> list[Suggestion]: ...
+    @no_keywords_of_imbue(SUGGEST_KEYWORDS)
     def suggest(self, n: int | None = None) -> Suggestion | list[Suggestion]:
         """What to run next: one suggestion, or a list of ``n`` that know of each other.
 
@@ -336,23 +349,27 @@ class CARBS:
         state.pending.extend(suggestions)
         return suggestions[0] if n is None else suggestions
 
+    @no_keywords_of_imbue(OBSERVE_KEYWORDS)
     def observe(
         self, suggestion: Suggestion | Mapping[str, Any], *, output: float, cost: float
     ) -> None:
         """Tell the measured output and cost of a suggestion, or of any configuration.
 
-        An output that is not a number is recorded as a failure. A suggestion may be observed more
-        than once: repeats teach the noise.
+        Both may be of any kind that ``float()`` takes: NumPy's numbers, tensors of one element,
+        ``Decimal``, a string that spells a number. An output that is NaN or infinite is recorded as
+        a failure. A suggestion may be observed more than once: repeats teach the noise.
 
         Raises:
-            ValueError: the configuration is not in the space, or the cost not positive and finite.
+            ValueError: the configuration is not in the space, one of them is no number, or the cost
+                not positive and finite.
         """
         params, id = self._identify(suggestion)
+        output, cost = as_number("output", output), as_number("cost", cost)
         if not (np.isfinite(cost) and cost > 0):
             raise ValueError(f"cost is {cost}, expected a positive, finite number")
         if np.isfinite(output):
             self._state.observations.append(
-                Observation(params=params, output=float(output), cost=float(cost), id=id)
+                Observation(params=params, output=output, cost=cost, id=id)
             )
             self._settle(id)
         else:
@@ -380,6 +397,9 @@ class CARBS:
                 positive, or a number not finite.
         """
         params, id = self._identify(suggestion)
+        output, cost = as_number("output", output), as_number("cost", cost)
+        output_deviation = as_number("output_deviation", output_deviation)
+        spent = None if spent is None else as_number("spent", spent)
         if not output_deviation > 0:
             raise ValueError(
                 f"output_deviation is {output_deviation}, expected a positive number: "
@@ -410,6 +430,7 @@ class CARBS:
             ValueError: the configuration is not in the space, or the cost negative or not finite.
         """
         params, id = self._identify(suggestion)
+        cost = None if cost is None else as_number("cost", cost)
         if cost is not None and not (np.isfinite(cost) and cost >= 0):
             raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
         self._state.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
@@ -492,10 +513,48 @@ class CARBS:
         optimizer._state = state.model_copy(update=limits)
         return optimizer
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in OPTIMIZER:
+                raise AttributeError(where(name, OPTIMIZER))
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        state, front = self._state, self.pareto_front()
+        limits = {name: getattr(state, name) for name in ("max_cost", "n_trials", "budget")}
+        told = [f"{name} {value:g}" for name, value in limits.items() if value is not None]
+        counts = {"observed": len(state.observations), "failed": len(state.failures)}
+        counts["pending"] = len(state.pending)
+        told += [f"{count} {name}" for name, count in counts.items() if count]
+        if front:
+            best = front[-1]
+            told += [f"best output {shown(best.output)} at cost {shown(best.cost)}"]
+        names = ", ".join(param.name for param in self.space.params)
+        return f"CARBS({'; '.join([f'{state.direction} over {names}', *told])})"
+
+    def _repr_html_(self) -> str:
+        return self._front_html(repr(self)) if self.observations else self.space._repr_html_()
+
+    def _front_html(self, summary: str) -> str:
+        names = [param.name for param in self.space.params]
+        rows = [
+            [run.output, run.cost, *(run.params.get(name, "") for name in names)]
+            for run in self.pareto_front()[-_MOST_ROWS:]
+        ]
+        caption = f"{summary}\nThe Pareto front, cheapest first"
+        return table(["output", "cost", *names], rows, caption)
+
     def _identify(self, suggestion: Suggestion | Mapping[str, Any]) -> tuple[Params, str | None]:
         if isinstance(suggestion, Suggestion):
             return self.space.check(suggestion.params), suggestion.id
         return self.space.check(suggestion), None
+
+    def _reopen(self, suggestions: Sequence[Suggestion]) -> None:
+        """Let what failed be pending again: something else was to blame."""
+        ids = {suggestion.id for suggestion in suggestions}
+        self._state.failures = [f for f in self._state.failures if f.id not in ids]
+        self._state.pending = [*suggestions, *self._state.pending]
 
     def _settle(self, id: str | None) -> None:
         self._state.pending = [pending for pending in self._state.pending if pending.id != id]

@@ -7,13 +7,33 @@ a configuration that could not be trained and says why. All are frozen and go to
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from carbs.display import in_a_line, shown, table, with_interval
+from carbs.from_imbue import SUGGESTION, where
 from carbs.spaces import Params
 
 Direction = Literal["minimize", "maximize"]
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number of any kind that ``float()`` takes: NumPy's, ``Decimal``, a tensor of one element, a
+    string that spells one.
+
+    Raises:
+        ValueError: says what it is instead.
+    """
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError, ArithmeticError):
+        shape = getattr(value, "shape", None)
+        what = f"of shape {tuple(shape)}" if shape else repr(value)[:80]
+        raise ValueError(
+            f"{name} is a {type(value).__name__} ({what}), expected a number: anything that "
+            "float() takes"
+        ) from None
 
 
 class _Record(BaseModel):
@@ -41,6 +61,34 @@ class Suggestion(_Record):
     predicted_cost_interval: tuple[float, float] | None = None
     success_probability: float | None = None
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in SUGGESTION:
+                raise AttributeError(where(name, SUGGESTION))
+            return super().__getattr__(name)
+
+    def __repr__(self) -> str:
+        told = [f"{name} {value}" for name, value in self._predictions().items()]
+        return f"Suggestion({'; '.join([f'{self.id}: {in_a_line(self.params)}', *told])})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        rows = [*self.params.items(), *self._predictions().items()]
+        return table([f"suggestion {self.id}", ""], rows)
+
+    def _predictions(self) -> dict[str, str]:
+        if self.predicted_output is None:
+            return {}
+        return {
+            "predicted output": with_interval(
+                self.predicted_output, self.predicted_output_interval
+            ),
+            "predicted cost": with_interval(self.predicted_cost, self.predicted_cost_interval),
+            "success probability": shown(self.success_probability),
+        }
+
 
 class Observation(_Record):
     """A configuration with its measured output and cost, or with what they would have been.
@@ -64,6 +112,12 @@ class Observation(_Record):
     def is_forecast(self) -> bool:
         return self.output_deviation > 0
 
+    def __repr__(self) -> str:
+        output = shown(self.output) + (" (forecast)" if self.is_forecast else "")
+        return f"Observation(output {output}, cost {shown(self.cost)}; {in_a_line(self.params)})"
+
+    __str__ = __repr__
+
 
 class Failure(_Record):
     """A configuration that could not be trained.
@@ -76,3 +130,8 @@ class Failure(_Record):
     reason: str
     cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Failure({self.reason!r}; {in_a_line(self.params)})"
+
+    __str__ = __repr__

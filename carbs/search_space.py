@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from carbs.constraints import Condition, Constraint, Function, as_predicate
+from carbs.constraints import Condition, Constraint, Function, as_predicate, as_tuple
+from carbs.display import table
 from carbs.expressions import Expression
 from carbs.spaces import (
     LARGEST_GRID,
@@ -72,6 +73,21 @@ class Param(BaseModel):
             name=name, space=space, search_center=search_center, when=when or {}, **fields
         )
 
+    def __repr__(self) -> str:
+        """As it would be written."""
+        when = {
+            parent: choices[0] if len(choices) == 1 else list(choices)
+            for parent, choices in self.when.items()
+        }
+        more = f", when={when!r}" if when else ""
+        more += f", role={self.role!r}" if self.role else ""
+        return f"Param({self.name!r}, {self.space!r}, search_center={self.search_center!r}{more})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return _html([self])
+
     @field_validator("when", mode="before")
     @classmethod
     def _in_lists(cls, when: Any) -> Any:
@@ -101,8 +117,8 @@ class SearchSpace:
 
     Args:
         params: at least one parameter, with distinct names.
-        constraints: what every suggestion meets, see :mod:`carbs.constraints`. Configurations that
-            somebody else chose need not meet them: :meth:`check` does not look.
+        constraints: what every suggestion meets, one or several, see :mod:`carbs.constraints`.
+            Configurations that somebody else chose need not meet them: :meth:`check` does not look.
         cost: an expression over the parameters (:mod:`carbs.expressions`) that costs are known to
             be proportional to, or nearly: ``"6 * n_params * tokens"``. For plans; the search takes
             no notice.
@@ -115,8 +131,8 @@ class SearchSpace:
         center_params: its configuration.
 
     Raises:
-        ValueError: names occur twice, a ``when`` cannot be met, a constraint is no expression over
-            the parameters, or the centre violates it.
+        ValueError: params is no list of Params, names occur twice, a ``when`` cannot be met, a
+            constraint is no expression over the parameters, or the centre violates it.
     """
 
     def __init__(
@@ -125,7 +141,12 @@ class SearchSpace:
         constraints: Iterable[Constraint | Condition | Function] = (),
         cost: str | None = None,
     ) -> None:
+        if isinstance(params, Param):
+            raise ValueError(f"params is one Param, expected a list of them: [{params!r}]")
         self.params = tuple(params)
+        for param in self.params:
+            if not isinstance(param, Param):
+                raise ValueError(f"params holds {param!r}, a {type(param).__name__}, no Param")
         names = [param.name for param in self.params]
         if not names:
             raise ValueError("no parameters: a search needs at least one Param")
@@ -149,7 +170,9 @@ class SearchSpace:
         self.center = np.concatenate(
             [param.space.encode(param.search_center, param.search_center) for param in self.params]
         )
-        self.constraints = tuple(as_predicate(constraint, centers) for constraint in constraints)
+        self.constraints = tuple(
+            as_predicate(constraint, centers) for constraint in as_tuple(constraints)
+        )
         for constraint in self.constraints:
             if not constraint.holds(self.center_params):
                 raise ValueError(
@@ -165,6 +188,13 @@ class SearchSpace:
                     f"{self.cost} is {found[0]:.4g} at the search centre {self.center_params}: "
                     "expected a positive number"
                 )
+
+    def __repr__(self) -> str:
+        lines = [*map(repr, self.params), *(str(constraint) for constraint in self.constraints)]
+        return "SearchSpace(\n  " + "\n  ".join(lines) + "\n)"
+
+    def _repr_html_(self) -> str:
+        return _html(self.params, self.constraints)
 
     def active_names(self, values: Mapping[str, Any]) -> set[str]:
         """The parameters that exist beside these values of the parameters that they depend on."""
@@ -317,6 +347,23 @@ class SearchSpace:
         for name, is_active in self.active_rows(snapped).items():
             snapped[~is_active, self.slices[name]] = self.center[self.slices[name]]
         return snapped
+
+
+def _html(params: Sequence[Param], constraints: Sequence[Condition | Function] = ()) -> str:
+    rows = [
+        [
+            param.name,
+            repr(param.space),
+            param.search_center,
+            " and ".join(
+                f"{parent} is {' or '.join(map(str, choices))}"
+                for parent, choices in param.when.items()
+            ),
+        ]
+        for param in params
+    ]
+    caption = "\n".join(str(constraint) for constraint in constraints)
+    return table(["parameter", "space", "search centre", "when"], rows, caption)
 
 
 def _conditions(params: Sequence[Param]) -> dict[str, dict[str, tuple[Scalar, ...]]]:

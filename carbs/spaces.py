@@ -89,6 +89,24 @@ class _Space(BaseModel):
         """Every value, where there are at most ``n_most``; else None."""
         return None
 
+    def __repr__(self) -> str:
+        """As it would be written: what has its default is left out."""
+        fields = {name: field for name, field in type(self).model_fields.items() if name != "kind"}
+        written = [
+            f"{name}={_written(getattr(self, name))}"
+            for name, field in fields.items()
+            if name in self.model_fields_set and getattr(self, name) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(written)})"
+
+    __str__ = __repr__
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return repr(list(value) if isinstance(value, tuple) else value)
+
 
 class NumericSpace(_Space):
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
@@ -215,6 +233,17 @@ class LogSpace(NumericSpace):
     """
 
     kind: Literal["log"] = "log"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_base(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and "base" in fields:
+            raise ValueError(
+                "a LogSpace has no base: its scale is in decades; a scale in another base is "
+                "scale * log10(base)"
+            )
+        return fields
+
     min: float = Field(default=0.0, ge=0)
 
     def limits(self) -> tuple[float, float]:

@@ -1,23 +1,28 @@
 """An Optuna study as the record of a search: its trials are our records, and back.
 
-A study of ours has two objectives, (output, cost). Each parameter is an Optuna parameter of the
-same name; a mixture is one for each component, ``mix.code``. A parameter that is inactive in a
-trial is not stored with it. What Optuna has no place for lies in trial attributes: what was
-predicted when a trial was suggested (``predicted``), why it failed (``failure``), its learning
-curve (``curve``, rows of progress, output and cost), and where it was stopped early, the forecast
-of its end and what it spent (``stopped``). Where the cost of a trial was corrected for the speed of
-its machine, ``spent`` is what was measured. A failed trial marked ``forgotten`` was the machine's
-fault and teaches nothing; nor do those whose numbers the study's attribute ``dropped`` lists. Its
-attribute ``earlier_values`` has what trials used that lack a parameter which was added later.
+A study of ours has two objectives, (output, cost); in one with a single objective the cost of a
+trial is its duration in seconds, or what one of its user attributes says. Each parameter is an
+Optuna parameter of the same name; a mixture is one for each component, ``mix.code``. A parameter
+that is inactive in a trial is not stored with it. What Optuna has no place for lies in trial
+attributes: what was predicted when a trial was suggested (``predicted``), why it failed
+(``failure``), its learning curve (``curve``, rows of progress, output and cost), and where it was
+stopped early, the forecast of its end and what it spent (``stopped``). Where the cost of a trial
+was corrected for the speed of its machine, ``spent`` is what was measured. A failed trial marked
+``forgotten`` was the machine's fault and teaches nothing; nor do those whose numbers the study's
+attribute ``dropped`` lists. Its attribute ``earlier_values`` has what trials used that lack a
+parameter which was added later.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import optuna
@@ -28,12 +33,23 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.allowance import Allowance
-from carbs.constraints import Constraint
+from carbs.constraints import Constraint, as_tuple
+from carbs.define_by_run import (
+    ENQUEUED,
+    SUGGESTED,
+    DefineByRunSpace,
+    asked,
+    contains,
+    draw,
+    enqueued,
+    middle,
+    nearest,
+)
 from carbs.earlier import EarlierRuns, EarlierSweep
 from carbs.early_stopping import (
     MIN_PROGRESS,
@@ -42,7 +58,8 @@ from carbs.early_stopping import (
     forecast,
     is_off_front,
 )
-from carbs.records import Direction, Failure, Observation, Suggestion
+from carbs.listed import described, listed, unlisted
+from carbs.records import Direction, Failure, Observation, Suggestion, as_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Params, Space
 
@@ -54,6 +71,10 @@ STOPPED = "stopped"
 SPENT = "spent"
 DROPPED = "dropped"
 EARLIER_VALUES = "earlier_values"
+SAMPLING_S = "carbs:sampling_s"  # of a trial's duration, what its suggestion took
+
+_logger = logging.getLogger(__name__)
+_ONE_AT_A_TIME = threading.Lock()  # of threads, the second is to know what the first will try
 
 # Optuna wants bounds; these stand for "none".
 _LARGEST_FLOAT = 1e300
@@ -144,32 +165,63 @@ class Records:
     pending: list[Suggestion]
 
 
-def records(trials: Sequence[FrozenTrial], space: SearchSpace) -> Records:
+def records(
+    trials: Sequence[FrozenTrial], space: SearchSpace, *, cost: str | None = None
+) -> Records:
     """Read a study's trials, in the order of their numbers.
 
     Trials without some active parameter of the space and forgotten ones are left out, and so are
-    pruned ones without a forecast of their end. A trial with one objective costs 1.
+    pruned ones without a forecast of their end, and finished ones whose cost nobody knows.
+
+    Args:
+        trials: of the study.
+        space: of their configurations.
+        cost: where they have one objective, the user attribute with the cost; by default it is
+            their duration in seconds.
 
     Raises:
-        ValueError: a completed trial has a cost that is not positive.
+        ValueError: a completed trial has a cost that is not positive, or none has the attribute.
     """
-    return _records(trials, lambda flat: unflatten(space, flat))
+    return _records(trials, lambda trial: unflatten(space, trial.params), cost)
 
 
-def earlier_sweep(study: Study, defaults: Mapping[str, Any] | None = None) -> EarlierSweep:
+def inferred_space(study: Study) -> SearchSpace:
+    """What the trials of a study have asked for (see :mod:`carbs.define_by_run`).
+
+    Raises:
+        ValueError: they have asked for nothing yet, or for what no list of parameters says: names
+            with dots, choices that are no plain values, parameters that exist for other reasons
+            than choices.
+    """
+    trials = kept_trials(study)
+    inferred = DefineByRunSpace(asked(trials), trials)
+    if inferred.space is None:
+        raise ValueError(f"no trial of study {study.study_name!r} has asked for a parameter")
+    if inferred.is_own:
+        raise ValueError(
+            f"the parameters of study {study.study_name!r} have no list: {inferred.is_own}"
+        )
+    return inferred.space
+
+
+def earlier_sweep(
+    study: Study, defaults: Mapping[str, Any] | None = None, *, cost: str | None = None
+) -> EarlierSweep:
     """A study's ended trials, over whatever parameters they have, as data for a new search.
 
     Trials that were stopped early count as their forecasts, pruned ones without a forecast do not.
 
     Args:
-        study: with the objectives (output, cost), or with one: then every trial cost 1.
+        study: with the objectives (output, cost), or with one.
         defaults: what it used of parameters that it did not search.
+        cost: where it has one objective, the user attribute with a trial's cost; by default that is
+            its duration in seconds.
 
     Raises:
         ValueError: the study's objectives are others, or a completed trial has a cost that is not
             positive.
     """
-    found = _records(kept_trials(study), _nested)
+    found = _records(kept_trials(study), lambda trial: _nested(trial.params), cost)
     return EarlierSweep(
         direction=_direction(study),
         observations=tuple(found.observations),
@@ -213,30 +265,40 @@ def _nested(flat: Mapping[str, Any]) -> Params | None:
 
 
 def _records(
-    trials: Sequence[FrozenTrial], read: Callable[[Mapping[str, Any]], Params | None]
+    trials: Sequence[FrozenTrial],
+    read: Callable[[FrozenTrial], Params | None],
+    cost_attribute: str | None,
 ) -> Records:
     found = Records([], [], [])
+    without_cost: list[int] = []
     for trial in trials:
-        params = read(trial.params)
+        params = read(trial)
         if params is None or trial.user_attrs.get(FORGOTTEN):
             continue
         id = str(trial.number)
         if trial.state == TrialState.COMPLETE:
-            output, cost = (*trial.values, 1.0)[:2]
+            cost = _cost(trial, cost_attribute)
+            if cost is None:
+                without_cost.append(trial.number)
+                continue
             if not 0 < cost < float("inf"):
                 raise ValueError(
                     f"trial {trial.number} has cost {cost}, expected a positive, finite number"
                 )
+            output = trial.values[0]
             if abs(output) == float("inf"):
                 reason = f"output is {output}"
                 found.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
             else:
-                spent = trial.user_attrs.get(SPENT)
+                spent = trial.user_attrs.get(SPENT) if len(trial.values) > 1 else None
                 found.observations.append(
                     Observation(params=params, output=output, cost=cost, id=id, spent=spent)
                 )
         elif trial.state == TrialState.PRUNED and STOPPED in trial.user_attrs:
-            stopped = trial.user_attrs[STOPPED]
+            stopped = dict(trial.user_attrs[STOPPED])
+            spent = _cost(trial, cost_attribute) if trial.intermediate_values else None
+            if spent:  # one objective: there the pruner knows only which share was done
+                stopped |= {"cost": spent * stopped["cost"] / stopped["spent"], "spent": spent}
             found.observations.append(Observation(params=params, id=id, **stopped))
         elif trial.state == TrialState.FAIL:
             failure = trial.user_attrs.get(FAILURE, {})
@@ -252,7 +314,37 @@ def _records(
             found.pending.append(
                 Suggestion(id=id, params=params, **trial.user_attrs.get(PREDICTED, {}))
             )
+    if without_cost:
+        _tell_without_cost(without_cost, cost_attribute, bool(found.observations))
     return found
+
+
+def _cost(trial: FrozenTrial, attribute: str | None) -> float | None:
+    """What a trial cost; None where nobody knows."""
+    if len(trial.values or ()) > 1:
+        return float(trial.values[1])
+    if attribute is not None:
+        found = trial.user_attrs.get(attribute)
+        return None if found is None else as_number(f"{attribute} of trial {trial.number}", found)
+    # A trial that was added to the study, not run in it, began when it ended.
+    duration = trial.duration
+    if not duration:
+        return None
+    return max(duration.total_seconds() - float(trial.system_attrs.get(SAMPLING_S, 0)), 1e-6)
+
+
+def _tell_without_cost(numbers: list[int], attribute: str | None, have_others: bool) -> None:
+    if attribute is None:
+        what = "no duration, since they were added to the study"
+    else:
+        what = f"no user attribute {attribute!r}"
+    message = f"trials {numbers[:20]} have {what}, so their cost is not known"
+    if attribute is not None and not have_others:
+        raise ValueError(
+            f"{message}: call trial.set_user_attr({attribute!r}, ...) in the objective, or name "
+            "another attribute as the sampler's cost"
+        )
+    _logger.warning("%s: left out", message)
 
 
 def tell_failure(study: Study, number: int, reason: str, cost: float | None = None) -> None:
@@ -261,6 +353,7 @@ def tell_failure(study: Study, number: int, reason: str, cost: float | None = No
     Raises:
         ValueError: the cost is negative or not finite.
     """
+    cost = None if cost is None else as_number("cost", cost)
     if cost is not None and not 0 <= cost < float("inf"):
         raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
     set_attribute(study, number, FAILURE, {"reason": reason, "cost": cost})
@@ -288,78 +381,158 @@ def set_attribute(study: Study, number: int, key: str, value: Any) -> None:
 
 
 class CarbsSampler(BaseSampler):
-    """CARBS as an Optuna sampler, for studies with the objectives (output, cost).
+    """CARBS as an Optuna sampler, for studies with the objectives (output, cost), or with one.
 
-    ``study.ask()`` gives a trial that already has every active parameter, in ``trial.params``.
-    Parameters that the sampler was not told of are drawn at random. In a study with one objective
-    every trial counts as equally costly.
+    Without a list of parameters it searches what the trials ask for, as Optuna's own samplers do::
+
+        def objective(trial):
+            rate = trial.suggest_float("learning_rate", 1e-4, 1e-1, log=True)
+            return train(rate)  # loss, seconds
+
+        study = optuna.create_study(directions=["minimize", "minimize"], sampler=CarbsSampler())
+        study.optimize(objective, n_trials=50)
+
+    The search starts in the middle of each range and with the first of the choices, or with what is
+    enqueued first, which had better be good and cheap. Which parameters exist beside which choices
+    is learnt from the trials (:mod:`carbs.define_by_run`), those of other samplers included.
+
+    With a list, ``study.ask()`` gives a trial that already has every active parameter, in
+    ``trial.params``. An objective may ask for them by ``trial.suggest_float`` and its like, but
+    with the same names and ranges; else that is an error.
+
+    In a study with one objective the cost of a trial is its duration in seconds, or what it says in
+    a user attribute.
 
     Args:
-        params: what is searched.
+        params: what is searched; None to learn it from the trials.
         constraints: what every suggestion meets (see :mod:`carbs.constraints`); enqueued values
-            may violate them.
+            may violate them. They need the list of parameters.
         max_cost: of one run; None for no limit.
         n_trials, budget: how many trials there will be, and what all of them together may cost, as
             far as that is known.
+        cost: in a study with one objective, the user attribute in which a trial says what it cost;
+            None for its duration in seconds.
         cost_exponent: from 0 (only the number of trials matters) to 1 (only their total cost); by
             default as these limits have it, and without any first 1, then ever less.
         earlier: other sweeps to learn from (see :mod:`carbs.earlier`).
         seed: same trials and seed, same suggestion.
+
+    Raises:
+        ValueError: constraints without a list, or what :class:`carbs.SearchSpace` refuses. While
+            trials run: one was enqueued with a value out of range, or asks for something else than
+            the list has. Such a trial ends as forgotten: the search learns nothing from it.
     """
 
     def __init__(
         self,
-        params: Sequence[Param],
+        params: Sequence[Param] | None = None,
         *,
         constraints: Iterable[Constraint] = (),
         max_cost: float | None = None,
         n_trials: int | None = None,
         budget: float | None = None,
+        cost: str | None = None,
         cost_exponent: float | None = None,
         earlier: Sequence[EarlierSweep] = (),
         seed: int = 0,
     ) -> None:
-        self.space = SearchSpace(params, constraints)
+        if params is None and as_tuple(constraints):
+            raise ValueError(
+                "constraints need to know the parameters: give CarbsSampler the list of them"
+            )
+        self._listed = None if params is None else SearchSpace(params, constraints)
         self.max_cost = max_cost
         self.allowance = Allowance(n_trials, budget)
+        self.cost = cost
         self.cost_exponent = cost_exponent
         self.earlier = tuple(earlier)
         self.seed = seed
-        self._seen: dict[Direction, list[EarlierRuns]] = {}
-        self._distributions = distributions(self.space)
-        self._independent = RandomSampler(seed=seed)
+        self._seen: dict[str, list[EarlierRuns]] = {}
+        self._distributions = {} if self._listed is None else distributions(self._listed)
 
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {}
+    @property
+    def space(self) -> SearchSpace:
+        """Of the list of parameters.
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
+        Raises:
+            ValueError: there is none.
+        """
+        if self._listed is None:
+            raise ValueError("this CarbsSampler has no list of parameters: it has no space yet")
+        return self._listed
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Store a suggestion's parameters with the trial, so that it is complete at once."""
-        fixed = trial.system_attrs.get("fixed_params", {})
-        suggestion = self._suggest(study, trial.number)
-        flat = self._with_fixed(suggestion.params, fixed)
-        for name, value in flat.items():
-            distribution = self._distributions[name]
-            study._storage.set_trial_param(
-                trial._trial_id, name, distribution.to_internal_repr(value), distribution
-            )
-            trial.params[name] = value
-            trial.distributions[name] = distribution
+        """Of a list, store a suggestion's parameters with the trial: it is complete at once."""
+        started = time.monotonic()
+        try:
+            direction = _direction(study)
+            if self.cost is not None and len(study.directions) > 1:
+                raise ValueError(
+                    f"cost={self.cost!r} names a user attribute, but in study "
+                    f"{study.study_name!r} the cost is the second objective: leave it out"
+                )
+            if self._listed is None:
+                self._hold_enqueued(study, trial)
+            else:
+                self._store_suggestion(study, trial, direction)
+                self._store_time(study, trial, started)
+        except ValueError as error:  # nobody else would end it
+            _forget(study, trial, str(error))
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            raise
+
+    # With a list of parameters.
+
+    def _store_suggestion(self, study: Study, trial: FrozenTrial, direction: Direction) -> None:
+        fixed = enqueued(trial)
+        self._check_enqueued(trial, fixed)
+        with _ONE_AT_A_TIME:
+            others = [other for other in kept_trials(study) if other.number != trial.number]
+            known = records(others, self.space, cost=self.cost)
+            suggestion = self.suggest(known, trial.number, direction)
+            flat = self._with_fixed(suggestion.params, fixed)
+            for name, value in flat.items():
+                distribution = self._distributions[name]
+                study._storage.set_trial_param(
+                    trial._trial_id, name, distribution.to_internal_repr(value), distribution
+                )
+        trial.params = dict(flat)
+        trial.distributions = self._refusing(study, trial, list(flat))
         if not set(fixed) & set(flat):
             predicted = suggestion.model_dump(mode="json", exclude={"id", "params"})
             study._storage.set_trial_user_attr(trial._trial_id, PREDICTED, predicted)
             trial.user_attrs[PREDICTED] = predicted
 
+    def _check_enqueued(self, trial: FrozenTrial, fixed: Mapping[str, Any]) -> None:
+        for name, value in fixed.items():
+            if name not in self._distributions:
+                raise ValueError(
+                    f"trial {trial.number} was enqueued with {name!r}, but the list of parameters "
+                    f"has only {sorted(self._distributions)}"
+                )
+            _check_enqueued(trial, name, value, self._distributions[name])
+
+    def _refusing(
+        self, study: Study, trial: FrozenTrial, names: Sequence[str]
+    ) -> dict[str, BaseDistribution]:
+        """Of a trial, which is forgotten if it asks for something else."""
+
+        def refuse(message: str) -> NoReturn:
+            _forget(study, trial, message)
+            raise ValueError(message)
+
+        params = {name: param for param in self.space.params for name in flat_names(param)}
+        return {
+            name: listed(name, params[name], self._distributions[name], refuse) for name in names
+        }
+
     def _with_fixed(self, suggested: Params, fixed: Mapping[str, Any]) -> dict[str, Any]:
         """Enqueued values in place of suggested ones; the rest of a mixture shares what is left.
 
         A parameter that becomes active by an enqueued value starts at its centre.
+
+        Raises:
+            ValueError: a mixture's enqueued weights do not leave room for the others.
         """
         centers = {param.name: param.search_center for param in self.space.params}
         flat = flatten(centers | suggested)
@@ -373,12 +546,74 @@ class CarbsSampler(BaseSampler):
             if isinstance(param.space, MixtureSpace):
                 free = [name for name in names if name not in fixed]
                 left = 1 - sum(merged[name] for name in names if name in fixed)
+                if left < -1e-6 or (not free and left > 1e-6):
+                    raise ValueError(
+                        f"enqueued weights of parameter {param.name!r} sum to {1 - left:.6g}, "
+                        "expected 1"
+                    )
                 shared = sum(merged[name] for name in free)
                 for name in free:
                     share = merged[name] / shared if shared > 0 else 1 / len(free)
                     merged[name] = max(left, 0.0) * share
             kept |= {name: merged[name] for name in names}
         return kept
+
+    def suggest(self, known: Records, number: int, direction: Direction) -> Suggestion:
+        """What the trial of this number is to try, by these records, out of the list."""
+        return self._propose(self.space, known, number, direction)
+
+    # Without one.
+
+    def _hold_enqueued(self, study: Study, trial: FrozenTrial) -> None:
+        """Keep enqueued values from Optuna, which takes them at any range: they come from here."""
+        fixed = enqueued(trial)
+        if not fixed:
+            return
+        known = asked([other for other in kept_trials(study) if other.number != trial.number])
+        for name, value in fixed.items():
+            if name in known:
+                _check_enqueued(trial, name, value, known[name])
+        study._storage.set_trial_system_attr(trial._trial_id, ENQUEUED, fixed)
+        trial.system_attrs = {**trial.system_attrs, "fixed_params": {}, ENQUEUED: fixed}
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """What the trials so far have asked for; of a list nothing, as it is stored already."""
+        if self._listed is not None:
+            return {}
+        fixed = enqueued(trial)
+        return {name: d for name, d in asked(kept_trials(study)).items() if name not in fixed}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A suggestion for these parameters, which the other trials then know to be pending."""
+        if self._listed is not None or not search_space:
+            return {}
+        started, direction = time.monotonic(), _direction(study)
+        with _ONE_AT_A_TIME:
+            others = [other for other in kept_trials(study) if other.number != trial.number]
+            inferred = DefineByRunSpace(search_space, others)
+            if inferred.space is None:
+                return inferred.values({})
+            known = _records(
+                others,
+                lambda other: (
+                    inferred.read_pending(other)
+                    if other.state == TrialState.RUNNING
+                    else inferred.read(other.params)
+                ),
+                self.cost,
+            )
+            suggestion = self._propose(inferred.space, known, trial.number, direction)
+            values = inferred.values(suggestion.params)
+            study._storage.set_trial_system_attr(trial._trial_id, SUGGESTED, values)
+        predicted = suggestion.model_dump(mode="json", exclude={"id", "params"})
+        if not enqueued(trial):
+            study._storage.set_trial_user_attr(trial._trial_id, PREDICTED, predicted)
+        self._store_time(study, trial, started)
+        return values
 
     def sample_independent(
         self,
@@ -387,28 +622,61 @@ class CarbsSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+        """What was enqueued; else near what was suggested, the middle at first, or at random."""
+        if self._listed is not None:
+            message = self._why_unlisted(trial, param_name, param_distribution)
+            _forget(study, trial, message)
+            raise ValueError(message)
+        fixed = enqueued(trial)
+        if param_name in fixed:
+            try:
+                _check_enqueued(trial, param_name, fixed[param_name], param_distribution)
+            except ValueError as error:
+                _forget(study, trial, str(error))
+                raise
+            return fixed[param_name]
+        suggested = trial.system_attrs.get(SUGGESTED, {})
+        if param_name in suggested and not isinstance(param_distribution, CategoricalDistribution):
+            # It was suggested for the range that the trials before have asked for.
+            study._storage.set_trial_user_attr(trial._trial_id, PREDICTED, {})
+            return nearest(param_distribution, suggested[param_name])
+        if not any(param_name in other.distributions for other in kept_trials(study)):
+            return middle(param_distribution)
+        key = [abs(self.seed), self.seed < 0, trial.number, *param_name.encode()]
+        return draw(param_distribution, np.random.default_rng(key))
 
-    def reseed_rng(self) -> None:
-        self._independent.reseed_rng()
+    def _why_unlisted(self, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> str:
+        if name not in self._distributions:
+            return unlisted(name, distribution, self._distributions)
+        param = next(param for param in self.space.params if name in flat_names(param))
+        conditions = [
+            f"{parent!r} is one of {list(choices)}" for parent, choices in param.when.items()
+        ]
+        return (
+            f"the trial asks for {name!r}, but the list of parameters says that it exists only "
+            f"when {' and '.join(conditions)}; the trial has {dict(trial.params)}"
+        )
 
-    def _suggest(self, study: Study, number: int) -> Suggestion:
-        others = [trial for trial in kept_trials(study) if trial.number != number]
-        return self.suggest(records(others, self.space), number, _direction(study))
+    def _store_time(self, study: Study, trial: FrozenTrial, started: float) -> None:
+        if self.cost is None and len(study.directions) == 1:
+            seconds = time.monotonic() - started
+            study._storage.set_trial_system_attr(trial._trial_id, SAMPLING_S, seconds)
 
-    def suggest(self, known: Records, number: int, direction: Direction) -> Suggestion:
-        """What the trial of this number is to try, by these records."""
+    def _propose(
+        self, space: SearchSpace, known: Records, number: int, direction: Direction
+    ) -> Suggestion:
         from carbs.optimizer import propose, seen_from  # slow, and a look at a study needs neither
 
-        if direction not in self._seen:
-            self._seen[direction] = seen_from(self.space, self.earlier, direction)
+        key = f"{direction} {space.params}" if self.earlier else ""
+        if key not in self._seen:
+            self._seen[key] = seen_from(space, self.earlier, direction)
         return propose(
-            self.space,
+            space,
             known.observations,
             known.failures,
             [suggestion.params for suggestion in known.pending],
             [str(number)],
-            earlier=self._seen[direction],
+            earlier=self._seen[key],
             direction=direction,
             max_cost=self.max_cost,
             allowance=self.allowance,
@@ -433,6 +701,20 @@ class CarbsSampler(BaseSampler):
             user_attrs={PREDICTED: predicted, **attributes},
             system_attrs={},
             intermediate_values={},
+        )
+
+
+def _forget(study: Study, trial: FrozenTrial, reason: str) -> None:
+    study._storage.set_trial_user_attr(trial._trial_id, FORGOTTEN, reason)
+
+
+def _check_enqueued(
+    trial: FrozenTrial, name: str, value: Any, distribution: BaseDistribution
+) -> None:
+    if not contains(distribution, value):
+        raise ValueError(
+            f"trial {trial.number} was enqueued with {name} = {value!r}, which is out of range: "
+            f"it is {described(distribution)}. The trial is forgotten; enqueue another"
         )
 
 

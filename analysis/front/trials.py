@@ -24,6 +24,7 @@ from carbs.study import (
     Records,
     flat_names,
     flatten,
+    inferred_space,
     kept_trials,
     read_trials,
     records,
@@ -32,17 +33,23 @@ from carbs.study import (
 
 
 def study_space(study: Study) -> SearchSpace:
-    """The parameters that a sweep wrote down with its study.
+    """The parameters that a sweep wrote down with its study, or that its trials have asked for.
 
     Raises:
-        ValueError: the study was not made by a sweep.
+        ValueError: the study was not made by a sweep, and what its trials asked for does not tell,
+            or they have not the two objectives (output, cost).
     """
     text = study.user_attrs.get("space")
     if text is None:
-        raise ValueError(
-            f"study {study.study_name!r} does not say what it searched: it was not made by "
-            "'carbs sweep'. Pass a SearchSpace instead"
-        )
+        try:
+            if len(study.directions) != 2:
+                raise ValueError("it has not the two objectives (output, cost)")
+            return inferred_space(study)
+        except ValueError as error:
+            raise ValueError(
+                f"study {study.study_name!r} does not say what it searched: it was not made by "
+                f"'carbs sweep', and {error}. Pass a SearchSpace instead"
+            ) from None
     params = TypeAdapter(list[Param]).validate_json(text)
     attributes = study.user_attrs
     return SearchSpace(params, attributes.get("constraints", []), attributes.get("cost"))
@@ -120,6 +127,9 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
     other numbers on a linear one. Columns of whole numbers stay whole. The centre is the cheapest
     run. Columns that do not vary, or that only tell runs apart (``seed``, ``run_id``, ``date``),
     are left out.
+
+    Raises:
+        ValueError: no column is left.
     """
     columns = [str(name) for name in frame.columns if _is_parameter(str(name))]
     cheapest = frame.iloc[int(frame["cost"].argmin())]
@@ -154,6 +164,12 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
         total = sum(shares.values())
         shares = {part: share / total for part, share in shares.items()}
         params.append(Param(name, MixtureSpace(components), shares))
+    if not params:
+        raise ValueError(
+            f"the frame has {len(frame)} row{'s' * (len(frame) != 1)}, and none of its columns "
+            f"{columns} varies: what was searched shows in runs that differ. Give more of them, or "
+            "a SearchSpace"
+        )
     return SearchSpace(params)
 
 
@@ -200,7 +216,7 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
 
     Args:
         study: of a sweep, or of a :class:`carbs.study.CarbsSampler`.
-        space: where the study was not made by a sweep.
+        space: where neither a sweep wrote it down nor the trials tell.
     """
     space = space or study_space(study)
     names = [name for param in space.params for name in flat_names(param)]

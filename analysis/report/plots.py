@@ -160,7 +160,7 @@ def plot_front(
         )
     ax.set_xscale("log")
     style.ticks(ax.xaxis, *ax.get_xlim())
-    ax.set_xlabel(f"cost of one run ({cost_unit})")
+    ax.set_xlabel("cost of one run" + (f" ({cost_unit})" if cost_unit else ""))
     ax.set_ylabel(style.output_label(direction, output_unit))
     handles, labels = ax.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: _LEGEND.index(labels[i].split(",")[0]))

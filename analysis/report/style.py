@@ -76,7 +76,7 @@ def legend(ax: Axes, names: Sequence[str], longest: int = 36) -> None:
 def cost_axis(ax: Axes, cost_unit: str) -> None:
     ax.set_xscale("log")
     ticks(ax.xaxis, *ax.get_xlim())
-    ax.set_xlabel(f"cost of one run ({cost_unit})")
+    ax.set_xlabel("cost of one run" + (f" ({cost_unit})" if cost_unit else ""))
 
 
 def output_label(direction: Direction, output_unit: str) -> str:

@@ -145,8 +145,11 @@ class Ledger:
         trial_id = self._storage.create_new_trial(study_id, template)
         return self._enter(self._read(trial_id))
 
-    def claim(self, sampler: CarbsSampler) -> FrozenTrial | None:
-        """Begin a trial that was enqueued; None where there is none, or another took it."""
+    def claim(self, sampler: CarbsSampler, notify: Callable[[str], None]) -> FrozenTrial | None:
+        """Begin a trial that was enqueued; None where there is none, or another took it.
+
+        One that asks for what cannot be is told, and ends as failed.
+        """
         while self._known.waiting:
             trial_id = self._known.waiting.pop(0)._trial_id
             with suppress(UpdateFinishedTrialError):
@@ -154,7 +157,11 @@ class Ledger:
                 self._set(trial_id, OWNER, self._owner)
                 if self._start(trial_id):
                     self._set(trial_id, OWNER, self._owner)
-                    sampler.before_trial(self.study, self._read(trial_id))
+                    try:
+                        sampler.before_trial(self.study, self._read(trial_id))
+                    except ValueError as error:
+                        notify(f"refused: {error}")
+                        continue
                     return self._enter(self._read(trial_id))
         return None
 

@@ -722,7 +722,7 @@ class Sweep:
         cheapest = account.cheapest
         if budget is not None and cheapest is not None and self._unreserved(account) < cheapest:
             return None
-        claimed = self.ledger.claim(self._sampler)
+        claimed = self.ledger.claim(self._sampler, self._notify)
         if claimed is not None:
             return claimed
         suggestion = self._suggest(account)

@@ -68,8 +68,32 @@ def test_an_inactive_parameter_has_a_column_without_a_value() -> None:
 
 
 def test_a_study_that_does_not_say_what_it_searched_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match="Pass a SearchSpace"):
+    with pytest.raises(ValueError, match=r"not the two objectives .*Pass a SearchSpace"):
         study_space(optuna.create_study())
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    with pytest.raises(ValueError, match=r"no trial .* asked for a parameter.*Pass a SearchSpace"):
+        study_space(study)
+    study.sampler = CarbsSampler([*PARAMS, Param("rate", LogSpace(max=1), 0.1)])
+    study.tell(study.ask(), [1.0, 1.0])
+    with pytest.raises(ValueError, match=r"none: \['rate', 'width'\].*dot.*: \['mix.a', 'mix.b'\]"):
+        study_space(study)
+
+
+def test_a_study_of_any_sampler_says_by_its_trials_what_it_searched() -> None:
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        width = trial.suggest_int("width", 16, 512, log=True)
+        if trial.suggest_categorical("optimizer", ["adam", "sgd"]) == "sgd":
+            trial.suggest_float("momentum", 0, 1)
+        return width**-0.3, 0.1 * width
+
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    study.optimize(objective, n_trials=12)
+    frame = trials_frame(study)
+    assert len(frame) == 12
+    assert frame["momentum"].isna().equals(frame["optimizer"] == "adam")
+    curves = hyperparameter_curves(study)
+    assert {curve.name for curve in curves} == {"width", "momentum"}
 
 
 def frame(n: int = 40) -> pd.DataFrame:
@@ -116,3 +140,9 @@ def test_a_column_of_numbers_and_words_is_refused_by_name() -> None:
 def test_a_budget_in_flops_beside_costs_in_another_unit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1e\+21 FLOPs.*another unit.*'flops'"):
         plan(frame(), flops=1e21)
+
+
+def test_a_frame_of_one_row_does_not_show_what_was_searched() -> None:
+    frame = pd.DataFrame([{"lr": 0.1, "width": 8, "loss": 2.0, "cost": 1.0}])
+    with pytest.raises(ValueError, match=r"1 row, .*columns \['lr', 'width'\] varies"):
+        frame_records(frame)

@@ -12,13 +12,16 @@ def test_exactly_the_promised_names_are_public() -> None:
         "ChoiceSpace",
         "EarlierSweep",
         "Failure",
+        "FunctionFailsError",
         "LinearSpace",
         "LogSpace",
         "LogitSpace",
         "MixtureSpace",
         "Observation",
         "Param",
+        "SearchResult",
         "Suggestion",
+        "minimize",
     }
     assert promised <= set(carbs.__all__)
     assert len(set(carbs.__all__)) == len(carbs.__all__)

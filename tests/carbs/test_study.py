@@ -1,4 +1,4 @@
-"""A study and our records are the same thing; CarbsSampler is a sampler like any other."""
+"""A study and our records are the same thing; CarbsSampler with a list of parameters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import BaseSampler
 from optuna.study import Study
-from optuna.testing.pytest_samplers import (
-    BasicSamplerTestCase,
-    MultiObjectiveSamplerTestCase,
-    RelativeSamplerTestCase,
-)
 from optuna.trial import TrialState
 
 from carbs import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace, Param, SearchSpace
@@ -106,12 +100,70 @@ def test_asking_gives_every_parameter_in_its_space(new_study: NewStudy) -> None:
 
 
 def test_suggesting_a_parameter_gives_what_was_asked(new_study: NewStudy) -> None:
-    """``trial.suggest_float`` in an ordinary objective, at the sampler's bounds or others."""
+    """``trial.suggest_float`` in an ordinary objective, at the ranges of the list."""
     study = new_study()
     trial = study.ask()
-    assert trial.suggest_float("rate", 1e-300, 1e300, log=True) == trial.params["rate"]
-    # One that the sampler was not told of is drawn at random.
-    assert 3 <= trial.suggest_float("temperature", 3, 4) <= 4
+    has = trial.params
+    assert trial.suggest_float("rate", 1e-300, 1e300, log=True) == has["rate"]
+    assert trial.suggest_int("size", 16, 4096, step=16) == has["size"]
+    assert trial.suggest_categorical("optimizer", ["adam", "sgd"]) == has["optimizer"]
+    assert trial.suggest_float("mix.code", 0, 1) == has["mix.code"]
+    # A constant is no parameter.
+    assert trial.suggest_categorical("version", [2]) == 2
+    assert study.tell(trial, [1.0, 1.0]).state == TrialState.COMPLETE
+
+
+ASKED = [
+    (lambda t: t.suggest_float("rate", 1e-4, 3e-3, log=True), "'rate' as .*0.003, log=True.*Log"),
+    (lambda t: t.suggest_float("rate", 1e-300, 1e300), "'rate' with log=False.*LogSpace"),
+    (lambda t: t.suggest_int("rate", 1, 3, log=True), "'rate' by suggest_int.*LogSpace"),
+    (lambda t: t.suggest_int("size", 16, 4096, log=True), "'size' with log=True.*step=16"),
+    (lambda t: t.suggest_int("size", 16, 2048, step=16), "'size' as .*2048.*4096"),
+    (lambda t: t.suggest_categorical("rate", [0.1, 0.2]), "'rate' by suggest_categorical.*Log"),
+    (lambda t: t.suggest_categorical("optimizer", ["adam"]), r"\['adam'\].*\['adam', 'sgd'\]"),
+    (lambda t: t.suggest_float("optimizer", 0, 1), "'optimizer' by suggest_float.*Choice"),
+    (lambda t: t.suggest_float("rates", 1e-4, 1), "has only .*did you mean 'rate'"),
+    (lambda t: t.suggest_float("temperature", 3, 4), "'temperature'.*add it to the list"),
+]
+
+
+@pytest.mark.parametrize(("ask", "message"), ASKED)
+def test_what_contradicts_the_list_is_refused(ask: Callable[[Any], Any], message: str) -> None:
+    study = create_study("contradicted", None)
+    study.sampler = CarbsSampler(PARAMS)
+    with pytest.raises(ValueError, match=message):
+        study.optimize(ask, n_trials=1)
+    assert study.trials[0].state == TrialState.FAIL
+    assert records(study.trials, SPACE).failures == []  # it was no fault of the configuration
+
+
+def test_a_parameter_that_is_inactive_in_a_trial_is_refused_there() -> None:
+    study = create_study("inactive", None)
+    study.sampler = CarbsSampler(TRAINER)
+    with pytest.raises(ValueError, match="exists only when 'optimizer' is one of"):
+        study.ask().suggest_float("momentum", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("enqueued", "message"),
+    [
+        ({"size": 8}, r"trial 0 was enqueued with size = 8.*suggest_int\(16, 4096, step=16\)"),
+        ({"size": 17}, "size = 17"),
+        ({"rate": "fast"}, "rate = 'fast'"),
+        ({"optimizer": "lion"}, "optimizer = 'lion'"),
+        ({"mix.code": 0.8, "mix.prose": 0.7}, "'mix' sum to 1.5"),
+        ({"heat": 1.0}, "'heat', but the list of parameters has only"),
+    ],
+)
+def test_what_is_enqueued_must_lie_in_the_list(enqueued: dict[str, Any], message: str) -> None:
+    study = create_study("enqueued", None)
+    study.sampler = CarbsSampler(PARAMS)
+    study.enqueue_trial(enqueued)
+    with pytest.raises(ValueError, match=message):
+        study.ask()
+    assert study.trials[0].state == TrialState.FAIL
+    study.tell(study.ask(), [1.0, 1.0])  # and the search goes on
+    assert records(study.trials, SPACE).failures == []
 
 
 def test_optimize_runs_an_ordinary_objective(new_study: NewStudy) -> None:
@@ -353,39 +405,10 @@ def test_an_earlier_study_may_have_one_objective_and_other_parameters() -> None:
     study.add_trial(optuna.create_trial(params={}, state=TrialState.FAIL))
     study.optimize(lambda trial: trial.suggest_float("heat", 0, 1), n_trials=1)
     old = earlier_sweep(study)
-    heat = study.trials[1].params["heat"]
+    trial = study.trials[1]
+    heat, duration = trial.params["heat"], trial.duration
+    assert duration is not None
     assert [(run.params, run.output, run.cost) for run in old.observations] == [
-        ({"heat": heat}, heat, 1.0)
+        ({"heat": heat}, heat, duration.total_seconds())
     ]
     assert (old.direction, old.failures) == ("maximize", ())
-
-
-def sampler() -> BaseSampler:
-    # Named as no parameter in Optuna's tests is: those parameters have other bounds from call to
-    # call, and are drawn at random, while ours is searched beside them.
-    return CarbsSampler([Param("searched", LinearSpace(), 0.0)])
-
-
-class _OurSampler:
-    @pytest.fixture
-    def sampler(self) -> Callable[[], BaseSampler]:
-        return sampler
-
-
-class TestBasicConformance(_OurSampler, BasicSamplerTestCase):
-    pass
-
-
-class TestMultiObjectiveConformance(_OurSampler, MultiObjectiveSamplerTestCase):
-    pass
-
-
-class TestRelativeConformance(_OurSampler, RelativeSamplerTestCase):
-    # These ask sample_relative for the parameters of a search space of the test's own. Ours are
-    # stored with the trial before it starts, and so it has no relative parameters.
-    test_sample_relative_numerical = None  # type: ignore[assignment]
-    test_sample_relative_categorical = None  # type: ignore[assignment]
-    test_sample_relative_mixed = None  # type: ignore[assignment]
-
-
-# SingleOnlySamplerTestCase is for samplers that refuse two objectives; ours is made for them.
