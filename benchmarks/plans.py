@@ -1,6 +1,7 @@
 """Plans from searches of random worlds, beside what anyone can do without a plan.
 
     python benchmarks/plans.py --worlds 48 --half report
+    CARBS_DATA=... python benchmarks/plans.py --published --seeds 8
 
 Each world (``worlds.py``) is searched once, with 100 trials up to its cap; then a run is planned at
 10, 30 and 100 times the cap and judged by its true loss. Worlds whose bounds allow no such run are
@@ -11,6 +12,9 @@ left out at that factor, and all-discrete ones altogether.
     best run, scaled  the run with the lowest loss, N and D grown alike
     front's lines     each parameter's straight line in log cost through the Pareto front, continued
     right sizes       the best run's hyperparameters with the best N and D for that cost: an oracle
+
+With ``--published`` it is the tasks of ``tasks.py`` whose sizes are searched: the cap is lowered by
+a factor, and the run is planned at what it was before.
 
 Regret is in percent of the best possible loss at that cost. A run that cannot be trained (past a
 cliff, or too large for a memory whose limit the search may not have met) counts as failed, and
@@ -27,13 +31,14 @@ import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from search import THREADS, Ours, search, start_worker
+from tasks import TASKS, Task
 from worlds import HALVES, world
 
 from carbs import CARBS
@@ -43,6 +48,7 @@ from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, NumericSpace
 
 FACTORS = (10.0, 30.0, 100.0)
+LOWERED = {"synthetic": 30.0, "step-law": 10.0}
 N_TRIALS = 100
 # Exponents in cost of what grows with it, alike.
 ALIKE: tuple[dict[str, float], ...] = (
@@ -79,6 +85,9 @@ def fitting(space: SearchSpace, values: Values) -> dict[str, Any]:
     return found
 
 
+Outcomes = dict[tuple[str, float], Outcome]
+
+
 def scaled(optimizer: CARBS, cost: float) -> dict[str, Any]:
     run = min(optimizer.observations, key=lambda run: run.output)
     exponents = next(found for found in ALIKE if set(found) <= set(run.params))
@@ -101,11 +110,24 @@ def lines(optimizer: CARBS, cost: float) -> Values:
     return space.decode(space.snap(z[None])[0])
 
 
-def judged(number: int, seed: int) -> dict[tuple[str, float], Outcome]:
+def judged(number: int, seed: int) -> Outcomes:
     """All plans of one world's search, by their name and factor."""
     task = world(number)
     if task.optimum is None:
         return {}
+    bests = {factor: task.optimum(factor * task.cap) for factor in FACTORS}
+    return plans_of(task, seed, {factor: best for factor, best in bests.items() if best})
+
+
+def judged_published(name: str, seed: int) -> Outcomes:
+    """As those, of a task whose cap is lowered to be planned at again."""
+    task, factor = TASKS[name](), LOWERED[name]
+    lowered = replace(task, cap=task.cap / factor, budget=task.budget / factor)
+    return plans_of(lowered, seed, {factor: ({}, float(task.front[1][-1]))})
+
+
+def plans_of(task: Task, seed: int, bests: Mapping[float, tuple[Values, float]]) -> Outcomes:
+    """Of one search: at each factor of the cap, where the best values and their loss are known."""
     ours = Ours(task, seed)
     search(task, ours, 1000 + seed, 1, N_TRIALS)
     optimizer = ours.optimizer
@@ -116,14 +138,10 @@ def judged(number: int, seed: int) -> dict[tuple[str, float], Outcome]:
         "plan": fit_front(optimizer.space, *runs),
         "cost known": fit_front(SearchSpace(params, task.constraints, cost_known), *runs),
     }
-    rng = np.random.default_rng([seed, number])
+    rng = np.random.default_rng([seed, *task.name.encode()])
     found = {}
-    for factor in FACTORS:
+    for factor, (values, best_loss) in bests.items():
         cost, normal = factor * task.cap, rng.standard_normal()
-        best = task.optimum(cost)
-        if best is None:
-            continue
-        values, best_loss = best
 
         def outcome(planned: Values, cost: float = cost, best_loss: float = best_loss) -> Outcome:
             regret = 100 * (task.loss(planned) / best_loss - 1)
@@ -133,7 +151,8 @@ def judged(number: int, seed: int) -> dict[tuple[str, float], Outcome]:
         right = {name: values[name] for name in SIZES if name in values}
         found["best run, scaled", factor] = outcome(run)
         found["front's lines", factor] = outcome(lines(optimizer, cost))
-        found["right sizes", factor] = outcome(fitting(optimizer.space, {**run, **right}))
+        if right:
+            found["right sizes", factor] = outcome(fitting(optimizer.space, {**run, **right}))
         for name, known in fronts.items():
             planned = plan(known, cost)
             own, loss = outcome(planned.params), task.loss(planned.params)
@@ -178,27 +197,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=48)
     parser.add_argument("--half", choices=list(HALVES), default="report")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--published", action="store_true")
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
     numbers = [2 * i + HALVES[parsed.half] for i in range(parsed.worlds)]
+    asked: list[Any] = list(LOWERED) if parsed.published else numbers
+    call: Callable[..., Outcomes] = judged_published if parsed.published else judged
+    calls = [(one, seed) for one in asked for seed in range(parsed.seeds)]
     context = multiprocessing.get_context("spawn")
-    call: Callable[..., Any] = judged
     with ProcessPoolExecutor(parsed.jobs, context, start_worker) as pool:
-        results = list(pool.map(call, numbers, [parsed.seed] * len(numbers)))
+        results = list(pool.map(call, *zip(*calls, strict=True)))
+    if parsed.published:
+        for name, factor in LOWERED.items():
+            here = [found for (one, _), found in zip(calls, results, strict=True) if one == name]
+            print_table(f"{name}, {factor:g} times the cap, {len(here)} seeds", here, factor)
+        return
     for factor in FACTORS:
         here = [found for found in results if ("plan", factor) in found]
-        table = Table(title=f"at {factor:g} times the cap, {len(here)} worlds ({parsed.half})")
-        for name in ("", "regret % mean / median / p90", "failed", "same cost"):
-            table.add_column(name)
-        for name in ("plan - this, plan ahead", "holds", "width %"):
-            table.add_column(name)
-        plans = [found["plan", factor] for found in here]
-        for name in ("plan", "cost known", "best run, scaled", "front's lines", "right sizes"):
-            outcomes = plans if name == "plan" else [found[name, factor] for found in here]
+        title = f"at {factor:g} times the cap, {len(here)} searches ({parsed.half})"
+        print_table(title, here, factor)
+
+
+def print_table(title: str, results: Sequence[Outcomes], factor: float) -> None:
+    table = Table(title=title)
+    for name in ("", "regret % mean / median / p90", "failed", "same cost"):
+        table.add_column(name)
+    for name in ("plan - this, plan ahead", "holds", "width %"):
+        table.add_column(name)
+    plans = [found["plan", factor] for found in results]
+    for name in ("plan", "cost known", "best run, scaled", "front's lines", "right sizes"):
+        if (name, factor) in results[0]:
+            outcomes = plans if name == "plan" else [found[name, factor] for found in results]
             table.add_row(name, *row(outcomes, plans))
-        Console(width=130).print(table)
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":
