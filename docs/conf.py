@@ -1,0 +1,42 @@
+"""The site: `make docs` builds it into `build/docs`, with warnings as errors and without the network."""
+
+import datetime
+import importlib.metadata
+
+project = "carbs"
+author = "the carbs authors"
+copyright = f"{datetime.date.today().year}, {author}"
+try:
+    release = importlib.metadata.version("carbs-search")
+except importlib.metadata.PackageNotFoundError:
+    release = ""
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["conftest.py"]
+
+# Pages. Links to headings count from the text, as on a code host.
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+# Notebooks are stored with what they printed: a build runs nothing.
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+# Reference.
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_class_signature = "mixed"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes of a record, beside its fields: told once
+python_maximum_signature_line_length = 80
+
+# Appearance. Furo uses the reader's own fonts, and asks nothing of the network.
+html_theme = "furo"
+html_title = "carbs"
+html_static_path = ["static"]
+html_css_files = ["carbs.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
+    "dark_css_variables": {"color-brand-primary": "#56B4E9", "color-brand-content": "#56B4E9"},
+}
