@@ -36,7 +36,7 @@ types: install
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
-check: lint types docs test
+check: lint types test
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

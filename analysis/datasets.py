@@ -18,11 +18,13 @@ DATASETS = {
     "(Liu et al. 2024)",
     "gadre": "104 models on three corpora, 11M to 6.9B parameters: dataset, n_params, n_tokens, "
     "flops, losses loss_*, mean errors err_avg17 and err_avg46 (Gadre et al. 2024)",
+    "small_lm_sweep": "a sweep of the reference language model, its check run last: output in nats "
+    "per byte, cost in FLOPs, what was predicted of both, six hyperparameters",
 }
 
 
 def load(name: str) -> pd.DataFrame:
-    """A data set by its name, one row a run. Losses are in nats per token.
+    """A data set by its name, one row a run; losses in nats, per token unless it says otherwise.
 
     Args:
         name: one of :data:`DATASETS`.

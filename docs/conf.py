@@ -1,7 +1,9 @@
-"""The site: `make docs` builds it into `build/docs`, with warnings as errors and without the network."""
+"""The site: `make docs` builds it into `build/docs`, warnings are errors, nothing is fetched."""
 
 import datetime
 import importlib.metadata
+import re
+from typing import Any
 
 project = "carbs"
 author = "the carbs authors"
@@ -26,7 +28,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # attributes of a record, beside its fields: told once
+napoleon_custom_sections = [("Attributes", "params_style")]  # "A, alpha: ..." tells of two
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "FloatArray": "FloatArray"}
 python_maximum_signature_line_length = 80
 
 # Appearance. Furo uses the reader's own fonts, and asks nothing of the network.
@@ -40,3 +43,21 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0072B2", "color-brand-content": "#0072B2"},
     "dark_css_variables": {"color-brand-primary": "#56B4E9", "color-brand-content": "#56B4E9"},
 }
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", plain_signature)
+
+
+def plain_signature(
+    app: Any,
+    what: str,
+    name: str,
+    it: Any,
+    options: Any,
+    arguments: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    """Names of types as they stand in the code: ``ArrayLike | None``."""
+    parts = (arguments, returned)
+    return tuple(part and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", part) for part in parts)  # type: ignore[return-value]

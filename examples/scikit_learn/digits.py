@@ -1,6 +1,6 @@
 """Tunes a gradient-boosted classifier on real data; what a run costs is the seconds that it took.
 
-    python examples/scikit_learn/digits.py --trials 40
+python examples/scikit_learn/digits.py --trials 40
 """
 
 import argparse
