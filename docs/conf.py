@@ -14,7 +14,8 @@ except importlib.metadata.PackageNotFoundError:
     release = ""
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["conftest.py"]
+# `search.html` is the page on which the site itself is searched: `the_search.md` shows `search.md`.
+exclude_patterns = ["search.md"]
 
 # Pages. Links to headings count from the text, as on a code host.
 myst_enable_extensions = ["colon_fence", "deflist"]

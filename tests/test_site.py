@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("index", "guides/script", "questions", "reference/analysis", "search")
+PAGES = ("index", "guides/script", "questions", "reference/analysis", "the_search")
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def test_every_source_has_a_page_with_its_heading(site: Path) -> None:
+    """Sphinx makes pages of its own, which would hide one of the same name."""
+    docs = ROOT / "docs"
+    sources = [
+        path for path in docs.rglob("*.md") if path.name not in ("search.md", "changelog.md")
+    ]
+    assert len(sources) > 15
+    headings = {path: path.read_text().split("\n", 1)[0] for path in sources}
+    headings[docs / "the_search.md"] = (docs / "search.md").read_text().split("\n", 1)[0]
+    for path, heading in headings.items():
+        page = (site / path.relative_to(docs)).with_suffix(".html").read_text()
+        first = re.search(r"<h1>(.*?)<a", page, re.DOTALL)
+        assert first and first[1] == html.escape(heading.removeprefix("# "), quote=False), path
 
 
 class Resources(HTMLParser):
