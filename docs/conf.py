@@ -48,6 +48,13 @@ html_theme_options = {
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", plain_signature)
+    app.connect("autodoc-process-docstring", plain_property, priority=400)  # before napoleon
+
+
+def plain_property(app: Any, what: str, name: str, it: Any, options: Any, lines: list[str]) -> None:
+    """What stands before a colon is no type: "In words: rows, range"."""
+    if what in ("property", "attribute") and lines:
+        lines[0] = lines[0].replace(": ", " – ", 1)
 
 
 def plain_signature(

@@ -167,7 +167,7 @@ class ComputeLaw(_Law):
 
     @cached_property
     def fitted_to(self) -> str:
-        """Rows, range, residual, and errors when extrapolated, in words."""
+        """In words: rows, range, residual, errors when extrapolated."""
         return self._fitted_to(self.compute)
 
 
@@ -249,7 +249,7 @@ class LossLaw(_Law):
 
     @cached_property
     def fitted_to(self) -> str:
-        """Rows, range, residual, and errors when extrapolated, in words."""
+        """In words: rows, range, residual, errors when extrapolated."""
         return self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
 
     def compute_optimal(
