@@ -36,6 +36,7 @@ from carbs.records import Direction, Failure, Observation, Suggestion, as_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.surrogate import Surrogate, fit_surrogate
+from carbs.threads import on_one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ _QUANTILES = (0.05, 0.5, 0.95)
 _MOST_ROWS = 20  # of the front, in a notebook
 
 
+@on_one_thread
 def propose(
     space: SearchSpace,
     observations: Sequence[Observation],

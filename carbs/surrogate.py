@@ -46,6 +46,7 @@ from carbs.gaussian_process import (
 from carbs.records import Failure, Observation
 from carbs.search_space import SearchSpace
 from carbs.spaces import FloatArray
+from carbs.threads import on_one_thread
 
 if TYPE_CHECKING:
     from botorch.models import ModelListGP
@@ -276,6 +277,7 @@ class _Measured:
         )
 
 
+@on_one_thread
 def fit_surrogate(
     space: SearchSpace,
     observations: Sequence[Observation],

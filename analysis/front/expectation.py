@@ -22,6 +22,7 @@ from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.response_surface import ResponseSurface
 from carbs.spaces import FloatArray
 from carbs.surrogate import fit_surrogate
+from carbs.threads import on_one_thread
 
 # Fitted to runs of at most these shares of the largest cost.
 SPLITS = (1 / 3, 1 / 8)
@@ -133,6 +134,7 @@ def mixed(
     return found
 
 
+@on_one_thread
 def backtest_sweep(
     front: FrontModel, splits: Sequence[float] = SPLITS
 ) -> tuple[SweepBacktest, ...]:

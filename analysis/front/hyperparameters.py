@@ -22,6 +22,7 @@ from carbs.analysis.front.model import FrontModel, as_front, decades_of_unit
 from carbs.records import Direction
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogitSpace, LogSpace, MixtureSpace
+from carbs.threads import on_one_thread
 
 # Fewer draws than this share say nothing of a conditional parameter that they have.
 _LEAST_SHARE = 0.1
@@ -109,6 +110,7 @@ class Curve:
         )
 
 
+@on_one_thread
 def hyperparameter_curves(
     data: FrontModel | Study | pd.DataFrame,
     *,
@@ -210,6 +212,7 @@ def _bound(param: Param, median: FloatArray) -> Literal["low", "high"] | None:
     return "high" if np.any(median >= high * (1 - 1e-9)) else None
 
 
+@on_one_thread
 def loss_around(
     front: FrontModel, name: str, n: int = 60
 ) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -34,6 +34,7 @@ from carbs.records import Direction, Failure, Observation
 from carbs.search_space import AllowedPoints, Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace
 from carbs.surrogate import Surrogate, fit_surrogate
+from carbs.threads import on_one_thread
 
 N_LEVELS = 9
 # Operations are known where so many runs, at least, recorded them.
@@ -117,6 +118,7 @@ class FrontModel:
         return self.space.active_rows(Z)[param.name].reshape(self.optima.shape[:2])
 
 
+@on_one_thread
 def fit_front(
     space: SearchSpace,
     observations: Sequence[Observation],

@@ -35,6 +35,7 @@ from carbs.records import Direction, Observation
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 from carbs.study import flatten
+from carbs.threads import on_one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,6 +147,7 @@ class Plan:
         """``job`` as YAML: ``carbs sweep FILE`` trains the configuration, once."""
         return yaml.safe_dump(dict(self.job), sort_keys=False)
 
+    @on_one_thread
     def table(self, costs: Sequence[float]) -> pd.DataFrame:
         """What other budgets would buy, under the same bounds: one row a cost, in their order.
 
@@ -197,6 +199,7 @@ class Verdict:
     after: Plan
 
 
+@on_one_thread
 def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
     """The law of loss over cost, through the runs on the Pareto front.
 
@@ -218,6 +221,7 @@ def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
     return fit_compute_law(costs[chosen], losses[chosen], n_resamples)
 
 
+@on_one_thread
 def plan(
     data: FrontModel | Study | pd.DataFrame,
     cost: float | None = None,
@@ -346,6 +350,7 @@ def plan(
     )
 
 
+@on_one_thread
 def check(
     planned: Plan, run: Observation | Mapping[str, Any], *, level: float | None = None
 ) -> Verdict:
@@ -389,6 +394,7 @@ def check(
     return Verdict(verdict, run.output, middle, (low, high), planned, after)
 
 
+@on_one_thread
 def expected_at(
     expectation: Expectation,
     costs: Sequence[float],

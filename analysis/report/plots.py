@@ -32,6 +32,7 @@ from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
 from carbs.spaces import FloatArray
 from carbs.study import flatten
+from carbs.threads import on_one_thread
 
 __all__ = [
     "MOST_BANDS",
@@ -475,6 +476,7 @@ def plot_convergence(
     return style.finish(ax)
 
 
+@on_one_thread
 def plot_contour(
     front: FrontModel, name: str, *, cost_unit: str = "s", ax: Axes | None = None
 ) -> Axes:

@@ -41,6 +41,7 @@ from carbs.analysis.report.summary import Summary, share_digits
 from carbs.search_space import Param
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
 from carbs.study import flat_names, flatten
+from carbs.threads import on_one_thread
 
 _MOST_REASONS = 20
 _CHECK_IS_APART = (
@@ -49,6 +50,7 @@ _CHECK_IS_APART = (
 )
 
 
+@on_one_thread
 def write_report(
     folder: Path,
     study: Study,
