@@ -1,5 +1,6 @@
 # make demo    the main job in small: search, report, check run
 # make test    the tests
+# make docs    the site, in build/docs
 # make check   lint, types and tests: what CI runs
 
 # The first Python that is new enough.
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types check clean
+.PHONY: install demo test lint types docs check clean
 
 install: $(VENV)/installed
 
@@ -31,6 +32,9 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 check: lint types test
 

@@ -1,3 +1,4 @@
+from . import datasets as datasets
 from .front.expectation import (
     Expectation as Expectation,
     SweepBacktest as SweepBacktest,

@@ -91,7 +91,7 @@ def test_a_wheel_holds_one_package_and_all_of_it(tmp_path: Path) -> None:
     expected = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
-            is_ours = path.suffix in (".py", ".pyi", ".yaml") or path.name == "py.typed"
+            is_ours = path.suffix in (".py", ".pyi", ".yaml", ".csv") or path.name == "py.typed"
             if is_ours and not path.parent.is_symlink():
                 inside = path.relative_to(ROOT)
                 expected.add(inside if package == "carbs" else Path("carbs", inside))

@@ -1,4 +1,4 @@
-"""Every notebook runs from a fresh kernel, and none carries outputs in the repository."""
+"""Every notebook is stored with what it printed and drew, and runs from a fresh kernel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -18,24 +18,27 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_from_a_fresh_kernel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("PYTHONWARNINGS", "error::UserWarning")
+    # tqdm's warning is of Jupyter's widgets, which nobody needs here.
+    monkeypatch.setenv("PYTHONWARNINGS", "error::UserWarning,ignore:IProgress not found")
     notebook = nbformat.read(path, as_version=4)
+    stored = kinds(notebook)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
-    assert any(cell.get("outputs") for cell in notebook.cells)
+    assert kinds(notebook) == stored
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_its_outputs_are_stripped(path: Path) -> None:
+def test_it_is_stored_with_its_figures_and_without_a_trace_of_where_it_ran(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            assert cell.outputs == [] and cell.execution_count is None
+    assert notebook.cells[0].source.startswith("# ")
+    assert sum("image/png" in found for found in kinds(notebook)) >= 2
+    assert "## Decision" in "".join(cell.source for cell in notebook.cells)
+    text = path.read_text()
+    assert "stderr" not in text and '"error"' not in text
+    assert not any(place in text for place in ("/tmp/", "/home/", "/root/", str(ROOT)))
+    assert path.stat().st_size < 600_000
 
 
-def test_published_runs_say_where_they_come_from_when_absent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("CARBS_DATA", raising=False)
-    notebook = nbformat.read(ROOT / "notebooks" / "03_published_runs.ipynb", as_version=4)
-    text = "".join(cell.source for cell in notebook.cells)
-    assert "CARBS_DATA is not set" in text and "https://" in text
+def kinds(notebook: nbformat.NotebookNode) -> list[tuple[str, ...]]:
+    """What each output is: text that was printed, or a table or a picture that is shown."""
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    return [tuple(sorted(out.get("data", {"printed": ""}))) for out in outputs]
