@@ -24,6 +24,7 @@ from .laws.power import (
     ComputeLaw as ComputeLaw,
     ExtrapolationWarning as ExtrapolationWarning,
     LossLaw as LossLaw,
+    UndeterminedLawWarning as UndeterminedLawWarning,
     UndeterminedSplitWarning as UndeterminedSplitWarning,
     effective_tokens as effective_tokens,
 )

@@ -44,6 +44,8 @@ _TAIL = 5.0  # degrees of freedom of an error
 # how much one split says about it, since splits of the same runs repeat one another.
 _USUAL_DRIFT, _DRIFT_PRIOR_WIDTH, _SPLIT_WORTH = 5e-3, 0.8, 0.5
 _LEAST_NOISE = 1e-5
+# Noise of one run, and how many runs that guess is worth.
+_USUAL_NOISE, _USUAL_NOISE_WORTH = 2e-3, 2.0
 # A form that few runs hardly determine has a flat valley, and need not be followed to its end.
 _MAX_STEPS = 80
 
@@ -75,6 +77,8 @@ class Family:
         starts: y -> where descents begin, ``(b, p)``.
         published: the form and the fit that give a law its coefficients.
         members: which forms are plausible.
+        usual: y -> mean and deviation of coefficients before any run says something, by index. It
+            decides where the runs do not, and hardly counts where they do.
     """
 
     form: Callable[[FloatArray], Form]
@@ -82,6 +86,7 @@ class Family:
     starts: Callable[[FloatArray], FloatArray]
     published: Member
     members: Sequence[Member]
+    usual: Callable[[FloatArray], Mapping[int, tuple[float, float]]]
 
     def fit(
         self,
@@ -90,6 +95,7 @@ class Family:
         counts: FloatArray | None = None,
         starts: FloatArray | None = None,
         rng: np.random.Generator | None = None,
+        at_most: Mapping[int, float] | None = None,
         tolerance: float = 1e-6,
         max_steps: int = _MAX_STEPS,
     ) -> Fits:
@@ -99,8 +105,11 @@ class Family:
             counts: how often each run is drawn, one row a resample, shape ``(b, n)``.
             starts: ``(b, p)``.
             rng: draws the means of the priors, for resamples.
+            at_most: further upper bounds of coefficients, by index.
         """
         lower, upper = self.bounds(runs.y)
+        for index, value in (at_most or {}).items():
+            upper[index] = max(min(upper[index], value), lower[index])
         for index, value in member.held.items():
             lower[index] = upper[index] = max(value, lower[index])
         starts = self.starts(runs.y) if starts is None else starts
@@ -123,7 +132,7 @@ class Family:
                 max_steps=_MAX_STEPS,
             ).best()
             r = np.abs(form(first[None])[0][0] - runs.y)
-            unit = np.sum(weights * np.minimum(r, member.delta) * r) / weights.sum()
+            unit = _typical(r, weights, member.delta, int((lower < upper).sum()))
             mean, deviation = np.zeros(len(lower)), np.full(len(lower), np.inf)
             for index, (m, d) in member.prior.items():
                 mean[index], deviation[index] = m, d / math.sqrt(max(unit, 1e-12))
@@ -146,6 +155,11 @@ class Family:
             tolerance=tolerance,
             max_steps=max_steps,
         )
+
+    def with_usual(self, member: Member, y: FloatArray) -> Member:
+        """The member with the priors that it does not have itself, nor holds."""
+        usual = {i: prior for i, prior in self.usual(y).items() if i not in member.held}
+        return replace(member, prior={**usual, **member.prior})
 
     def predict(self, theta: FloatArray, x: FloatArray) -> FloatArray:
         """Log losses ``(b, n)`` of coefficients ``(b, p)``."""
@@ -297,7 +311,7 @@ def _fit_members(
 ) -> Forecast:
     counts = runs.resampled(n_resamples, rng)
     theta, resamples = [], []
-    for member in family.members:
+    for member in (family.with_usual(member, runs.y) for member in family.members):
         best = family.fit(member, runs).best()
         theta.append(best)
         resamples.append(family.fit(member, runs, counts, best[None], rng, tolerance=1e-3).theta)
@@ -312,6 +326,17 @@ def _fit_members(
         0.0,
         np.zeros((0, 4)),
     )
+
+
+def _typical(r: FloatArray, weights: FloatArray, delta: float, n_free: int) -> float:
+    """What a typical run adds to twice the objective: where few are left, nearer to the usual."""
+    mean_weight = weights.mean()
+    left = max(weights.sum() - n_free * mean_weight, 0.0)
+    usual = _USUAL_NOISE_WORTH * mean_weight
+    total = np.sum(weights * np.minimum(r, delta) * r) + usual * min(_USUAL_NOISE, delta) * (
+        _USUAL_NOISE
+    )
+    return float(total / (left + usual))
 
 
 def _splits(runs: Runs, p: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
