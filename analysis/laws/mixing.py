@@ -214,7 +214,7 @@ def fit_mixing_law(weights: ArrayLike | pd.DataFrame, loss: ArrayLike, seed: int
         other = [str(n) for n, kind in weights.dtypes.items() if not is_numeric_dtype(kind)]
         if other or len(set(domains)) < len(domains):
             raise ValueError(
-                f"the columns of a frame of mixtures are its domains, each once and of numbers, but "
+                "the columns of a frame of mixtures are its domains, each once and of numbers, but "
                 f"{', '.join(other or domains)} are not: choose those that are"
             )
     W = _mixtures(weights)

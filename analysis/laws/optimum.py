@@ -185,8 +185,8 @@ def fit_optimum_law(
         )
         more = ", ..." * (len(left_out) > _N_NAMED)
         doubts.append(
-            f"{left_out['n_runs'].sum()} of {len(table)} runs are left out, in {len(left_out)} cells "
-            f"of fewer than {2 * h + 2} ({cells}{more})"
+            f"{left_out['n_runs'].sum()} of {len(table)} runs are left out, in {len(left_out)} "
+            f"cells of fewer than {2 * h + 2} ({cells}{more})"
         )
     for j, name in enumerate(scales_with):
         values = np.unique(grid.x[:, j + 1] + grid.x_center[j])
@@ -197,7 +197,9 @@ def fit_optimum_law(
         for i, name in enumerate(optimum_of)
         for j, scale in enumerate(scales_with)
         if n_resamples >= _ENOUGH_TO_TELL_WIDTHS
-        and drawn[:, i, j + 1].std() > _GUESS * _EXPONENT_PRIOR
+        # From quartiles: a few wild resamples of a small grid are no ignorance.
+        and np.subtract(*np.quantile(drawn[:, i, j + 1], [0.75, 0.25]))
+        > _GUESS * 1.35 * _EXPONENT_PRIOR
     )
     if undetermined:
         doubts.append(

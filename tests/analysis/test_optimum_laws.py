@@ -81,12 +81,12 @@ def test_cells_that_are_too_small_are_counted_and_named() -> None:
     runs = grid(cells=4)
     small = (runs["n_params"] == 2e8) & (np.arange(len(runs)) % 30 > 0)
     with pytest.warns(
-        UndeterminedLawWarning, match=r"of 247 runs are left out, in 1 cells .*2e\+08"
+        UndeterminedLawWarning, match=r"of 246 runs are left out, in 1 cells .*2e\+08"
     ):
         law = fit_optimum_law(runs[~small], ["lr", "batch"], ["n_params", "n_tokens"])
     assert law.left_out["n_params"].tolist() == pytest.approx([2e8])
     assert law.left_out["n_runs"].tolist() == [int((~small & (runs["n_params"] == 2e8)).sum())]
-    assert "of 247 runs in 3 cells (n_params 1e+08, 4e+08" in law.fitted_to
+    assert "of 246 runs in 3 cells (n_params 1e+08, 4e+08" in law.fitted_to
 
 
 def test_the_name_of_a_column_is_no_list_of_them() -> None:
