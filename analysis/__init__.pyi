@@ -6,7 +6,11 @@ from .front.expectation import (
 from .front.hyperparameters import Curve as Curve, hyperparameter_curves as hyperparameter_curves
 from .front.model import FrontModel as FrontModel, fit_front as fit_front
 from .front.trials import study_space as study_space, trials_frame as trials_frame
-from .laws.accuracy import AccuracyLaw as AccuracyLaw, fit_accuracy_law as fit_accuracy_law
+from .laws.accuracy import (
+    AccuracyChain as AccuracyChain,
+    AccuracyLaw as AccuracyLaw,
+    fit_accuracy_law as fit_accuracy_law,
+)
 from .laws.backtest import Backtest as Backtest, backtest as backtest
 from .laws.mixing import (
     BestMix as BestMix,
