@@ -45,6 +45,7 @@ _MIDPOINT, _LOG_WIDTH = (0.75, 0.5), (math.log(0.2), 0.8)
 _USUAL_NOISE, _USUAL_NOISE_WORTH, _USUAL_SHARED = 0.01, 2.0, 0.5
 # Walkers, steps until they have forgotten where they began, and steps between two that are kept.
 _N_WALKERS, _N_STEPS, _N_APART = 100, 120, 20
+_HOPELESS = 12.0  # of log density
 _TAIL = 5.0  # degrees of freedom of an error
 _N_NOISE = 20  # draws of the noise for each of the law
 # Slopes the wrong way, in their standard errors.
@@ -306,6 +307,11 @@ def _posterior(
         return np.asarray(prior - 0.5 * n_worth * np.log(squares(theta, worth)))
 
     scattered = middle + 1.5 * width * rng.standard_normal((40 * _N_WALKERS, 3))
+    # And evenly: a plateau lies where the prior hardly looks.
+    half = len(scattered) // 2
+    scattered[:half, 0] = rng.uniform(-4, 4, half)
+    scattered[:half, 1] = rng.uniform(0, L.max(), half)
+    scattered[:half, 2] = math.log(float(np.ptp(L))) + rng.uniform(-4, 1, half)
     shared, kept = _USUAL_SHARED, []
     walkers = None
     for _ in range(2):
@@ -316,8 +322,13 @@ def _posterior(
         now = density(walkers, worth)
         for _ in range(_N_STEPS):
             _stretch(walkers, now, lambda theta: density(theta, worth), rng)  # noqa: B023
+        # Who climbed another hill, far below the highest, would never come down.
+        high = np.flatnonzero(now > now.max() - _HOPELESS)
+        lost = now <= now.max() - _HOPELESS
+        walkers[lost] = walkers[rng.choice(high, int(lost.sum()))]
         rest = _accuracies(walkers[[np.argmax(now)]], L, chance)[0] - a
         shared = _shared(rest, group)
+    now = density(walkers, worth)
     best = walkers[np.argmax(now)].copy()
     for _ in range(math.ceil(n_resamples / _N_WALKERS)):
         for _ in range(_N_APART):

@@ -48,6 +48,13 @@ _LEAST_NOISE = 1e-5
 _USUAL_NOISE, _USUAL_NOISE_WORTH = 2e-3, 2.0
 # A form that few runs hardly determine has a flat valley, and need not be followed to its end.
 _MAX_STEPS = 80
+# Of more rows than that fewer resamples will do: each is that much better determined.
+_MANY_ROWS, _LEAST_RESAMPLES = 200, 10
+
+
+def affordable(n_resamples: int, n_rows: int, least: int = _LEAST_RESAMPLES) -> int:
+    """How many resamples of so many rows are worth their time."""
+    return min(n_resamples, max(least, n_resamples * _MANY_ROWS // n_rows))
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,15 @@ class Family:
             upper[index] = max(min(upper[index], value), lower[index])
         for index, value in member.held.items():
             lower[index] = upper[index] = max(value, lower[index])
-        starts = self.starts(runs.y) if starts is None else starts
+        if starts is None:
+            starts = self.starts(runs.y)
+            if len(runs.y) > 2 * _MANY_ROWS:
+                # Which valley is the deepest, a share of the rows tells; how deep, all.
+                some = np.argsort(runs.log_compute, kind="stable")[:: len(runs.y) // _MANY_ROWS]
+                part = self.fit(
+                    member, runs.only(some), starts=starts, at_most=at_most, tolerance=tolerance
+                )
+                starts = part.theta[np.argsort(part.objective)[:1]]
         if counts is not None:
             starts = np.broadcast_to(starts, (len(counts), starts.shape[1]))
         weights = runs.weights * np.exp(member.tilt * (runs.log_compute - runs.log_compute.max()))
@@ -309,7 +324,7 @@ def _errors(factor: float, part: Forecast, held: Runs, n_splits: int) -> FloatAr
 def _fit_members(
     family: Family, runs: Runs, n_resamples: int, rng: np.random.Generator
 ) -> Forecast:
-    counts = runs.resampled(n_resamples, rng)
+    counts = runs.resampled(affordable(n_resamples, len(runs.y)), rng)
     theta, resamples = [], []
     for member in (family.with_usual(member, runs.y) for member in family.members):
         best = family.fit(member, runs).best()

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from carbs.analysis.laws.fitting import Form
-from carbs.analysis.laws.forecast import Family, Forecast, Member, Runs, fit_forecast
+from carbs.analysis.laws.forecast import Family, Forecast, Member, Runs, affordable, fit_forecast
 from carbs.analysis.laws.power import (
     FLOPS_PER_TOKEN,
     ComputeLaw,
@@ -33,6 +33,9 @@ _GUESS, _ENOUGH_TO_TELL_WIDTHS = 0.7, 10
 
 
 _CLOSE = 1e-3  # to a bound
+
+
+_LEAST_RESAMPLES = 60  # of the coefficients, where rows are many
 
 
 _FAR = math.log(100.0)  # of compute, over the largest
@@ -210,7 +213,7 @@ def _fit(family: Family, runs: Runs, told: _Told, n_resamples: int, seed: int) -
         most = {0: most_E} if too_high else {}
         best = family.fit(usual, runs, at_most=most, tolerance=1e-8, max_steps=400).best()
     rng = np.random.default_rng(seed)
-    counts = runs.resampled(n_resamples, rng)
+    counts = runs.resampled(affordable(n_resamples, len(runs.y), _LEAST_RESAMPLES), rng)
     # What larger runs will reach is itself known to an interval, and so is an E kept below it.
     caps: list[dict[int, float]] = [{}]
     if too_high:
