@@ -134,18 +134,22 @@ class Family:
         form = self.form(runs.x)
         prior = None
         if member.prior:
-            # One first fit tells the unit of the objective: what a typical run contributes.
-            first = descend(
-                form,
-                runs.y,
-                starts[:1] if counts is not None else starts,
-                lower=lower,
-                upper=upper,
-                delta=member.delta,
-                weights=weights,
-                tolerance=1e-3,
-                max_steps=_MAX_STEPS,
-            ).best()
+            # One first fit tells the unit of the objective: what a typical run contributes. Of
+            # resamples it is where they start.
+            first = starts[0]
+            if counts is None:
+                first = descend(
+                    form,
+                    runs.y,
+                    starts,
+                    lower=lower,
+                    upper=upper,
+                    delta=member.delta,
+                    weights=weights,
+                    tolerance=1e-3,
+                    max_steps=_MAX_STEPS,
+                ).best()
+                starts = first[None] if len(runs.y) > 2 * _MANY_ROWS else starts
             r = np.abs(form(first[None])[0][0] - runs.y)
             unit = _typical(r, weights, member.delta, int((lower < upper).sum()))
             mean, deviation = np.zeros(len(lower)), np.full(len(lower), np.inf)
@@ -327,7 +331,8 @@ def _fit_members(
     counts = runs.resampled(affordable(n_resamples, len(runs.y)), rng)
     theta, resamples = [], []
     for member in (family.with_usual(member, runs.y) for member in family.members):
-        best = family.fit(member, runs).best()
+        many = len(runs.y) > 2 * _MANY_ROWS
+        best = family.fit(member, runs, tolerance=1e-4 if many else 1e-6).best()
         theta.append(best)
         resamples.append(family.fit(member, runs, counts, best[None], rng, tolerance=1e-3).theta)
     m = len(family.members)
@@ -360,7 +365,7 @@ def _splits(runs: Runs, p: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
     end = np.full(int(runs.group.max()) + 1, -np.inf)
     np.maximum.at(end, runs.group, runs.log_compute)
     splits = []
-    for factor in _FACTORS:
+    for factor in _FACTORS[:: 1 if len(runs.y) < _MANY_ROWS * 4 else 2]:
         cap = runs.log_compute.max() - math.log(factor)
         fitted = end[runs.group] <= cap
         held = ~fitted & (runs.log_compute > cap)
