@@ -36,7 +36,7 @@ from .laws.power_fits import (
     fit_compute_law as fit_compute_law,
     fit_loss_law as fit_loss_law,
 )
-from .laws.runs import RunsFit as RunsFit, fit_runs as fit_runs
+from .laws.runs import RunsFit as RunsFit, fit_runs as fit_runs, read_runs as read_runs
 from .planning.budget import GPUS as GPUS, Budget as Budget, Failures as Failures
 from .planning.plan import (
     Alternative as Alternative,

@@ -162,7 +162,7 @@ class _Law:
                 f"; fitted to its cheaper runs it missed the dearer, at up to {factor.max():.0f} "
                 f"times their compute, by {100 * np.abs(error).mean():.2g}%"
             )
-        return "; ".join([text, *self.doubts])
+        return text
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class ComputeLaw(_Law):
 
     @cached_property
     def fitted_to(self) -> str:
-        """In words: rows, range, residual, errors when extrapolated, what the runs do not tell."""
+        """In words: rows, range, residual, errors when extrapolated."""
         return self._fitted_to(self.compute)
 
 
@@ -287,7 +287,7 @@ class LossLaw(_Law):
 
     @cached_property
     def fitted_to(self) -> str:
-        """In words: rows, range, residual, errors when extrapolated, what the runs do not tell."""
+        """In words: rows, range, residual, errors when extrapolated."""
         return self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
 
     def compute_optimal(

@@ -269,8 +269,9 @@ class _Page:
                 "four trials on the front."
             )
         level = 0.9 if self.check is None else self.check["level"]
+        fitted_to = "; ".join([self.law.fitted_to, *self.law.doubts])
         return (
-            f"The blue line is the compute law fitted to that front ({self.law.fitted_to}), dashed "
+            f"The blue line is the compute law fitted to that front ({fitted_to}), dashed "
             f"beyond the front's dearest trial; a new run on the front is expected inside its "
             f"shaded band in {level:.0%} of cases." + _CHECK_IS_APART * (self.check is not None)
         )
