@@ -239,7 +239,8 @@ class LossLaw(_Law):
         E: irreducible loss, in the unit of the loss.
         A, alpha: of what too few parameters cost; A in the unit of the loss, at N = 1.
         B, beta: of what too few tokens cost; B in the unit of the loss, at D = 1.
-        n_params, n_tokens: of the runs it was fitted to, each ``(n,)``.
+        n_params, n_tokens: of the runs it was fitted to, each ``(n,)``; repeated tokens count less.
+        edge: how the lower edge of untuned runs was found, in words; empty where they were tuned.
     """
 
     A: float
@@ -248,6 +249,7 @@ class LossLaw(_Law):
     beta: float
     n_params: FloatArray = field(repr=False)
     n_tokens: FloatArray = field(repr=False)
+    edge: str = ""
 
     def predict(
         self, n_params: ArrayLike, n_tokens: ArrayLike, unique_tokens: ArrayLike | None = None
@@ -288,7 +290,8 @@ class LossLaw(_Law):
     @cached_property
     def fitted_to(self) -> str:
         """In words: rows, range, residual, errors when extrapolated."""
-        return self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
+        text = self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
+        return "; ".join([text, self.edge] if self.edge else [text])
 
     def compute_optimal(
         self,

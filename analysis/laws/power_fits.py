@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
@@ -18,7 +19,9 @@ from carbs.analysis.laws.power import (
     ComputeLaw,
     LossLaw,
     UndeterminedLawWarning,
+    effective_tokens,
 )
+from carbs.analysis.laws.untuned import LowerEdge, lower_edge
 from carbs.spaces import FloatArray
 
 _LARGEST_EXPONENT = 3.0
@@ -33,6 +36,7 @@ _GUESS, _ENOUGH_TO_TELL_WIDTHS = 0.7, 10
 
 
 _CLOSE = 1e-3  # to a bound
+_N_NAMED = 10  # rows, in a sentence
 
 
 _LEAST_RESAMPLES = 60  # of the coefficients, where rows are many
@@ -101,6 +105,9 @@ def fit_loss_law(
     groups: ArrayLike | None = None,
     *,
     weights: ArrayLike | None = None,
+    unique_tokens: ArrayLike | None = None,
+    tuned: bool = True,
+    hyperparameters: pd.DataFrame | None = None,
     n_resamples: int = 200,
     seed: int = 0,
 ) -> LossLaw:
@@ -113,6 +120,13 @@ def fit_loss_law(
         groups: marks rows of one run, shape ``(n,)``: they are resampled together, held out
             together, and share an error. Each row is a run of its own by default.
         weights: how many measurements a row stands for, positive, shape ``(n,)``.
+        unique_tokens: where fewer than ``n_tokens``, the rest were repetitions, and count as
+            :func:`effective_tokens` says; shape ``(n,)``.
+        tuned: whether each run had hyperparameters about as good as there are. If not, the law is
+            that of the lower edge of the runs: what they would have reached.
+        hyperparameters: columns of what was varied, positive numbers, a row a run, as the learning
+            rate and the batch size; the runs are then not tuned, and their best values, which move
+            with scale, are found along with the law. Says so in ``fitted_to``.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -120,8 +134,23 @@ def fit_loss_law(
         ValueError: too few rows, or rows that are not finite and positive; names them.
     """
     N, D, L = _rows(n_params=n_params, n_tokens=n_tokens, loss=loss)
-    runs, center = _runs([N, D], FLOPS_PER_TOKEN * N * D, L, groups, weights)
+    C = FLOPS_PER_TOKEN * N * D
+    if unique_tokens is not None:
+        D = effective_tokens(D, _rows(n_tokens=D, unique_tokens=unique_tokens)[1])
+    runs, center = _runs([N, D], C, L, groups, weights)
     _enough(runs, 5)
+    edge = None
+    if not tuned or hyperparameters is not None:
+        z, names = None, ()
+        if hyperparameters is not None:
+            names = tuple(str(name) for name in hyperparameters.columns)
+            columns = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
+            z = np.log(np.stack(_rows(loss=L, **columns)[1:], axis=1))
+        edge = lower_edge(_loss_family, _loss_family.published, runs, z, names)
+        kept = edge.worth > 0
+        runs = replace(runs, y=edge.y, weights=runs.weights * edge.worth).only(kept)
+        N, D, L = N[kept], D[kept], L[kept]
+        _enough(runs, 5)
     told = _Told(
         {0: "E", 3: "alpha", 4: "beta"}, {"n_params": ("A", "alpha"), "n_tokens": ("B", "beta")}
     )
@@ -143,6 +172,7 @@ def fit_loss_law(
         n_params=N,
         n_tokens=D,
         loss=L,
+        edge=_said_of_edge(edge) if edge is not None else "",
         center=center,
         resamples=coefficients(fitted.resamples),
         residuals=fitted.forecast.predict(runs.x) - runs.y,
@@ -150,6 +180,12 @@ def fit_loss_law(
         doubts=fitted.doubts,
         undetermined=fitted.undetermined,
     )
+
+
+def _said_of_edge(edge: LowerEdge) -> str:
+    named = ", ".join(map(str, edge.failed[:_N_NAMED])) + ", ..." * (len(edge.failed) > _N_NAMED)
+    left_out = f"; {len(edge.failed)} runs far above it are left out (rows {named})"
+    return edge.said + left_out * bool(len(edge.failed))
 
 
 @dataclass(frozen=True)

@@ -295,8 +295,13 @@ class _Page:
             "g": "exponent: how fast the reducible part falls with cost",
         }
         rows = [
-            [name, estimate, f"{number(low)} to {number(high)}", meaning[name]]
-            for name, estimate, low, high in summary.itertuples(index=False, name=None)
+            [
+                name,
+                estimate,
+                f"{number(low)} to {number(high)}",
+                meaning[name] + f" ({note})" * (note != ""),
+            ]
+            for name, estimate, low, high, note in summary.itertuples(index=False, name=None)
         ]
         return table(["coefficient", "estimate", "90% interval", "meaning"], rows)
 
