@@ -29,13 +29,14 @@ from scipy.special import log_ndtr
 from carbs.analysis.laws.forecast import Family, Member, Runs
 from carbs.spaces import FloatArray
 
-_TURN = 0.05  # c
+_TURN = 0.5  # c
 # Means and deviations of logs: of the noise, of the excess, and of the diagonal of R.
 _NOISE, _EXCESS, _CURVE = (math.log(3e-3), 0.7), (math.log(0.02), 1.0), (math.log(0.12), 0.7)
 _EXCESS_OF_BOWL = (math.log(4e-3), 0.7)  # what a bowl leaves
 _EXPONENT_PRIOR = 0.5
 _LEAST_WORTH = 0.1
-_FAR_ABOVE = 0.12  # of log loss over the edge: a run that failed
+# Of log loss over the edge: a run that failed; and how far up runs tell of the bowl.
+_FAR_ABOVE, _REACH = 0.25, 0.05
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -72,8 +73,8 @@ def lower_edge(
     if z is not None:
         # No bowl is so steep as to hold what failed: without it, a first edge tells which did.
         first_edge = lower_edge(family, member, runs, None, ())
-        near = np.flatnonzero(first_edge.above < _FAR_ABOVE)
-        failed = np.flatnonzero(first_edge.above >= _FAR_ABOVE)
+        near = np.flatnonzero(first_edge.above < _REACH)
+        failed = np.flatnonzero(first_edge.above >= _REACH)
         if len(failed):
             part = lower_edge(family, member, runs.only(near), z[near], names)
             y, worth, above = runs.y.copy(), np.zeros(len(runs.y)), first_edge.above
@@ -96,14 +97,22 @@ def lower_edge(
     i_R = h * k
     centred = np.zeros((n, 0)) if z is None else z - np.median(z, axis=0)
 
-    def bowl(shape: FloatArray) -> FloatArray:
+    def bowl(shape: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Heights ``(n,)`` and their derivatives by the shape, ``(n, len(shape))``."""
+        J = np.zeros((n, len(shape)))
         if not h:
-            return np.zeros(n)
+            return np.zeros(n), J
         R = np.zeros((h, h))
         for index, (i, j) in enumerate(pairs):
             R[i, j] = math.exp(shape[i_R + index]) if i == j else shape[i_R + index]
         u = centred - x @ shape[:i_R].reshape(h, k).T
-        return np.asarray(_TURN * np.log1p(0.5 * np.square(u @ R).sum(axis=1) / _TURN))
+        v = u @ R
+        q = np.square(v).sum(axis=1)
+        outward = 1 / (1 + 0.5 * q / _TURN)
+        J[:, :i_R] = -((v @ R.T)[:, :, None] * x[:, None, :]).reshape(n, i_R)
+        for index, (i, j) in enumerate(pairs):
+            J[:, i_R + index] = u[:, i] * v[:, j] * (R[i, j] if i == j else 1.0)
+        return np.asarray(_TURN * np.log1p(0.5 * q / _TURN)), outward[:, None] * J
 
     of_excess = _EXCESS_OF_BOWL if h else _EXCESS
     mean = np.concatenate([np.zeros(i_R), [_CURVE[0] if i == j else 0.0 for i, j in pairs]])
@@ -123,21 +132,32 @@ def lower_edge(
         law[free] = theta[: len(free)]
         return law, theta[len(free) : -2], math.exp(theta[-2]), math.exp(theta[-1])
 
-    def negative(theta: FloatArray) -> float:
+    prior_mean = np.concatenate([law_mean[free], mean, [_NOISE[0], of_excess[0]]])
+    prior_width = np.concatenate([law_width[free], width, [_NOISE[1], of_excess[1]]])
+
+    def negative(theta: FloatArray) -> tuple[float, FloatArray]:
         law, shape, sigma, tau = unpack(theta)
-        r = runs.y - form(law[None])[0][0] - bowl(shape)
-        density = -math.log(tau) + 0.5 * (sigma / tau) ** 2 - r / tau
-        density = density + log_ndtr(r / sigma - sigma / tau)
-        penalty = np.square((law - law_mean) / law_width).sum()
-        penalty += np.square((shape - mean) / width).sum()
-        penalty += ((theta[-2] - _NOISE[0]) / _NOISE[1]) ** 2
-        penalty += ((theta[-1] - of_excess[0]) / of_excess[1]) ** 2
-        return float(0.5 * penalty - density @ runs.weights)
+        values, J_law = form(law[None])
+        height, J_bowl = bowl(shape)
+        r = runs.y - values[0] - height
+        t = r / sigma - sigma / tau
+        log_below = log_ndtr(t)
+        ratio = np.exp(-0.5 * t * t - 0.5 * _LOG_2PI - log_below)
+        density = -math.log(tau) + 0.5 * (sigma / tau) ** 2 - r / tau + log_below
+        by_r = ratio / sigma - 1 / tau
+        by_sigma = (sigma / tau) ** 2 - ratio * (r / sigma + sigma / tau)
+        by_tau = -1 - (sigma / tau) ** 2 + r / tau + ratio * sigma / tau
+        J = np.column_stack(
+            [-by_r[:, None] * J_law[0][:, free], -by_r[:, None] * J_bowl, by_sigma, by_tau]
+        )
+        z = (theta - prior_mean) / prior_width
+        value = 0.5 * float(z @ z) - float(density @ runs.weights)
+        return value, z / prior_width - runs.weights @ J
 
     bounds = [(lower[i], upper[i]) for i in free] + [(None, None)] * len(mean) + [(-9, -1), (-9, 1)]
     best = min(
         (
-            minimize(negative, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 300})
+            minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds)
             for start in _starts(
                 first[free], [*mean, _NOISE[0], of_excess[0]], lower[free], upper[free]
             )
@@ -145,7 +165,7 @@ def lower_edge(
         key=lambda found: float(found.fun),
     ).x
     law, shape, sigma, tau = unpack(best)
-    there, height = form(law[None])[0][0], bowl(shape)
+    there, (height, _) = form(law[None])[0][0], bowl(shape)
     r = runs.y - there - height
     # The excess of a row is normal around this, cut off at zero.
     t = r / sigma - sigma / tau
