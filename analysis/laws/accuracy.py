@@ -33,7 +33,8 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 from scipy.stats import t as student
 
-from carbs.analysis.laws.power import ComputeLaw, LossLaw, UndeterminedLawWarning
+from carbs.analysis.laws.backtest import Law
+from carbs.analysis.laws.power import UndeterminedLawWarning
 from carbs.spaces import FloatArray
 
 # Of the logit of the ceiling: 0.96 of what is above chance, in all likelihood above 0.75; Student's
@@ -95,7 +96,7 @@ class AccuracyLaw:
         drawn = self._drawn(np.asarray(answer_loss, dtype=float))
         return self._quantiles(drawn, level, new_measurement)
 
-    def along(self, loss_law: LossLaw | ComputeLaw) -> AccuracyChain:
+    def along(self, loss_law: Law) -> AccuracyChain:
         """The accuracy over scale, with one interval for both steps.
 
         Args:
@@ -153,7 +154,7 @@ class AccuracyChain:
     """
 
     accuracy: AccuracyLaw
-    loss: LossLaw | ComputeLaw
+    loss: Law
 
     def predict(self, *scales: ArrayLike) -> FloatArray:
         """The accuracy to expect, in the common shape of the scales.
@@ -233,7 +234,8 @@ def fit_accuracy_law(
     if labels.shape != (n,) or pd.isna(labels).any():
         raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
     group = np.unique(labels, return_inverse=True)[1].reshape(-1)
-    doubts, undetermined = [], {}
+    doubts: list[str] = []
+    undetermined: dict[str, str] = {}
     slope = _slope_in_errors(L, a, group)
     if slope > _SURELY_WRONG_WAY:
         raise ValueError(
@@ -312,13 +314,11 @@ def _posterior(
     scattered[:half, 0] = rng.uniform(-4, 4, half)
     scattered[:half, 1] = rng.uniform(0, L.max(), half)
     scattered[:half, 2] = math.log(float(np.ptp(L))) + rng.uniform(-4, 1, half)
-    shared, kept = _USUAL_SHARED, []
-    walkers = None
+    kept = []
+    # A row of a run of k rows is worth 1 / (1 + (k - 1) shared).
+    worth = 1 / (1 + (every - 1) * _USUAL_SHARED)
+    walkers = scattered[np.argsort(-density(scattered, worth))[:_N_WALKERS]]
     for _ in range(2):
-        # A row of a run of k rows is worth 1 / (1 + (k - 1) shared).
-        worth = 1 / (1 + (every - 1) * shared)
-        if walkers is None:
-            walkers = scattered[np.argsort(-density(scattered, worth))[:_N_WALKERS]]
         now = density(walkers, worth)
         for _ in range(_N_STEPS):
             _stretch(walkers, now, lambda theta: density(theta, worth), rng)  # noqa: B023
@@ -327,7 +327,7 @@ def _posterior(
         lost = now <= now.max() - _HOPELESS
         walkers[lost] = walkers[rng.choice(high, int(lost.sum()))]
         rest = _accuracies(walkers[[np.argmax(now)]], L, chance)[0] - a
-        shared = _shared(rest, group)
+        worth = 1 / (1 + (every - 1) * _shared(rest, group))
     now = density(walkers, worth)
     best = walkers[np.argmax(now)].copy()
     for _ in range(math.ceil(n_resamples / _N_WALKERS)):

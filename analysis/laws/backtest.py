@@ -26,7 +26,7 @@ class Law(Protocol):
     def predict(self, *scales: Any) -> FloatArray:
         """Losses at these scales."""
 
-    def interval(self, *scales: Any, level: float) -> tuple[FloatArray, FloatArray]:
+    def interval(self, *scales: Any, level: float, **options: Any) -> tuple[FloatArray, FloatArray]:
         """Where new runs are expected there."""
 
 

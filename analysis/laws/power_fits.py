@@ -141,11 +141,12 @@ def fit_loss_law(
     _enough(runs, 5)
     edge = None
     if not tuned or hyperparameters is not None:
-        z, names = None, ()
+        z: FloatArray | None = None
+        names: tuple[str, ...] = ()
         if hyperparameters is not None:
             names = tuple(str(name) for name in hyperparameters.columns)
-            columns = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
-            z = np.log(np.stack(_rows(loss=L, **columns)[1:], axis=1))
+            varied = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
+            z = np.log(np.stack(_rows(loss=L, **varied)[1:], axis=1))
         edge = lower_edge(_loss_family, _loss_family.published, runs, z, names)
         kept = edge.worth > 0
         runs = replace(runs, y=edge.y, weights=runs.weights * edge.worth).only(kept)
@@ -217,7 +218,8 @@ class _Fitted:
 
 def _fit(family: Family, runs: Runs, told: _Told, n_resamples: int, seed: int) -> _Fitted:
     """The published form, alone where the runs determine it, else drawn to what is usual."""
-    doubts, undetermined = [], {}
+    doubts: list[str] = []
+    undetermined: dict[str, str] = {}
     for (axis, names), x in zip(told.axes.items(), runs.x.T, strict=True):
         if np.ptp(x) < _LEAST_RANGE:
             doubts.append(

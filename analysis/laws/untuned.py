@@ -157,7 +157,14 @@ def lower_edge(
     bounds = [(lower[i], upper[i]) for i in free] + [(None, None)] * len(mean) + [(-9, -1), (-9, 1)]
     best = min(
         (
-            minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds)
+            minimize(
+                negative,
+                start,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=bounds,
+                options={"maxiter": 1000},
+            )
             for start in _starts(
                 first[free], [*mean, _NOISE[0], of_excess[0]], lower[free], upper[free]
             )
