@@ -36,7 +36,7 @@ _EXCESS_OF_BOWL = (math.log(4e-3), 0.7)  # what a bowl leaves
 _EXPONENT_PRIOR = 0.5
 _LEAST_WORTH = 0.1
 # Of log loss over the edge: a run that failed; and how far up runs tell of the bowl.
-_FAR_ABOVE, _REACH = 0.25, 0.05
+_FAR_ABOVE, _REACH, _LEAST_ROWS = 0.25, 0.05, 12
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -73,8 +73,10 @@ def lower_edge(
     if z is not None:
         # No bowl is so steep as to hold what failed: without it, a first edge tells which did.
         first_edge = lower_edge(family, member, runs, None, ())
-        near = np.flatnonzero(first_edge.above < _REACH)
-        failed = np.flatnonzero(first_edge.above >= _REACH)
+        least = np.sort(first_edge.above)[min(len(runs.y), _LEAST_ROWS) - 1]
+        reach = min(max(_REACH, float(least)), _FAR_ABOVE)
+        near = np.flatnonzero(first_edge.above <= reach)
+        failed = np.flatnonzero(first_edge.above > reach)
         if len(failed):
             part = lower_edge(family, member, runs.only(near), z[near], names)
             y, worth, above = runs.y.copy(), np.zeros(len(runs.y)), first_edge.above
