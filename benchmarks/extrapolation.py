@@ -120,6 +120,7 @@ def best_of_cells(runs: pd.DataFrame) -> None:
 def untuned(runs: pd.DataFrame, n_draws: int = 3) -> None:
     """The lower edge beyond 1/10 of the compute, from thinned runs below it."""
     scales = ["n_params", "n_tokens"]
+    runs = runs.assign(flops=6.0 * runs["n_params"] * runs["n_tokens"])
     best = runs.groupby(scales, as_index=False).agg(loss=("loss", "min"), flops=("flops", "first"))
     dear = best[best["flops"] > best["flops"].max() / 10]
     rows = []

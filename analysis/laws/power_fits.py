@@ -150,6 +150,11 @@ def fit_loss_law(
         edge = lower_edge(_loss_family, _loss_family.published, runs, z, names)
         kept = edge.worth > 0
         runs = replace(runs, y=edge.y, weights=runs.weights * edge.worth).only(kept)
+        if kept.sum() < 6:
+            raise ValueError(
+                f"a law of the lower edge needs 6 runs near it, but of {len(kept)} only "
+                f"{kept.sum()} are: {_said_of_edge(edge)}"
+            )
         N, D, L = N[kept], D[kept], L[kept]
         _enough(runs, 5)
     told = _Told(
