@@ -7,7 +7,11 @@ from .front.expectation import (
 from .front.hyperparameters import Curve as Curve, hyperparameter_curves as hyperparameter_curves
 from .front.model import FrontModel as FrontModel, fit_front as fit_front
 from .front.trials import study_space as study_space, trials_frame as trials_frame
-from .laws.accuracy import AccuracyLaw as AccuracyLaw, fit_accuracy_law as fit_accuracy_law
+from .laws.accuracy import (
+    AccuracyChain as AccuracyChain,
+    AccuracyLaw as AccuracyLaw,
+    fit_accuracy_law as fit_accuracy_law,
+)
 from .laws.backtest import Backtest as Backtest, backtest as backtest
 from .laws.mixing import (
     BestMix as BestMix,
@@ -25,6 +29,7 @@ from .laws.power import (
     ComputeLaw as ComputeLaw,
     ExtrapolationWarning as ExtrapolationWarning,
     LossLaw as LossLaw,
+    UndeterminedLawWarning as UndeterminedLawWarning,
     UndeterminedSplitWarning as UndeterminedSplitWarning,
     effective_tokens as effective_tokens,
 )
@@ -32,7 +37,7 @@ from .laws.power_fits import (
     fit_compute_law as fit_compute_law,
     fit_loss_law as fit_loss_law,
 )
-from .laws.runs import RunsFit as RunsFit, fit_runs as fit_runs
+from .laws.runs import RunsFit as RunsFit, fit_runs as fit_runs, read_runs as read_runs
 from .planning.budget import GPUS as GPUS, Budget as Budget, Failures as Failures
 from .planning.plan import (
     Alternative as Alternative,

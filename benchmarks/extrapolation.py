@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from carbs.analysis import (
+    UndeterminedLawWarning,
     backtest,
     fit_accuracy_law,
     fit_loss_law,
@@ -52,6 +54,7 @@ def main() -> None:
     refit(chinchilla)
     extrapolated_loss(chinchilla)
     best_of_cells(steplaw)
+    untuned(steplaw)
     misspecified()
     extrapolated_optimum(steplaw)
     mixtures(pd.read_csv(data / "regmix_1m.csv"))
@@ -111,6 +114,41 @@ def best_of_cells(runs: pd.DataFrame) -> None:
         "Step-law grid, best loss of each of its 17 cells (too few to learn widths from)",
         SPLIT_COLUMNS,
         [splits_row(row) for row in tested.splits.itertuples()],
+    )
+
+
+def untuned(runs: pd.DataFrame, n_draws: int = 3) -> None:
+    """The lower edge beyond 1/10 of the compute, from thinned runs below it."""
+    scales = ["n_params", "n_tokens"]
+    runs = runs.assign(flops=6.0 * runs["n_params"] * runs["n_tokens"])
+    best = runs.groupby(scales, as_index=False).agg(loss=("loss", "min"), flops=("flops", "first"))
+    dear = best[best["flops"] > best["flops"].max() / 10]
+    rows = []
+    for cell in (scales, [*scales, "lr"]):
+        errors: dict[str, list[float]] = {}
+        for seed in range(n_draws):
+            thinned = runs.groupby(cell).sample(1, random_state=seed)
+            thinned = thinned[thinned["flops"] <= runs["flops"].max() / 10]
+            ways = {
+                "as if tuned": {},
+                "one-sided error": {"tuned": False},
+                "bowl": {"hyperparameters": thinned[["lr", "batch_size_tokens"]]},
+            }
+            for way, options in ways.items():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UndeterminedLawWarning)
+                    law = fit_loss_law(*(thinned[c] for c in [*scales, "loss"]), **options)
+                predicted = law.predict(*(dear[scale] for scale in scales))
+                errors.setdefault(way, []).append(
+                    float(np.abs(predicted / dear["loss"] - 1).mean())
+                )
+        for way, every in errors.items():
+            rows.append([", ".join(cell), str(len(thinned)), way, f"{100 * np.mean(every):.2f}%"])
+    show(
+        f"Step-law grid thinned to one run a cell, {n_draws} draws: the lower edge of the dearest "
+        f"{len(dear)} cells from runs at 1/10 (bar: 0.5%)",
+        ["a run for each", "runs", "law", "mean error"],
+        rows,
     )
 
 
@@ -255,30 +293,49 @@ def mixtures(runs: pd.DataFrame, n_folds: int = 5) -> None:
     )
 
 
-def accuracy(n_worlds: int = 100) -> None:
-    """A known sigmoid, measured on questions: runs with dear ones held out."""
-    errors, covered, widths = [], [], []
-    for seed in range(n_worlds):
+def accuracy(n_tasks: int = 200) -> None:
+    """Known sigmoids, measured on questions: the better models held out, some tasks not risen."""
+    found = []
+    for seed in range(n_tasks):
         rng = np.random.default_rng(seed)
-        L = np.sort(rng.uniform(0.5, 1.6, 24))[::-1]
-        truth = 0.25 + rng.uniform(0.6, 0.75) / (1 + np.exp((L - 0.9) / rng.uniform(0.1, 0.2)))
+        L = np.sort(rng.uniform(rng.uniform(0.4, 0.9), 1.7, 24))[::-1]
+        ceiling, middle, width = rng.uniform(0.85, 1), rng.uniform(0.5, 1.2), rng.uniform(0.08, 0.2)
+        truth = 0.25 + (ceiling - 0.25) / (1 + np.exp((L - middle) / width))
         measured = rng.binomial(2000, truth) / 2000
-        law = fit_accuracy_law(L[:18], measured[:18])
-        low, high = law.interval(L[18:])
-        errors.append(np.abs(law.predict(L[18:]) - measured[18:]).mean())
-        covered.append(np.mean((low <= measured[18:]) & (measured[18:] <= high)))
-        widths.append((high - low).mean())
-    show(
-        "Accuracy over answer loss, synthetic: 18 runs of 2,000 questions predict the best 6",
-        ["worlds", "mean error", "coverage", "mean width"],
-        [
+        k = int(rng.choice([10, 14, 18]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndeterminedLawWarning)
+            law = fit_accuracy_law(L[:k], measured[:k])
+        low, high = law.interval(L[k:])
+        row = law.summary().set_index("coefficient").loc["ceiling"]
+        found.append(
+            {
+                "risen": "midpoint" not in law.undetermined,
+                "error": np.abs(law.predict(L[k:]) - measured[k:]).mean(),
+                "covered": np.mean((low <= measured[k:]) & (measured[k:] <= high)),
+                "width": (high - low).mean(),
+                "ceiling": row["low"] <= ceiling <= row["high"],
+            }
+        )
+    frame = pd.DataFrame(found)
+    rows = []
+    parts = {"all": frame, "risen": frame[frame["risen"]], "not yet": frame[~frame["risen"]]}
+    for name, part in parts.items():
+        mean = part.mean()
+        rows.append(
             [
-                str(n_worlds),
-                f"{100 * np.mean(errors):.1f} points",
-                f"{100 * np.mean(covered):.0f}%",
-                f"{100 * np.mean(widths):.1f} points",
+                name,
+                str(len(part)),
+                f"{100 * mean['error']:.1f} points",
+                f"{100 * mean['covered']:.0f}%",
+                f"{100 * mean['width']:.1f} points",
+                f"{100 * mean['ceiling']:.0f}%",
             ]
-        ],
+        )
+    show(
+        "Accuracy over answer loss, simulated: the first 10 to 18 of 24 models predict the others",
+        ["above chance", "tasks", "mean error", "coverage", "mean width", "ceiling covered"],
+        rows,
     )
 
 

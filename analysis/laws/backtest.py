@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from carbs.analysis.laws.power import ExtrapolationWarning
+from carbs.analysis.laws.power import ExtrapolationWarning, UndeterminedLawWarning
 from carbs.spaces import FloatArray
 
 
@@ -26,7 +26,7 @@ class Law(Protocol):
     def predict(self, *scales: Any) -> FloatArray:
         """Losses at these scales."""
 
-    def interval(self, *scales: Any, level: float) -> tuple[FloatArray, FloatArray]:
+    def interval(self, *scales: Any, level: float, **options: Any) -> tuple[FloatArray, FloatArray]:
         """Where new runs are expected there."""
 
 
@@ -114,7 +114,9 @@ def backtest(
             continue
         own = {} if groups is None else {"groups": labels[fitted]}
         try:
-            law = fit(*(column[fitted] for column in columns), L[fitted], **own)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UndeterminedLawWarning)
+                law = fit(*(column[fitted] for column in columns), L[fitted], **own)
         except ValueError as error:
             refused = f": {error}"
             continue

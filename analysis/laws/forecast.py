@@ -44,8 +44,17 @@ _TAIL = 5.0  # degrees of freedom of an error
 # how much one split says about it, since splits of the same runs repeat one another.
 _USUAL_DRIFT, _DRIFT_PRIOR_WIDTH, _SPLIT_WORTH = 5e-3, 0.8, 0.5
 _LEAST_NOISE = 1e-5
+# Noise of one run, and how many runs that guess is worth.
+_USUAL_NOISE, _USUAL_NOISE_WORTH = 2e-3, 2.0
 # A form that few runs hardly determine has a flat valley, and need not be followed to its end.
 _MAX_STEPS = 80
+# Of more rows than that fewer resamples will do: each is that much better determined.
+_MANY_ROWS, _LEAST_RESAMPLES = 200, 10
+
+
+def affordable(n_resamples: int, n_rows: int, least: int = _LEAST_RESAMPLES) -> int:
+    """How many resamples of so many rows are worth their time."""
+    return min(n_resamples, max(least, n_resamples * _MANY_ROWS // n_rows))
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class Family:
         starts: y -> where descents begin, ``(b, p)``.
         published: the form and the fit that give a law its coefficients.
         members: which forms are plausible.
+        usual: y -> mean and deviation of coefficients before any run says something, by index. It
+            decides where the runs do not, and hardly counts where they do.
     """
 
     form: Callable[[FloatArray], Form]
@@ -82,6 +93,7 @@ class Family:
     starts: Callable[[FloatArray], FloatArray]
     published: Member
     members: Sequence[Member]
+    usual: Callable[[FloatArray], Mapping[int, tuple[float, float]]]
 
     def fit(
         self,
@@ -90,6 +102,7 @@ class Family:
         counts: FloatArray | None = None,
         starts: FloatArray | None = None,
         rng: np.random.Generator | None = None,
+        at_most: Mapping[int, float] | None = None,
         tolerance: float = 1e-6,
         max_steps: int = _MAX_STEPS,
     ) -> Fits:
@@ -99,31 +112,46 @@ class Family:
             counts: how often each run is drawn, one row a resample, shape ``(b, n)``.
             starts: ``(b, p)``.
             rng: draws the means of the priors, for resamples.
+            at_most: further upper bounds of coefficients, by index.
         """
         lower, upper = self.bounds(runs.y)
+        for index, value in (at_most or {}).items():
+            upper[index] = max(min(upper[index], value), lower[index])
         for index, value in member.held.items():
             lower[index] = upper[index] = max(value, lower[index])
-        starts = self.starts(runs.y) if starts is None else starts
+        if starts is None:
+            starts = self.starts(runs.y)
+            if len(runs.y) > 2 * _MANY_ROWS:
+                # Which valley is the deepest, a share of the rows tells; how deep, all.
+                some = np.argsort(runs.log_compute, kind="stable")[:: len(runs.y) // _MANY_ROWS]
+                part = self.fit(
+                    member, runs.only(some), starts=starts, at_most=at_most, tolerance=tolerance
+                )
+                starts = part.theta[np.argsort(part.objective)[:1]]
         if counts is not None:
             starts = np.broadcast_to(starts, (len(counts), starts.shape[1]))
         weights = runs.weights * np.exp(member.tilt * (runs.log_compute - runs.log_compute.max()))
         form = self.form(runs.x)
         prior = None
         if member.prior:
-            # One first fit tells the unit of the objective: what a typical run contributes.
-            first = descend(
-                form,
-                runs.y,
-                starts[:1] if counts is not None else starts,
-                lower=lower,
-                upper=upper,
-                delta=member.delta,
-                weights=weights,
-                tolerance=1e-3,
-                max_steps=_MAX_STEPS,
-            ).best()
+            # One first fit tells the unit of the objective: what a typical run contributes. Of
+            # resamples it is where they start.
+            first = starts[0]
+            if counts is None:
+                first = descend(
+                    form,
+                    runs.y,
+                    starts,
+                    lower=lower,
+                    upper=upper,
+                    delta=member.delta,
+                    weights=weights,
+                    tolerance=1e-3,
+                    max_steps=_MAX_STEPS,
+                ).best()
+                starts = first[None] if len(runs.y) > 2 * _MANY_ROWS else starts
             r = np.abs(form(first[None])[0][0] - runs.y)
-            unit = np.sum(weights * np.minimum(r, member.delta) * r) / weights.sum()
+            unit = _typical(r, weights, member.delta, int((lower < upper).sum()))
             mean, deviation = np.zeros(len(lower)), np.full(len(lower), np.inf)
             for index, (m, d) in member.prior.items():
                 mean[index], deviation[index] = m, d / math.sqrt(max(unit, 1e-12))
@@ -146,6 +174,11 @@ class Family:
             tolerance=tolerance,
             max_steps=max_steps,
         )
+
+    def with_usual(self, member: Member, y: FloatArray) -> Member:
+        """The member with the priors that it does not have itself, nor holds."""
+        usual = {i: prior for i, prior in self.usual(y).items() if i not in member.held}
+        return replace(member, prior={**usual, **member.prior})
 
     def predict(self, theta: FloatArray, x: FloatArray) -> FloatArray:
         """Log losses ``(b, n)`` of coefficients ``(b, p)``."""
@@ -295,10 +328,11 @@ def _errors(factor: float, part: Forecast, held: Runs, n_splits: int) -> FloatAr
 def _fit_members(
     family: Family, runs: Runs, n_resamples: int, rng: np.random.Generator
 ) -> Forecast:
-    counts = runs.resampled(n_resamples, rng)
+    counts = runs.resampled(affordable(n_resamples, len(runs.y)), rng)
     theta, resamples = [], []
-    for member in family.members:
-        best = family.fit(member, runs).best()
+    for member in (family.with_usual(member, runs.y) for member in family.members):
+        many = len(runs.y) > 2 * _MANY_ROWS
+        best = family.fit(member, runs, tolerance=1e-4 if many else 1e-6).best()
         theta.append(best)
         resamples.append(family.fit(member, runs, counts, best[None], rng, tolerance=1e-3).theta)
     m = len(family.members)
@@ -314,13 +348,24 @@ def _fit_members(
     )
 
 
+def _typical(r: FloatArray, weights: FloatArray, delta: float, n_free: int) -> float:
+    """What a typical run adds to twice the objective: where few are left, nearer to the usual."""
+    mean_weight = weights.mean()
+    left = max(weights.sum() - n_free * mean_weight, 0.0)
+    usual = _USUAL_NOISE_WORTH * mean_weight
+    total = np.sum(weights * np.minimum(r, delta) * r) + usual * min(_USUAL_NOISE, delta) * (
+        _USUAL_NOISE
+    )
+    return float(total / (left + usual))
+
+
 def _splits(runs: Runs, p: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """(factor, rows to fit, rows to predict), where both are enough."""
     # A run belongs where its last row does, so that none is on both sides.
     end = np.full(int(runs.group.max()) + 1, -np.inf)
     np.maximum.at(end, runs.group, runs.log_compute)
     splits = []
-    for factor in _FACTORS:
+    for factor in _FACTORS[:: 1 if len(runs.y) < _MANY_ROWS * 4 else 2]:
         cap = runs.log_compute.max() - math.log(factor)
         fitted = end[runs.group] <= cap
         held = ~fitted & (runs.log_compute > cap)

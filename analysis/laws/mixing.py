@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from pandas.api.types import is_numeric_dtype
 from scipy.stats import norm, spearmanr
 
 from carbs.analysis.laws.fitting import Form, descend
@@ -43,6 +44,7 @@ _GP_SCALE, _GP_NOISE_PRIOR = 0.1, (math.log(1e-5), 2.0)
 _N_BUNDLES, _N_STARTS, _FLOOR = 6, 4, 1e-3
 _BUNDLE_NOISE = 0.07  # deviation of y from the effective-data law that is expected
 _TOLERATED_SUM = 0.02  # published weights are rounded
+_N_NAMED = 10  # rows, in an error
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class BestMix:
         low, high: where the best weights lie, given what is known of the loss; each ``(k,)``.
         loss: predicted.
         loss_interval: of a new run.
+        domains: names of the weights, or their positions where the law was given none.
     """
 
     weights: FloatArray
@@ -61,10 +64,15 @@ class BestMix:
     high: FloatArray
     loss: float
     loss_interval: tuple[float, float]
+    domains: tuple[str, ...]
 
     def table(self, domains: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a domain: weight, low, high."""
-        names = list(domains) if domains is not None else list(range(len(self.weights)))
+        """One row a domain: weight, low, high.
+
+        Args:
+            domains: other names than the law's own, one a weight.
+        """
+        names = list(self.domains if domains is None else domains)
         return pd.DataFrame(
             {"domain": names, "weight": self.weights, "low": self.low, "high": self.high}
         )
@@ -79,6 +87,8 @@ class MixingLaw:
         log_center, log_scale: of log loss: ``log L = log_center + log_scale y``.
         processes: a Gaussian process on each of the features.
         bundles: theta of the effective-data law, a row a start, ``(b, p)``.
+        domains: names of the k columns, where the law was fitted to a frame. Frames to predict are
+            then read by name, in whatever order their columns are.
     """
 
     weights: FloatArray = field(repr=False)
@@ -87,20 +97,23 @@ class MixingLaw:
     log_scale: float
     processes: tuple[GaussianProcess, ...] = field(repr=False)
     bundles: FloatArray = field(repr=False)
+    domains: tuple[str, ...] | None = None
 
-    def predict(self, weights: ArrayLike) -> FloatArray:
+    def predict(self, weights: ArrayLike | pd.DataFrame) -> FloatArray:
         """The loss to expect of mixtures ``(m, k)``, shape ``(m,)``."""
-        y, _ = self._moments(_mixtures(weights, self.weights.shape[1]))
+        y, _ = self._moments(self._read(weights))
         return np.exp(self.log_center + self.log_scale * y)
 
-    def interval(self, weights: ArrayLike, level: float = 0.9) -> tuple[FloatArray, FloatArray]:
+    def interval(
+        self, weights: ArrayLike | pd.DataFrame, level: float = 0.9
+    ) -> tuple[FloatArray, FloatArray]:
         """Where the losses of new runs with mixtures ``(m, k)`` are expected: (low, high)."""
-        y, deviation = self._moments(_mixtures(weights, self.weights.shape[1]))
+        y, deviation = self._moments(self._read(weights))
         half = norm.ppf(0.5 + level / 2) * deviation
         low, high = (np.exp(self.log_center + self.log_scale * z) for z in (y - half, y + half))
         return low, high
 
-    def rank_correlation(self, weights: ArrayLike, loss: ArrayLike) -> float:
+    def rank_correlation(self, weights: ArrayLike | pd.DataFrame, loss: ArrayLike) -> float:
         """Spearman's, of the prediction and losses measured at another size of model."""
         return float(spearmanr(self.predict(weights), np.asarray(loss, dtype=float)).statistic)
 
@@ -149,7 +162,24 @@ class MixingLaw:
             high=np.maximum(high, best),
             loss=float(self.predict(best[None])[0]),
             loss_interval=(float(loss_low[0]), float(loss_high[0])),
+            domains=self.domains or tuple(str(i) for i in range(len(best))),
         )
+
+    def _read(self, weights: ArrayLike | pd.DataFrame) -> FloatArray:
+        """Mixtures ``(m, k)`` with the domains in the law's order."""
+        if isinstance(weights, pd.DataFrame) and self.domains is not None:
+            names = [str(name) for name in weights.columns]
+            missing = [name for name in self.domains if name not in names]
+            unknown = [name for name in names if name not in self.domains]
+            if missing or unknown or len(set(names)) < len(names):
+                said = [f"lack {', '.join(missing)}"] * bool(missing)
+                said += [f"have {', '.join(unknown)}, unknown to the law"] * bool(unknown)
+                said += ["name a domain twice"] * (len(set(names)) < len(names))
+                raise ValueError(
+                    f"the mixtures {' and '.join(said)}; it was fitted to {', '.join(self.domains)}"
+                )
+            weights = weights.set_axis(names, axis=1)[list(self.domains)]
+        return _mixtures(weights, self.weights.shape[1])
 
     def _moments(self, W: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean of y, and the deviation of a new measurement from it, each ``(m,)``."""
@@ -166,17 +196,27 @@ class MixingLaw:
         return middle, np.sqrt(np.mean(variances, axis=0) + between)
 
 
-def fit_mixing_law(weights: ArrayLike, loss: ArrayLike, seed: int = 0) -> MixingLaw:
+def fit_mixing_law(weights: ArrayLike | pd.DataFrame, loss: ArrayLike, seed: int = 0) -> MixingLaw:
     """Fit held-out loss as a function of the training mixture.
 
     Args:
-        weights: W, a mixture a row, shape ``(n, k)``; rows sum to 1 up to rounding.
+        weights: W, a mixture a row, shape ``(n, k)``; rows sum to 1 up to rounding. The columns of
+            a frame name the domains, for what is predicted and for :meth:`MixingLaw.best_mix`.
         loss: positive, shape ``(n,)``, n >= 8.
         seed: of the starts.
 
     Raises:
         ValueError: too few rows, or rows that are no mixture or no loss; names them.
     """
+    domains = None
+    if isinstance(weights, pd.DataFrame):
+        domains = tuple(str(name) for name in weights.columns)
+        other = [str(n) for n, kind in weights.dtypes.items() if not is_numeric_dtype(kind)]
+        if other or len(set(domains)) < len(domains):
+            raise ValueError(
+                "the columns of a frame of mixtures are its domains, each once and of numbers, but "
+                f"{', '.join(other or domains)} are not: choose those that are"
+            )
     W = _mixtures(weights)
     L = np.asarray(loss, dtype=float)
     if L.shape != (len(W),):
@@ -193,7 +233,7 @@ def fit_mixing_law(weights: ArrayLike, loss: ArrayLike, seed: int = 0) -> Mixing
     for features in _FEATURES:
         data = Data.pooled(features(W), _GP_SCALE * y[:, None])
         processes.append(GaussianProcess(fit_kernel(data, noise_prior=_GP_NOISE_PRIOR), data))
-    return MixingLaw(W, L, center, scale, tuple(processes), _fit_bundles(W, y, seed))
+    return MixingLaw(W, L, center, scale, tuple(processes), _fit_bundles(W, y, seed), domains)
 
 
 def _fit_bundles(W: FloatArray, y: FloatArray, seed: int) -> FloatArray:
@@ -248,8 +288,10 @@ def _bundle_form(W: FloatArray) -> Form:
     return form
 
 
-def _mixtures(weights: ArrayLike, k: int | None = None) -> FloatArray:
+def _mixtures(weights: ArrayLike | pd.DataFrame, k: int | None = None) -> FloatArray:
     """Rows that sum to one exactly, ``(n, k)``."""
+    if isinstance(weights, str):
+        raise ValueError(f"mixtures are rows of weights, not the text {weights!r}")
     W = np.asarray(weights, dtype=float)
     if W.ndim != 2 or W.shape[1] < 2 or (k is not None and W.shape[1] != k):
         raise ValueError(f"mixtures are rows of {k or 'two or more'} weights, not {W.shape}")
@@ -258,6 +300,16 @@ def _mixtures(weights: ArrayLike, k: int | None = None) -> FloatArray:
         right = np.isfinite(W).all(axis=1) & (W >= 0).all(axis=1)
         right &= np.abs(sums - 1) <= _TOLERATED_SUM
     if not right.all():
-        rows = np.flatnonzero(~right).tolist()
-        raise ValueError(f"rows {rows} are no mixtures: weights are 0 or more and sum to 1")
+        rows = np.flatnonzero(~right)
+        if (np.abs(sums - 100) <= 100 * _TOLERATED_SUM).all():
+            raise ValueError(
+                "the weights of all rows sum to 100: divide them by 100, they are shares"
+            )
+        named = ", ".join(map(str, rows[:_N_NAMED])) + f", ... ({len(rows)} of {len(W)})" * (
+            len(rows) > _N_NAMED
+        )
+        raise ValueError(
+            f"rows [{named}] are no mixtures: weights are 0 or more and sum to 1, but the first of "
+            f"them sums to {sums[rows[0]]:.4g}"
+        )
     return np.asarray(W / sums[:, None])

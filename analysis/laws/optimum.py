@@ -27,6 +27,7 @@ The published grid and its laws: Li et al. 2025, "Predictable Scale: Part I".
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import LinearNDInterpolator
 
 from carbs.analysis.laws.fitting import Form, descend
+from carbs.analysis.laws.power import UndeterminedLawWarning
 from carbs.spaces import FloatArray
 
 # Of log loss above the cell's best.
@@ -45,6 +47,11 @@ _EXPONENT_PRIOR = 0.5
 _TILT_PRIOR = 0.15
 _N_BEST = 5  # whose mean is the level that windows begin at: the best alone is lucky
 _WIDEST = 30.0
+# An exponent is a guess if resamples leave this share of its prior's width.
+_GUESS, _ENOUGH_TO_TELL_WIDTHS = 0.7, 10
+_ONLY_PRIOR = "hardly more than the prior"
+_LEAST_RANGE = 1e-6
+_N_NAMED = 10  # cells, in a sentence
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,9 @@ class OptimumLaw:
         resamples: W, of windows and bootstrap, ``(b, h, k + 1)``.
         optima: each cell's own optimum under the common bowl, with its interval; a row a cell.
         fitted_to: in words.
+        left_out: cells that were too small to use, their scales and ``n_runs``; a row a cell.
+        doubts: what the runs do not tell, a sentence each.
+        undetermined: exponents (``"lr ~ n_params"``) that are hardly more than their prior.
     """
 
     optimum_of: tuple[str, ...]
@@ -70,6 +80,9 @@ class OptimumLaw:
     resamples: FloatArray = field(repr=False)
     optima: pd.DataFrame = field(repr=False)
     fitted_to: str
+    left_out: pd.DataFrame = field(repr=False)
+    doubts: tuple[str, ...] = ()
+    undetermined: tuple[str, ...] = ()
 
     def predict(self, **scales: ArrayLike) -> dict[str, FloatArray]:
         """The optimum of each hyperparameter, by name, in the common shape of the scales."""
@@ -87,7 +100,7 @@ class OptimumLaw:
         return {name: (low[i], high[i]) for i, name in enumerate(self.optimum_of)}
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
-        """One row an exponent: coefficient (``"lr ~ n_params"``), estimate, low, high."""
+        """One row an exponent: coefficient (``"lr ~ n_params"``), estimate, low, high, note."""
         low, high = np.quantile(self.resamples, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         return pd.DataFrame(
             [
@@ -96,6 +109,7 @@ class OptimumLaw:
                     "estimate": self.exponents[i, j],
                     "low": low[i, j + 1],
                     "high": high[i, j + 1],
+                    "note": _ONLY_PRIOR * (f"{name} ~ {scale}" in self.undetermined),
                 }
                 for i, name in enumerate(self.optimum_of)
                 for j, scale in enumerate(self.scales_with)
@@ -140,6 +154,9 @@ def fit_optimum_law(
         ValueError: columns that are absent, rows that are not finite and positive (named), or fewer
             than two cells of enough runs.
     """
+    for argument, value in {"optimum_of": optimum_of, "scales_with": scales_with}.items():
+        if isinstance(value, str):
+            raise ValueError(f"{argument} is a list of columns: write [{value!r}]")
     h, k = len(optimum_of), len(scales_with)
     columns = [*optimum_of, *scales_with, loss]
     absent = [name for name in columns if name not in runs.columns]
@@ -159,6 +176,42 @@ def fit_optimum_law(
     W[:, 0] += grid.z_center
     drawn[:, :, 0] += grid.z_center
     middle = bowls[len(bowls) // 2]
+    left_out = grid.left_out(scales_with)
+    doubts = []
+    if len(left_out):
+        cells = "; ".join(
+            ", ".join(f"{name} {row[name]:.4g}" for name in scales_with)
+            for row in left_out.head(_N_NAMED).to_dict("records")
+        )
+        more = ", ..." * (len(left_out) > _N_NAMED)
+        doubts.append(
+            f"{left_out['n_runs'].sum()} of {len(table)} runs are left out, in {len(left_out)} "
+            f"cells of fewer than {2 * h + 2} ({cells}{more})"
+        )
+    for j, name in enumerate(scales_with):
+        values = np.unique(grid.x[:, j + 1] + grid.x_center[j])
+        if np.ptp(values) < _LEAST_RANGE:
+            doubts.append(f"{name} is {math.exp(values[0]):.4g} in all cells that are left")
+    undetermined = tuple(
+        f"{name} ~ {scale}"
+        for i, name in enumerate(optimum_of)
+        for j, scale in enumerate(scales_with)
+        if n_resamples >= _ENOUGH_TO_TELL_WIDTHS
+        # From quartiles: a few wild resamples of a small grid are no ignorance.
+        and np.subtract(*np.quantile(drawn[:, i, j + 1], [0.75, 0.25]))
+        > _GUESS * 1.35 * _EXPONENT_PRIOR
+    )
+    if undetermined:
+        doubts.append(
+            f"the runs hardly tell {', '.join(undetermined)}: {_ONLY_PRIOR}, around 0 with a "
+            f"deviation of {_EXPONENT_PRIOR:g}"
+        )
+    if doubts:
+        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=2)
+    used = ", ".join(
+        f"{name} {_few(np.exp(grid.x[:, j + 1] + grid.x_center[j]))}"
+        for j, name in enumerate(scales_with)
+    )
     return OptimumLaw(
         optimum_of=tuple(optimum_of),
         scales_with=tuple(scales_with),
@@ -167,12 +220,27 @@ def fit_optimum_law(
         center=grid.x_center,
         resamples=drawn,
         optima=_cell_optima(grid, middle, optimum_of, scales_with, n_resamples, rng),
-        fitted_to=(
-            f"{len(grid.y)} runs in {len(grid.x)} cells, of them {len(middle.rows)} within "
-            f"{100 * _WINDOWS[len(bowls) // 2]:.2g}% of their cell's best, "
-            f"residual {100 * middle.noise:.2g}% of the loss"
+        fitted_to="; ".join(
+            [
+                f"{len(grid.y)} of {len(table)} runs in {len(grid.x)} cells ({used}), of them "
+                f"{len(middle.rows)} near their cell's best "
+                f"(within {100 * _WINDOWS[len(bowls) // 2]:.2g}%, or its {2 * h + 2} best), "
+                f"residual {100 * middle.noise:.2g}% of the loss",
+                *doubts,
+            ]
         ),
+        left_out=left_out,
+        doubts=tuple(doubts),
+        undetermined=undetermined,
     )
+
+
+def _few(values: FloatArray) -> str:
+    """Distinct values, or their range where they are many."""
+    distinct = np.unique(np.round(values, 12 - int(math.log10(values.max()))))
+    if len(distinct) <= _N_NAMED // 2:
+        return ", ".join(f"{value:.4g}" for value in distinct)
+    return f"{distinct[0]:.4g} to {distinct[-1]:.4g}"
 
 
 def regret(runs: pd.DataFrame, params: Mapping[str, float], loss: str = "loss") -> float:
@@ -213,6 +281,7 @@ class _Grid:
     above: FloatArray
     z_center: FloatArray
     x_center: FloatArray
+    too_small: FloatArray  # cells: their log scales and how many runs, (l, k + 1)
 
     @classmethod
     def of(cls, z: FloatArray, scale: FloatArray, y: FloatArray) -> _Grid:
@@ -226,15 +295,21 @@ class _Grid:
                 f"a law of optima needs two cells of {least} runs or more, but of "
                 f"{len(scales)} cells {int(enough.sum())} have as many"
             )
-        kept = enough[cell]
+        kept, all_scales = enough[cell], scales
         z, y = z[kept], y[kept]
         scales, cell = scales[enough], np.unique(cell[kept], return_inverse=True)[1].reshape(-1)
+        too_small = np.column_stack([all_scales[~enough], sizes[~enough]])
         best = np.array([np.sort(y[cell == i])[:_N_BEST].mean() for i in range(len(scales))])
         above = y - best[cell]
         z_center = z[above <= _WINDOWS[-1]].mean(axis=0)
         x_center = scales.mean(axis=0)
         x = np.column_stack([np.ones(len(scales)), scales - x_center])
-        return cls(z - z_center, x, y, cell, above, z_center, x_center)
+        return cls(z - z_center, x, y, cell, above, z_center, x_center, too_small)
+
+    def left_out(self, scales_with: Sequence[str]) -> pd.DataFrame:
+        """Cells of too few runs."""
+        frame = pd.DataFrame(np.exp(self.too_small[:, :-1]), columns=list(scales_with))
+        return frame.assign(n_runs=self.too_small[:, -1].astype(int))
 
     def near(self, window: float) -> np.ndarray:
         """Rows within the window, or where those are few a cell's best, ``(n',)``."""

@@ -11,19 +11,24 @@ gamma    how N and D are coupled: ``E + ((A N^-alpha)^(1/gamma) + (B D^-beta)^(1
 theta    ``(log E, log k, log g)``, or ``(log E, log A, log B, log alpha, log(beta/alpha),
          log gamma)``: positive coefficients, whatever the step. Scales are centred in logs.
 
-A law has two faces. Its *coefficients* are those of the published form, fitted as published: the
-Huber loss (delta 1e-3) of log residuals summed over rows, each row alike (Hoffmann et al. 2022,
-"Training Compute-Optimal Large Language Models", eq. 3; Besiroglu et al. 2024, "Chinchilla Scaling:
-A replication attempt"). They are what to compare with other people's fits, and ``curve`` draws
-them. Its *forecast*, which ``predict`` and ``interval`` give, is the average of several plausible
-forms and weightings of :mod:`carbs.analysis.laws.forecast`, because the published form alone
-extrapolates worse, and with far more confidence than it has earned.
+The *coefficients* are those of the published form, fitted as published: the Huber loss (delta 1e-3)
+of log residuals summed over rows, each row alike (Hoffmann et al. 2022, "Training Compute-Optimal
+Large Language Models", eq. 3; Besiroglu et al. 2024, "Chinchilla Scaling: A replication attempt").
+They are what to compare with other people's fits, and ``curve`` draws them. All that is *expected*
+(``predict``, ``interval``, ``compute_optimal``, ``isoflop``, figures) is one average of several
+plausible forms and weightings of :mod:`carbs.analysis.laws.forecast`, which never falls below E,
+because the published form alone extrapolates worse, and with far more confidence than it has
+earned.
+
+Where the runs do not tell a coefficient, it is drawn to what such coefficients usually are, its
+interval is as wide as that is vague, and an :class:`UndeterminedLawWarning` names it.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -41,10 +46,18 @@ _SERVED_FLOPS_PER_TOKEN = 2.0
 _FAR_DECADES = 2.05  # a hundredfold, and a rounding
 # The split of a budget is known if the interval of the best model size is no wider than this.
 _WIDEST_SPLIT = 30.0
+# Muennighoff et al. measured up to so many epochs.
+_MOST_EPOCHS = 44.0
+# How softly a forecast ends at E, as a share of it.
+_SOFT_FLOOR = 5e-4
 
 
 class ExtrapolationWarning(UserWarning):
-    """A law was asked beyond a hundred times its largest compute."""
+    """A law was asked beyond a hundred times its largest compute, or beyond measured repetition."""
+
+
+class UndeterminedLawWarning(UserWarning):
+    """The runs do not tell some coefficients of a law, which are no more than a guess."""
 
 
 class UndeterminedSplitWarning(UserWarning):
@@ -56,37 +69,61 @@ class _Law:
     """What the laws of the loss share.
 
     Attributes:
+        E: irreducible loss, in the unit of the loss; no forecast is below it.
         loss: what the law was fitted to, shape ``(n,)``.
         resamples: coefficients of the bootstrap, in the order of the fields, ``(n_resamples, c)``.
         residuals: log residuals of the forecast, shape ``(n,)``.
         forecast: the average of forms behind ``predict`` and ``interval``.
         center: of the logs of what the law depends on.
+        doubts: what the runs do not tell, a sentence each.
+        undetermined: the coefficients that are a guess, and why in a few words.
     """
 
+    E: float
     loss: FloatArray = field(repr=False)
     resamples: FloatArray = field(repr=False)
     residuals: FloatArray = field(repr=False)
     forecast: Forecast = field(repr=False)
     center: FloatArray = field(repr=False)
+    doubts: tuple[str, ...] = ()
+    undetermined: Mapping[str, str] = field(default_factory=dict)
+
+    def _expected(self, scales: FloatArray) -> FloatArray:
+        """Losses, ``(n,)``, of centred logs ``(n, k)``."""
+        return self._floored(np.exp(self.forecast.predict(scales)), self.E)
+
+    def _range(
+        self, scales: FloatArray, log_C: FloatArray, level: float, new_measurement: bool = True
+    ) -> tuple[FloatArray, FloatArray]:
+        """(low, high), each ``(n,)``."""
+        low, high = np.exp(self.forecast.interval(scales, log_C, level, new_measurement))
+        # A run lies below E by its noise at most, and E is known to its interval.
+        lowest = float(np.quantile(self.resamples[:, 0], (1 - level) / 2))
+        lowest = min(lowest, self.E) * math.exp(-2 * self.forecast.noise * new_measurement)
+        middle = self._expected(scales)
+        low = np.minimum(self._floored(low, lowest), middle)
+        return low, np.maximum(self._floored(high, self.E), middle)
+
+    @staticmethod
+    def _floored(loss: FloatArray, floor: float) -> FloatArray:
+        above = loss / floor - 1
+        return np.asarray(floor * (1 + 0.5 * (above + np.hypot(above, 2 * _SOFT_FLOOR))))
 
     def _predict(self, scales: FloatArray, compute: FloatArray) -> FloatArray:
         self._say_if_far(compute)
-        return np.exp(
-            self.forecast.predict(scales.reshape(-1, len(self.center)) - self.center)
-        ).reshape(compute.shape)
+        x = scales.reshape(-1, len(self.center)) - self.center
+        return self._expected(x).reshape(compute.shape)
 
     def _interval(
         self, scales: FloatArray, compute: FloatArray, level: float, new_measurement: bool
     ) -> tuple[FloatArray, FloatArray]:
-        if not 0 < level < 1:
-            raise ValueError(f"the level of an interval lies between 0 and 1, but is {level}")
+        _check_level(level)
         self._say_if_far(compute)
         x = scales.reshape(-1, len(self.center)) - self.center
-        log_C = np.log(compute).reshape(-1)
-        low, high = self.forecast.interval(x, log_C, level, new_measurement)
-        return np.exp(low).reshape(compute.shape), np.exp(high).reshape(compute.shape)
+        low, high = self._range(x, np.log(compute).reshape(-1), level, new_measurement)
+        return low.reshape(compute.shape), high.reshape(compute.shape)
 
-    def _say_if_far(self, compute: FloatArray) -> None:
+    def _say_if_far(self, compute: FloatArray, stacklevel: int = 4) -> None:
         if not compute.size:
             return
         decades = (math.log(compute.max()) - self.forecast.log_compute_max) / math.log(10)
@@ -95,18 +132,21 @@ class _Law:
                 f"asked at {10**decades:.3g} times the largest compute that the law was fitted to: "
                 "measure a run in between before betting on it",
                 ExtrapolationWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def _summary(self, names: list[str], level: float) -> pd.DataFrame:
+        _check_level(level)
         tail = (1 - level) / 2
+        estimate = np.array([getattr(self, name) for name in names])
         low, high = np.quantile(self.resamples, [tail, 1 - tail], axis=0)
         return pd.DataFrame(
             {
                 "coefficient": names,
-                "estimate": [getattr(self, name) for name in names],
-                "low": low,
-                "high": high,
+                "estimate": estimate,
+                "low": np.minimum(low, estimate),
+                "high": np.maximum(high, estimate),
+                "note": [self.undetermined.get(name, "") for name in names],
             }
         )
 
@@ -136,7 +176,6 @@ class ComputeLaw(_Law):
         compute: of the runs it was fitted to, shape ``(n,)``.
     """
 
-    E: float
     k: float
     g: float
     compute: FloatArray = field(repr=False)
@@ -162,7 +201,7 @@ class ComputeLaw(_Law):
         return self._interval(np.log(C)[..., None], C, level, new_measurement)
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
-        """One row a coefficient: estimate and interval."""
+        """One row a coefficient: estimate, low, high, and a note where the runs do not tell it."""
         return self._summary(["E", "k", "g"], level)
 
     @cached_property
@@ -200,16 +239,17 @@ class LossLaw(_Law):
         E: irreducible loss, in the unit of the loss.
         A, alpha: of what too few parameters cost; A in the unit of the loss, at N = 1.
         B, beta: of what too few tokens cost; B in the unit of the loss, at D = 1.
-        n_params, n_tokens: of the runs it was fitted to, each ``(n,)``.
+        n_params, n_tokens: of the runs it was fitted to, each ``(n,)``; repeated tokens count less.
+        edge: how the lower edge of untuned runs was found, in words; empty where they were tuned.
     """
 
-    E: float
     A: float
     B: float
     alpha: float
     beta: float
     n_params: FloatArray = field(repr=False)
     n_tokens: FloatArray = field(repr=False)
+    edge: str = ""
 
     def predict(
         self, n_params: ArrayLike, n_tokens: ArrayLike, unique_tokens: ArrayLike | None = None
@@ -244,13 +284,14 @@ class LossLaw(_Law):
         return self._interval(scales, C, level, new_measurement)
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
-        """One row a coefficient: estimate and interval."""
+        """One row a coefficient: estimate, low, high, and a note where the runs do not tell it."""
         return self._summary(["E", "A", "B", "alpha", "beta"], level)
 
     @cached_property
     def fitted_to(self) -> str:
         """In words: rows, range, residual, errors when extrapolated."""
-        return self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
+        text = self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
+        return "; ".join([text, self.edge] if self.edge else [text])
 
     def compute_optimal(
         self,
@@ -259,11 +300,11 @@ class LossLaw(_Law):
         lifetime_tokens: float = 0.0,
         unique_tokens: float | None = None,
     ) -> Allocation:
-        """The model size and the tokens with the least loss for a budget.
+        """The model size and the tokens with the least loss to expect for a budget.
 
-        The optimum is that of the published form; its interval also holds those of the forecast's
-        members, which weigh the dear runs more. The loss there is the forecast's. Where the runs do
-        not determine the split, the size is the median of all forms, and a warning says so.
+        The optimum is that of what ``predict`` expects. Its interval holds the optima of the
+        forecast's forms and of the published one. A warning says where the runs do not determine
+        the split.
 
         Args:
             compute_flops: C, which pays ``6 N D`` for training and ``2 N`` for each token served.
@@ -271,19 +312,32 @@ class LossLaw(_Law):
             lifetime_tokens: how many tokens the model will serve. The more, the smaller it should
                 be and the longer be trained (Sardana et al. 2024, "Beyond Chinchilla-Optimal").
             unique_tokens: that there are; what is trained on beyond them is repeated.
+
+        Raises:
+            ValueError: a budget or unique tokens not positive, lifetime tokens below 0, a level
+                not between 0 and 1.
         """
         _positive(compute_flops=compute_flops)
-        published, drawn, share = self._plausible()
+        _check_level(level)
+        if not (math.isfinite(lifetime_tokens) and lifetime_tokens >= 0):
+            raise ValueError(
+                f"lifetime_tokens are tokens that the model will serve, 0 or more, "
+                f"but are {lifetime_tokens:g}"
+            )
+        if unique_tokens is not None:
+            _positive(unique_tokens=unique_tokens)
+        theta, share = self._plausible()
         width, middle = 12.0, 0.5 * math.log(compute_flops / FLOPS_PER_TOKEN)
         budget = compute_flops, lifetime_tokens, unique_tokens
         while width > 1e-4:
             log_N = middle + np.linspace(-width, width, 121)
-            middle, width = float(self._optima(published, *budget, log_N)[0]), width / 20
-        optima = self._optima(drawn, *budget, middle + np.linspace(-6, 6, 481))
+            losses = self._along_budget(self.forecast.theta, *budget, log_N)
+            average = self.forecast.share @ losses
+            middle, width = float(log_N[np.nanargmin(average)]), width / 20
+        optima = self._optima(theta, *budget, middle + np.linspace(-6, 6, 481))
         tail = (1 - level) / 2
-        low, median, high = _weighted_quantile(optima, share, [tail, 0.5, 1 - tail])
+        low, high = _weighted_quantile(optima, share, [tail, 1 - tail])
         if high - low > math.log(_WIDEST_SPLIT):
-            middle = median
             warnings.warn(
                 f"the runs do not tell how to divide a budget: models of {math.exp(low):.2g} to "
                 f"{math.exp(high):.2g} parameters may be best. Vary the tokens for each parameter",
@@ -297,15 +351,26 @@ class LossLaw(_Law):
             return float(_tokens_paid_for(compute_flops, n_params, lifetime_tokens))
 
         D = tokens(N)
-        loss_low, loss_high = self.interval(N, D, level, unique_tokens=unique_tokens)
+        epochs = max(D / unique_tokens, 1.0) if unique_tokens else 1.0
+        if epochs > _MOST_EPOCHS:
+            warnings.warn(
+                f"{epochs:.3g} epochs over {unique_tokens:.3g} unique tokens: repetition was "
+                f"measured up to {_MOST_EPOCHS:.0f}. Find more data, or spend less",
+                ExtrapolationWarning,
+                stacklevel=2,
+            )
+        scales, C = self._scales(N, D, unique_tokens)
+        self._say_if_far(C, stacklevel=3)
+        x = scales.reshape(1, -1) - self.center
+        loss_low, loss_high = self._range(x, np.log(C).reshape(1), level)
         return Allocation(
             compute_flops=compute_flops,
             n_params=N,
             n_params_interval=(N_low, N_high),
             n_tokens=D,
             n_tokens_interval=(tokens(N_high), tokens(N_low)),
-            loss=float(self.predict(N, D, unique_tokens)),
-            loss_interval=(float(loss_low), float(loss_high)),
+            loss=float(self._expected(x)[0]),
+            loss_interval=(float(loss_low[0]), float(loss_high[0])),
             epochs=D / unique_tokens if unique_tokens else 1.0,
         )
 
@@ -315,16 +380,17 @@ class LossLaw(_Law):
         Returns:
             n_params, n_tokens, tokens_per_param, loss, low, high; one row a size.
         """
-        best = self.compute_optimal(compute_flops).n_params
+        best = self.compute_optimal(compute_flops, level).n_params
         N = best * np.geomspace(1 / 30, 30, n_points)
         D = compute_flops / (FLOPS_PER_TOKEN * N)
-        low, high = self.interval(N, D, level)
+        scales, C = self._scales(N, D, None)
+        low, high = self._range(scales - self.center, np.log(C), level)
         return pd.DataFrame(
             {
                 "n_params": N,
                 "n_tokens": D,
                 "tokens_per_param": D / N,
-                "loss": self.predict(N, D),
+                "loss": self._expected(scales - self.center),
                 "low": low,
                 "high": high,
             }
@@ -339,8 +405,8 @@ class LossLaw(_Law):
             D = effective_tokens(D, unique_tokens)
         return np.stack([np.log(N), np.log(D)], axis=-1), C
 
-    def _plausible(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """The published form, ``(1, p)``; what else may hold, ``(b, p)``, and its shares ``(b,)``.
+    def _plausible(self) -> tuple[FloatArray, FloatArray]:
+        """What may hold, theta ``(b, p)``, and its shares ``(b,)``.
 
         Half of it are resamples of the published form, half the forecast's members and theirs.
         """
@@ -361,7 +427,6 @@ class LossLaw(_Law):
         members = np.concatenate([members, self.forecast.resamples], axis=1)
         share = np.repeat(self.forecast.share / members.shape[1], members.shape[1])
         return (
-            theta[:1],
             np.concatenate([theta, members.reshape(-1, theta.shape[1])]),
             np.concatenate([np.full(len(theta), 1 / len(theta)), share]),
         )
@@ -405,6 +470,13 @@ def _positive(**values: ArrayLike) -> list[FloatArray]:
         if not (np.isfinite(array) & (array > 0)).all():
             raise ValueError(f"{name} must be finite and positive")
     return arrays
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(
+            f"the level of an interval lies between 0 and 1, as 0.9 for 90%, but is {level}"
+        )
 
 
 def _tokens_paid_for(C: float, n_params: ArrayLike, served: float) -> FloatArray:

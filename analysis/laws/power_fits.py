@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from carbs.analysis.laws.fitting import Form
-from carbs.analysis.laws.forecast import Family, Forecast, Member, Runs, fit_forecast
-from carbs.analysis.laws.power import FLOPS_PER_TOKEN, ComputeLaw, LossLaw
+from carbs.analysis.laws.forecast import Family, Forecast, Member, Runs, affordable, fit_forecast
+from carbs.analysis.laws.power import (
+    FLOPS_PER_TOKEN,
+    ComputeLaw,
+    LossLaw,
+    UndeterminedLawWarning,
+    effective_tokens,
+)
+from carbs.analysis.laws.untuned import LowerEdge, lower_edge
 from carbs.spaces import FloatArray
 
 _LARGEST_EXPONENT = 3.0
+
+
+# An axis must vary by half, for its exponent to be more than a guess.
+_LEAST_RANGE = math.log(1.5)
+
+
+# A coefficient is a guess if resamples leave this share of the width that it had beforehand.
+_GUESS, _ENOUGH_TO_TELL_WIDTHS = 0.7, 10
+
+
+_CLOSE = 1e-3  # to a bound
+_N_NAMED = 10  # rows, in a sentence
+
+
+_LEAST_RESAMPLES = 60  # of the coefficients, where rows are many
+
+
+_FAR = math.log(100.0)  # of compute, over the largest
 
 
 # The irreducible loss is sought down to e^-10 of the least loss: nothing.
@@ -46,7 +74,8 @@ def fit_compute_law(
     C, L = _rows(compute_flops=compute_flops, loss=loss)
     runs, center = _runs([C], C, L, groups, weights)
     _enough(runs, 3)
-    fitted = _fit(_compute_family, runs, n_resamples, seed)
+    told = _Told({0: "E", 2: "g"}, {"compute": ("k", "g")})
+    fitted = _fit(_compute_family, runs, told, n_resamples, seed)
 
     def coefficients(theta: FloatArray) -> FloatArray:
         e, a, log_g = theta.T
@@ -64,6 +93,8 @@ def fit_compute_law(
         resamples=coefficients(fitted.resamples),
         residuals=fitted.forecast.predict(runs.x) - runs.y,
         forecast=fitted.forecast,
+        doubts=fitted.doubts,
+        undetermined=fitted.undetermined,
     )
 
 
@@ -74,6 +105,9 @@ def fit_loss_law(
     groups: ArrayLike | None = None,
     *,
     weights: ArrayLike | None = None,
+    unique_tokens: ArrayLike | None = None,
+    tuned: bool = True,
+    hyperparameters: pd.DataFrame | None = None,
     n_resamples: int = 200,
     seed: int = 0,
 ) -> LossLaw:
@@ -86,6 +120,13 @@ def fit_loss_law(
         groups: marks rows of one run, shape ``(n,)``: they are resampled together, held out
             together, and share an error. Each row is a run of its own by default.
         weights: how many measurements a row stands for, positive, shape ``(n,)``.
+        unique_tokens: where fewer than ``n_tokens``, the rest were repetitions, and count as
+            :func:`effective_tokens` says; shape ``(n,)``.
+        tuned: whether each run had hyperparameters about as good as there are. If not, the law is
+            that of the lower edge of the runs: what they would have reached.
+        hyperparameters: columns of what was varied, positive numbers, a row a run, as the learning
+            rate and the batch size; the runs are then not tuned, and their best values, which move
+            with scale, are found along with the law. Says so in ``fitted_to``.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
 
@@ -93,9 +134,33 @@ def fit_loss_law(
         ValueError: too few rows, or rows that are not finite and positive; names them.
     """
     N, D, L = _rows(n_params=n_params, n_tokens=n_tokens, loss=loss)
-    runs, center = _runs([N, D], FLOPS_PER_TOKEN * N * D, L, groups, weights)
+    C = FLOPS_PER_TOKEN * N * D
+    if unique_tokens is not None:
+        D = effective_tokens(D, _rows(n_tokens=D, unique_tokens=unique_tokens)[1])
+    runs, center = _runs([N, D], C, L, groups, weights)
     _enough(runs, 5)
-    fitted = _fit(_loss_family, runs, n_resamples, seed)
+    edge = None
+    if not tuned or hyperparameters is not None:
+        z: FloatArray | None = None
+        names: tuple[str, ...] = ()
+        if hyperparameters is not None:
+            names = tuple(str(name) for name in hyperparameters.columns)
+            varied = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
+            z = np.log(np.stack(_rows(loss=L, **varied)[1:], axis=1))
+        edge = lower_edge(_loss_family, _loss_family.published, runs, z, names)
+        kept = edge.worth > 0
+        runs = replace(runs, y=edge.y, weights=runs.weights * edge.worth).only(kept)
+        if kept.sum() < 6:
+            raise ValueError(
+                f"a law of the lower edge needs 6 runs near it, but of {len(kept)} only "
+                f"{kept.sum()} are: {_said_of_edge(edge)}"
+            )
+        N, D, L = N[kept], D[kept], L[kept]
+        _enough(runs, 5)
+    told = _Told(
+        {0: "E", 3: "alpha", 4: "beta"}, {"n_params": ("A", "alpha"), "n_tokens": ("B", "beta")}
+    )
+    fitted = _fit(_loss_family, runs, told, n_resamples, seed)
 
     def coefficients(theta: FloatArray) -> FloatArray:
         e, a, b, log_alpha, log_ratio, _ = theta.T
@@ -113,31 +178,149 @@ def fit_loss_law(
         n_params=N,
         n_tokens=D,
         loss=L,
+        edge=_said_of_edge(edge) if edge is not None else "",
         center=center,
         resamples=coefficients(fitted.resamples),
         residuals=fitted.forecast.predict(runs.x) - runs.y,
         forecast=fitted.forecast,
+        doubts=fitted.doubts,
+        undetermined=fitted.undetermined,
     )
+
+
+def _said_of_edge(edge: LowerEdge) -> str:
+    named = ", ".join(map(str, edge.failed[:_N_NAMED])) + ", ..." * (len(edge.failed) > _N_NAMED)
+    left_out = f"; {len(edge.failed)} runs far above it are left out (rows {named})"
+    return edge.said + left_out * bool(len(edge.failed))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Names, to say what the runs do not tell.
+
+    Attributes:
+        coefficients: of theta, by index.
+        axes: what the law depends on, in the order of x, with the coefficients that hang on it.
+    """
+
+    coefficients: Mapping[int, str]
+    axes: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The published form, ``best`` ``(p,)`` and ``resamples`` ``(b, p)``; and the forecast."""
+    """The published form, ``best`` ``(p,)`` and ``resamples`` ``(b, p)``; and the forecast.
+
+    ``doubts`` and ``undetermined`` are those of the law.
+    """
 
     best: FloatArray
     resamples: FloatArray
     forecast: Forecast
+    doubts: tuple[str, ...]
+    undetermined: Mapping[str, str]
 
 
-def _fit(family: Family, runs: Runs, n_resamples: int, seed: int) -> _Fitted:
-    best = family.fit(family.published, runs, tolerance=1e-12, max_steps=400).best()
-    counts = runs.resampled(n_resamples, np.random.default_rng(seed))
-    # Also from a middling start: where the fit has E at zero, nothing draws it back.
-    resamples = family.fit(
-        family.published, runs, counts, best[None], tolerance=1e-5, max_steps=200
-    ).theta
+def _fit(family: Family, runs: Runs, told: _Told, n_resamples: int, seed: int) -> _Fitted:
+    """The published form, alone where the runs determine it, else drawn to what is usual."""
+    doubts: list[str] = []
+    undetermined: dict[str, str] = {}
+    for (axis, names), x in zip(told.axes.items(), runs.x.T, strict=True):
+        if np.ptp(x) < _LEAST_RANGE:
+            doubts.append(
+                f"{axis} hardly varies (by {100 * math.expm1(np.ptp(x)):.2g}%): "
+                f"{' and '.join(names)} are a guess at what is usual, and so is what the law says "
+                "of other values. Vary it"
+            )
+            undetermined |= dict.fromkeys(names, f"{axis} hardly varies")
     forecast = fit_forecast(family, runs, min(n_resamples, _FORECAST_RESAMPLES), seed)
-    return _Fitted(best, resamples, forecast)
+    best = family.fit(family.published, runs, tolerance=1e-12, max_steps=400).best()
+    at_bound = _at_bound(family, runs, told, best)
+    if at_bound:
+        doubts.append(
+            f"fitted alone, {', '.join(at_bound)} would be at a bound of the fit, where no loss "
+            "tells it: drawn to what is usual"
+        )
+        undetermined |= dict.fromkeys(at_bound, "at a bound of the fit")
+    far = _far(runs)
+    most_E = float(forecast.predict(far)[0])
+    too_high = best[0] > most_E
+    if too_high:
+        doubts.append(
+            f"fitted alone, E would be {math.exp(best[0]):.4g}, which runs of a hundred times the "
+            "compute are expected to undercut: kept below that"
+        )
+        undetermined["E"] = "larger runs are expected to undercut it"
+    usual = family.with_usual(family.published, runs.y)
+    if undetermined:
+        most = {0: most_E} if too_high else {}
+        best = family.fit(usual, runs, at_most=most, tolerance=1e-8, max_steps=400).best()
+    rng = np.random.default_rng(seed)
+    counts = runs.resampled(affordable(n_resamples, len(runs.y), _LEAST_RESAMPLES), rng)
+    # What larger runs will reach is itself known to an interval, and so is an E kept below it.
+    caps: list[dict[int, float]] = [{}]
+    if too_high:
+        log_C = np.array([runs.log_compute.max() + _FAR])
+        levels = [0.1, 0.5, 0.9]
+        lows = [forecast.interval(far, log_C, level, False)[0][0] for level in levels]
+        caps = [{0: most_E}, *({0: float(low)} for low in lows)]
+    resamples = np.concatenate(
+        [
+            family.fit(
+                usual, runs, part, best[None], rng, at_most=cap, tolerance=1e-5, max_steps=200
+            ).theta
+            for cap, part in zip(caps, np.array_split(counts, len(caps)), strict=True)
+            if len(part)
+        ]
+    )
+    guessed = [
+        name
+        for name in _as_wide_as_usual(usual, told, resamples, n_resamples)
+        if name not in undetermined
+    ]
+    if guessed:
+        doubts.append(f"the runs hardly tell {', '.join(guessed)}: hardly more than what is usual")
+        undetermined |= dict.fromkeys(guessed, "hardly more than what is usual")
+    n, n_coefficients = len(np.unique(runs.group)), len(told.axes) * 2 + 1
+    if n < 2 * n_coefficients:
+        doubts.append(f"{n} runs are few for {n_coefficients} coefficients")
+    if doubts:
+        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
+    return _Fitted(best, resamples, forecast, tuple(doubts), undetermined)
+
+
+def _at_bound(family: Family, runs: Runs, told: _Told, theta: FloatArray) -> list[str]:
+    lower, upper = family.bounds(runs.y)
+    held = family.published.held
+    beyond = (theta <= lower + _CLOSE) | (theta >= upper - _CLOSE)
+    at_bound = {name: bool(beyond[i]) for i, name in told.coefficients.items()}
+    for i, names in enumerate(told.axes.values()):
+        if 1 + i not in held and beyond[1 + i]:
+            at_bound |= dict.fromkeys(names, True)
+    return [name for name, is_so in at_bound.items() if is_so]
+
+
+def _far(runs: Runs) -> FloatArray:
+    """Where the runs lead to at a hundred times their largest compute, ``(1, k)``."""
+    log_C = runs.log_compute - runs.log_compute.mean()
+    slope = log_C @ runs.x / max(float(log_C @ log_C), 1e-12)
+    return np.asarray(runs.x.mean(axis=0) + slope * (log_C.max() + _FAR))[None]
+
+
+def _as_wide_as_usual(
+    usual: Member, told: _Told, resamples: FloatArray, n_resamples: int
+) -> list[str]:
+    """Coefficients that are spread as widely as before any run said something."""
+    if n_resamples < _ENOUGH_TO_TELL_WIDTHS:
+        return []
+    found, spread, width = [], resamples.copy(), {i: d for i, (_, d) in usual.prior.items()}
+    if 4 in told.coefficients:  # which is of the ratio to the third
+        spread[:, 4] += spread[:, 3]
+        width[4] = math.hypot(width[3], width[4])
+    for i, name in told.coefficients.items():
+        if spread[:, i].std() > _GUESS * width[i]:
+            found.append(name)
+    return found
 
 
 def _compute_form(x: FloatArray) -> Form:
@@ -232,12 +415,34 @@ _ALIKE = {4: (0.0, 0.25)}
 _UNCOUPLED = {5: 0.0}
 
 
+# Before any run says something, as means and deviations of logs. What language models cannot learn
+# of their text is a third to nine tenths of the least loss; published exponents of N and D are 0.2
+# to 0.6, those of compute half of that, and without an irreducible loss a third.
+_USUAL_SHARE = (math.log(0.6), 0.5)
+_USUAL_EXPONENT, _USUAL_RATIO, _COMPUTE_EXPONENT = (
+    (math.log(0.35), 0.5),
+    (0.0, 0.5),
+    (math.log(0.2), 0.7),
+)
+_KAPLAN_EXPONENT = (math.log(0.1), 0.7)
+
+
+def _usual_compute(y: FloatArray) -> dict[int, tuple[float, float]]:
+    return {0: (float(y.min()) + _USUAL_SHARE[0], _USUAL_SHARE[1]), 2: _COMPUTE_EXPONENT}
+
+
+def _usual_loss(y: FloatArray) -> dict[int, tuple[float, float]]:
+    level = float(y.min()) + _USUAL_SHARE[0]
+    return {0: (level, _USUAL_SHARE[1]), 3: _USUAL_EXPONENT, 4: _USUAL_RATIO}
+
+
 _compute_family = Family(
     form=_compute_form,
     bounds=_compute_bounds,
     starts=_compute_starts,
     published=Member(delta=1e-2),
     members=[Member(tilt=tilt) for tilt in (0.0, 0.5, 1.0)],
+    usual=_usual_compute,
 )
 
 
@@ -251,8 +456,10 @@ _loss_family = Family(
         Member(held=_UNCOUPLED),
         Member(tilt=1.0, held={4: 0.0, **_UNCOUPLED}),
         Member(tilt=1.0, prior={5: (0.0, 0.25), **_ALIKE}),
-        Member(tilt=1.0, held={0: -math.inf}, prior={5: (0.0, 1.0)}),  # Kaplan et al. 2020
+        # Kaplan et al. 2020
+        Member(tilt=1.0, held={0: -math.inf}, prior={3: _KAPLAN_EXPONENT, 5: (0.0, 1.0)}),
     ],
+    usual=_usual_loss,
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +24,7 @@ from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
-from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.laws.power import ComputeLaw, UndeterminedLawWarning
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
 from carbs.analysis.planning.choice import WAYS, best_at_cost, candidates
@@ -218,7 +219,9 @@ def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
     center_loss = losses[np.argmin(np.square(Z).sum(axis=1))]
     chosen = pareto_front(costs, losses)
     chosen = chosen[losses[chosen] <= center_loss]
-    return fit_compute_law(costs[chosen], losses[chosen], n_resamples)
+    with warnings.catch_warnings():  # the law says it too, where it is shown
+        warnings.simplefilter("ignore", UndeterminedLawWarning)
+        return fit_compute_law(costs[chosen], losses[chosen], n_resamples)
 
 
 @on_one_thread

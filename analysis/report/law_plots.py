@@ -40,11 +40,11 @@ def plot_isoflop(
     ax = style.axes(ax, style.WIDE)
     for i, flops in enumerate(budgets):
         line = style.numbered(i)
-        best = float(law.compute_optimal(flops).n_params)
-        n_params = best * np.geomspace(0.1, 10, 81)
-        losses = law.curve(n_params, flops / (6 * n_params))
-        ax.plot(n_params, losses, color=line["color"], linestyle=line["linestyle"], lw=1.6)
-        ax.plot([best], [law.curve(best, flops / (6 * best))], **line, ms=9, mfc="white")
+        curve = law.isoflop(flops, n_points=123)
+        best = curve.iloc[[61]]
+        around = curve.iloc[20:103]  # within a factor of ten
+        ax.plot(around["n_params"], around["loss"], line["linestyle"], color=line["color"], lw=1.6)
+        ax.plot(best["n_params"], best["loss"], **line, ms=9, mfc="white")
         if runs is not None:
             near = np.abs(np.log(6 * runs["n_params"] * runs["n_tokens"] / flops)) < math.log(1.5)
             ax.plot(

@@ -271,8 +271,9 @@ class _Page:
                 "four trials on the front."
             )
         level = 0.9 if self.check is None else self.check["level"]
+        fitted_to = "; ".join([self.law.fitted_to, *self.law.doubts])
         return (
-            f"The blue line is the compute law fitted to that front ({self.law.fitted_to}), dashed "
+            f"The blue line is the compute law fitted to that front ({fitted_to}), dashed "
             f"beyond the front's dearest trial; a new run on the front is expected inside its "
             f"shaded band in {level:.0%} of cases." + _CHECK_IS_APART * (self.check is not None)
         )
@@ -296,8 +297,13 @@ class _Page:
             "g": "exponent: how fast the reducible part falls with cost",
         }
         rows = [
-            [name, estimate, f"{number(low)} to {number(high)}", meaning[name]]
-            for name, estimate, low, high in summary.itertuples(index=False, name=None)
+            [
+                name,
+                estimate,
+                f"{number(low)} to {number(high)}",
+                meaning[name] + f" ({note})" * (note != ""),
+            ]
+            for name, estimate, low, high, note in summary.itertuples(index=False, name=None)
         ]
         return table(["coefficient", "estimate", "90% interval", "meaning"], rows)
 

@@ -191,7 +191,7 @@ def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:
 
 
 def fit_command(
-    file: Annotated[Path, typer.Argument(help="A CSV file, one row a run.")],
+    file: Annotated[Path, typer.Argument(help="CSV, Parquet or JSON lines, one row a run.")],
     loss: Annotated[str | None, typer.Option(help="Column; guessed from its name else.")] = None,
     params: Annotated[str | None, typer.Option(help="Column of the parameters.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Column of the tokens.")] = None,
@@ -203,14 +203,13 @@ def fit_command(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to runs that no sweep of ours made."""
-    import pandas as pd
-
     names = ("loss", "n_params", "n_tokens", "compute", "group")
     given = dict(zip(names, (loss, params, tokens, compute, group), strict=True))
     try:
-        with working("fitting the law"):
+        with working("fitting the law"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", analysis.UndeterminedLawWarning)  # the law says it
             found = analysis.fit_runs(
-                pd.read_csv(file), {k: v for k, v in given.items() if v is not None}
+                analysis.read_runs(file), {k: v for k, v in given.items() if v is not None}
             )
     except (OSError, ValueError) as error:
         raise SweepStoppedError(f"no law from {file}: {error}") from None
@@ -224,9 +223,14 @@ def fit_command(
     table = Table()
     for name in ("coefficient", "estimate", "90% low", "90% high"):
         table.add_column(name, justify="right")
-    for name, *numbers in law.summary().itertuples(index=False, name=None):
-        table.add_row(name, *(f"{number:.4g}" for number in numbers))
+    if law.undetermined:
+        table.add_column("what the runs do not tell")
+    for name, *numbers, note in law.summary().itertuples(index=False, name=None):
+        notes = [note] * bool(law.undetermined)
+        table.add_row(name, *(f"{number:.4g}" for number in numbers), *notes)
     console.print(table)
+    for doubt in law.doubts:
+        console.print(f"warning: {doubt}", **PLAIN)
     if flops is not None:
         best, warned = _best(law, flops)
         is_loss_law = isinstance(law, analysis.LossLaw)  # else the unit may be any
@@ -250,14 +254,15 @@ def _print_fit(found: RunsFit, form: str, flops: float | None) -> None:
             "left_out": found.n_left_out,
             "fitted_to": found.law.fitted_to,
             "coefficients": {
-                name: {"estimate": estimate, "low": low, "high": high}
-                for name, estimate, low, high in found.law.summary().itertuples(
+                name: {"estimate": estimate, "low": low, "high": high, "note": note}
+                for name, estimate, low, high, note in found.law.summary().itertuples(
                     index=False, name=None
                 )
             },
             "flops": flops,
             "best": best,
-            "warnings": warned,
+            "notes": found.notes,
+            "warnings": [*found.law.doubts, *warned],
         }
     )
 

@@ -63,6 +63,33 @@ def test_rows_that_are_no_mixtures_are_named() -> None:
         fit_mixing_law(*mixes(5))
 
 
+def test_the_columns_of_a_frame_are_read_by_name() -> None:
+    W, L = mixes(12)
+    names = ["web", "code", "books", "noise"]
+    frame = pd.DataFrame(W, columns=names)
+    law = fit_mixing_law(frame, L)
+    reversed_ = frame[names[::-1]]
+    np.testing.assert_array_equal(law.predict(reversed_), law.predict(frame))
+    np.testing.assert_array_equal(law.interval(reversed_), law.interval(frame))
+    np.testing.assert_array_equal(law.predict(W), law.predict(frame))
+    assert law.rank_correlation(reversed_, L) == law.rank_correlation(W, L)
+    assert list(law.best_mix(n_samples=2).table()["domain"]) == names
+    with pytest.raises(ValueError, match="lack noise and have nois, unknown to the law"):
+        law.predict(frame.rename(columns={"noise": "nois"}))
+    with pytest.raises(ValueError, match="have loss, unknown"):
+        law.predict(frame.assign(loss=L))
+    with pytest.raises(ValueError, match="but run are not"):
+        fit_mixing_law(frame.assign(run="a"), L)
+
+
+def test_weights_in_percent_are_told_to_be() -> None:
+    W, L = mixes(12)
+    with pytest.raises(ValueError, match="sum to 100: divide them by 100"):
+        fit_mixing_law(100 * W, L)
+    with pytest.raises(ValueError, match=r"\(30 of 30\).*first of them sums to 3"):
+        fit_mixing_law(3 * mixes(30)[0], mixes(30)[1])
+
+
 def test_published_mixtures_are_ranked(published: Callable[[str], pd.DataFrame]) -> None:
     table = published("regmix_1m.csv")
     W = table[[name for name in table if name.startswith("w_")]].to_numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carbs.analysis import fit_optimum_law, regret
+from carbs.analysis import UndeterminedLawWarning, fit_optimum_law, regret
 
 
 def grid(noise: float = 0.001, cells: int = 6, seed: int = 0) -> pd.DataFrame:
@@ -67,9 +67,31 @@ def test_one_hyperparameter_over_one_scale() -> None:
 
 def test_an_exponent_that_no_cell_tells_is_not_claimed_to_be_known() -> None:
     runs = grid(cells=2)  # one model size
-    law = fit_optimum_law(runs, ["lr", "batch"], ["n_params", "n_tokens"], n_resamples=60)
-    row = law.summary().set_index("coefficient").loc["lr ~ n_params"]
+    with pytest.warns(UndeterminedLawWarning, match="n_params is 1e\\+08 in all cells"):
+        law = fit_optimum_law(runs, ["lr", "batch"], ["n_params", "n_tokens"], n_resamples=60)
+    table = law.summary().set_index("coefficient")
+    row = table.loc["lr ~ n_params"]
     assert row["high"] - row["low"] > 0.8
+    assert law.undetermined == ("lr ~ n_params", "batch ~ n_params")
+    assert "prior" in row["note"] and not table.loc["lr ~ n_tokens", "note"]
+    assert "hardly tell lr ~ n_params" in law.fitted_to
+
+
+def test_cells_that_are_too_small_are_counted_and_named() -> None:
+    runs = grid(cells=4)
+    small = (runs["n_params"] == 2e8) & (np.arange(len(runs)) % 30 > 0)
+    with pytest.warns(
+        UndeterminedLawWarning, match=r"of 246 runs are left out, in 1 cells .*2e\+08"
+    ):
+        law = fit_optimum_law(runs[~small], ["lr", "batch"], ["n_params", "n_tokens"])
+    assert law.left_out["n_params"].tolist() == pytest.approx([2e8])
+    assert law.left_out["n_runs"].tolist() == [int((~small & (runs["n_params"] == 2e8)).sum())]
+    assert "of 246 runs in 3 cells (n_params 1e+08, 4e+08" in law.fitted_to
+
+
+def test_the_name_of_a_column_is_no_list_of_them() -> None:
+    with pytest.raises(ValueError, match=r"optimum_of is a list of columns: write \['lr'\]"):
+        fit_optimum_law(grid(cells=2), "lr", ["n_tokens"])
 
 
 def test_what_it_cannot_use_is_said() -> None:

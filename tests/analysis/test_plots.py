@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from carbs.analysis.front.hyperparameters import Curve
-from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.laws.power import ComputeLaw, UndeterminedLawWarning
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.report.plots import (
     failed,
@@ -83,7 +83,8 @@ def trials() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def law(trials: pd.DataFrame) -> ComputeLaw:
     front = front_trials(trials)
-    return fit_compute_law(front["cost"], front["output"], n_resamples=20)
+    with pytest.warns(UndeterminedLawWarning, match="4 runs are few"):
+        return fit_compute_law(front["cost"], front["output"], n_resamples=20)
 
 
 def png(ax: Axes) -> bytes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from carbs.analysis import ComputeLaw, LossLaw
+from carbs.analysis import ComputeLaw, LossLaw, read_runs
 from carbs.analysis.laws.runs import fit_runs
 
 rng = np.random.default_rng(0)
@@ -39,6 +42,109 @@ def test_compute_alone_is_enough() -> None:
     found = fit_runs(frame)
     assert isinstance(found.law, ComputeLaw)
     assert found.law.g == pytest.approx(0.15, abs=0.02)
+
+
+def test_numbers_are_read_as_people_write_them() -> None:
+    frame = pd.DataFrame(
+        {
+            "params": [f"{n / 1e6:.3f}M" for n in N],
+            "tokens": [
+                f"{d / 1e9:.4f} B tokens" if i % 2 else f"{d:,.0f}" for i, d in enumerate(D)
+            ],
+            "bpb": LOSS,
+        }
+    )
+    frame.loc[4, "bpb"] = np.nan
+    frame["bpb"] = frame["bpb"].map(lambda loss: f"{loss:.6e}").replace("nan", "diverged")
+    found = fit_runs(frame)
+    assert isinstance(found.law, LossLaw)
+    np.testing.assert_allclose(found.law.n_params, np.delete(N, 4), rtol=1e-4)
+    np.testing.assert_allclose(found.law.n_tokens, np.delete(D, 4), rtol=1e-3)
+    said = found.said()
+    assert "'10.000M' of 'params' read as 1e+07" in said and "bits per byte" in said
+    assert "1 rows left out, as they lack values (rows 4)" in said
+
+
+@pytest.mark.filterwarnings("ignore::carbs.analysis.UndeterminedLawWarning")
+def test_each_way_to_write_a_number() -> None:
+    written = {
+        "447M": 447e6,
+        "1.2e9": 1.2e9,
+        "300B": 3e11,
+        "300 b": 3e11,
+        "1,200,000": 1.2e6,
+        "1_000": 1e3,
+        "1.5 billion": 1.5e9,
+        "6e20 FLOPs": 6e20,
+        "2T tokens": 2e12,
+        ".5": 0.5,
+    }
+    frame = pd.DataFrame({"loss": LOSS[:10], "flops": list(written)})
+    law = fit_runs(frame).law
+    assert isinstance(law, ComputeLaw)
+    np.testing.assert_allclose(law.compute, list(written.values()))
+
+
+def test_what_is_no_number_is_named() -> None:
+    frame = pd.DataFrame({"loss": LOSS, "N": N.astype(str), "D": D})
+    frame.loc[7, "N"] = "1,5M"
+    with pytest.raises(ValueError, match=r"row 7 of 'N' is no number: '1,5M' \(write 447M"):
+        fit_runs(frame)
+
+
+def test_two_columns_that_would_do_are_asked_for() -> None:
+    frame = pd.DataFrame({"N": N, "D": D, "val_loss": LOSS, "train_loss": LOSS + 0.1})
+    with pytest.raises(ValueError, match=r"'val_loss' and 'train_loss' may each be the loss.*--l"):
+        fit_runs(frame)
+    assert fit_runs(frame, {"loss": "val_loss"}).columns["loss"] == "val_loss"
+    same = frame.assign(train_loss=LOSS)
+    assert fit_runs(same).columns["loss"] == "val_loss"
+
+
+def test_the_unit_of_a_column_is_read_and_a_missing_one_asked_for() -> None:
+    frame = pd.DataFrame({"params_b": N / 1e9, "Tokens (M)": D / 1e6, "loss": LOSS})
+    found = fit_runs(frame)
+    assert isinstance(found.law, LossLaw)
+    np.testing.assert_allclose(found.law.n_params, N)
+    np.testing.assert_allclose(found.law.n_tokens, D)
+    assert "'params_b' is in 1e9" in found.said()
+    with pytest.raises(ValueError, match=r"'params' is 1 at most.*params_b"):
+        fit_runs(pd.DataFrame({"params": N / 1e9, "tokens": D, "loss": LOSS}))
+
+
+def test_any_two_of_parameters_tokens_and_flops_are_enough() -> None:
+    found = fit_runs(pd.DataFrame({"C": 6 * N * D, "D": D, "ppl": np.exp(LOSS)}))
+    assert isinstance(found.law, LossLaw)
+    np.testing.assert_allclose(found.law.n_params, N)
+    np.testing.assert_allclose(found.law.loss, LOSS)
+    assert "n_params computed from C = 6 N D" in found.said()
+    assert "logarithm of 'ppl'" in found.said()
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "jsonl", "parquet"])
+def test_files_are_read_by_their_name(kind: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"n_params": N, "n_tokens": D, "loss": LOSS})
+    file = tmp_path / f"runs.{kind}"
+    if kind == "parquet":
+        frame.to_parquet(file)
+    elif kind == "jsonl":
+        frame.to_json(file, orient="records", lines=True, double_precision=15)
+    else:
+        frame.to_csv(file, index=False, sep="\t" if kind == "tsv" else ",")
+    pd.testing.assert_frame_equal(read_runs(file), frame, check_dtype=False)
+    with pytest.raises(ValueError, match=r"runs\.xlsx is none of \.csv"):
+        read_runs(tmp_path / "runs.xlsx")
+
+
+def test_thousands_of_rows_are_fitted_in_seconds() -> None:
+    many = np.random.default_rng(0)
+    n = 2000
+    n_params, n_tokens = 10 ** many.uniform(7, 9.5, n), 10 ** many.uniform(9, 11.5, n)
+    loss = 1.7 + 400 * n_params**-0.34 + 1500 * n_tokens**-0.36
+    loss *= np.exp(0.01 * many.standard_normal(n))
+    start = time.process_time()
+    fit_runs(pd.DataFrame({"N": n_params, "D": n_tokens, "loss": loss}))
+    assert time.process_time() - start < 5  # 1.2 where nothing else runs
 
 
 def test_what_is_missing_is_named() -> None:
