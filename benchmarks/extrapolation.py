@@ -137,13 +137,24 @@ def untuned(runs: pd.DataFrame, n_draws: int = 3) -> None:
             for way, options in ways.items():
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UndeterminedLawWarning)
-                    law = fit_loss_law(*(thinned[c] for c in [*scales, "loss"]), **options)
+                    try:
+                        law = fit_loss_law(*(thinned[c] for c in [*scales, "loss"]), **options)
+                    except ValueError:  # too few of these runs are near the edge
+                        errors.setdefault(way, []).append(math.nan)
+                        continue
                 predicted = law.predict(*(dear[scale] for scale in scales))
                 errors.setdefault(way, []).append(
                     float(np.abs(predicted / dear["loss"] - 1).mean())
                 )
         for way, every in errors.items():
-            rows.append([", ".join(cell), str(len(thinned)), way, f"{100 * np.mean(every):.2f}%"])
+            rows.append(
+                [
+                    ", ".join(cell),
+                    str(len(thinned)),
+                    way,
+                    f"{100 * np.mean(every):.2f}%" if np.isfinite(every).all() else "refused",
+                ]
+            )
     show(
         f"Step-law grid thinned to one run a cell, {n_draws} draws: the lower edge of the dearest "
         f"{len(dear)} cells from runs at 1/10 (bar: 0.5%)",
