@@ -84,7 +84,7 @@ def database(
     engine.dispose()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
     """A headless Chromium."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
@@ -95,6 +95,9 @@ def browser() -> Iterator[Chrome]:
         pytest.skip(reason)
     options = ChromeOptions()
     options.binary_location = program
+    # What a page asks of the network is to fail at once, and not to be waited for.
+    options.page_load_strategy = "eager"
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     # Root may not use the sandbox; a container's /dev/shm may be small.
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(flag)
