@@ -72,7 +72,6 @@ CONSTANTS = {
     "beyond": (acquisition, "_BEYOND_CAP"),
     "trend": (gaussian_process, "_TREND"),
     "curvature": (surrogate, "_CURVATURE"),
-    "curves": (optimizer, "_CURVES"),
 }
 
 

@@ -17,12 +17,6 @@ be random: each term is a segment's length times an ordinary expected improvemen
 two-dimensional case of Emmerich et al. 2006). In the warped loss a scaling law is a straight line,
 so that each decade of cost counts alike.
 
-So the front is a flight of stairs, and one more run like those on it always gains a corner, however
-surely it comes out as predicted. A search that looks at nothing else stays where it began. Half of
-the suggestions are therefore scored against the front as a curve, straight from point to point,
-which only what beats its neighbours grows; a segment's improvement is then the mean of those at its
-ends.
-
 The score is the logarithm of that expectation, per ``cost ** cost_exponent``, times the
 probabilities of success and of staying under the cap.
 """
@@ -75,7 +69,6 @@ class FrontImprovement:
         log_cap: of the dearest run wanted; the area ends a little beyond.
         has_cap: whether crossing ``log_cap`` is forbidden, or just not rewarded.
         cost_exponent: between 0 (area for each trial) and 1 (area for each unit of cost).
-        is_curve: whether the front is straight from point to point, or a flight of stairs.
     """
 
     surrogate: Surrogate
@@ -86,7 +79,6 @@ class FrontImprovement:
     log_cap: float
     has_cap: bool
     cost_exponent: float
-    is_curve: bool
 
     @classmethod
     def of(
@@ -97,7 +89,6 @@ class FrontImprovement:
         center: FloatArray,
         max_cost: float | None,
         cost_exponent: float,
-        is_curve: bool,
     ) -> FrontImprovement:
         """The front is that of the surrogate's means at the points seen: noise is not progress."""
         log_cap = math.log(max_cost) if max_cost is not None else float(log_costs.max()) + _REACH
@@ -114,46 +105,32 @@ class FrontImprovement:
             log_cap,
             max_cost is not None,
             cost_exponent,
-            is_curve,
         )
 
     def __call__(self, Z: FloatArray) -> FloatArray:
         """Shape ``(q,)`` for basic points ``(q, d)``."""
         log_cost, cost_std = self.surrogate.log_cost(Z)
         mean, std = self.surrogate.warped_output(Z)
+        starts = np.append(-np.inf, self.front_log_costs)
+        ends = np.append(self.front_log_costs, self.log_cap + _BEYOND_CAP)
+        levels = np.append(self.reference_output, self.front_outputs)
         counted = np.maximum(log_cost, self.log_floor)
-        score = self._log_area(counted, mean, std) - self.cost_exponent * counted
+        lengths = np.maximum(ends - np.maximum(starts, counted[:, None]), 0.0)  # (q, m + 1)
+        inside = lengths > 0
+        gains = ((levels - mean[:, None]) / std[:, None])[inside]
+        terms = np.full(inside.shape, -np.inf)
+        terms[inside] = _log_improvement(gains) + np.log(lengths[inside])
+        # A candidate beyond all segments has no terms.
+        largest = np.maximum(terms.max(axis=1), -1e300)
+        with np.errstate(divide="ignore"):
+            sums = np.log(np.exp(terms - largest[:, None]).sum(axis=1))
+        area = largest + sums + np.log(std)
+        score = area - self.cost_exponent * counted
         score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
         if self.has_cap:
             spread = np.hypot(cost_std, self.surrogate.cost_noise())
             score += log_ndtr((self.log_cap - log_cost) / spread)
         return np.asarray(score)
-
-    def _log_area(self, log_cost: FloatArray, mean: FloatArray, std: FloatArray) -> FloatArray:
-        """Log expected growth of the area by runs of these costs and losses, all ``(q,)``."""
-        costs, outputs, end = self.front_log_costs, self.front_outputs, self.log_cap + _BEYOND_CAP
-        if not len(costs):
-            costs, outputs = np.array([end]), np.array([self.reference_output])
-        if self.is_curve:
-            own = np.interp(log_cost, costs, outputs)
-        else:
-            own = outputs[np.maximum(np.searchsorted(costs, log_cost, side="right") - 1, 0)]
-        is_dearer = costs > log_cost[:, None]  # (q, m)
-        there = np.full(is_dearer.shape, -np.inf)
-        there[is_dearer] = _log_improvement(((outputs - mean[:, None]) / std[:, None])[is_dearer])
-        at = np.where(is_dearer, there, _log_improvement((own - mean) / std)[:, None])
-        # Up to the first point of the front, between its points, and beyond the last.
-        reference = _log_improvement((self.reference_output - mean) / std)
-        ends = there[:, 1:] if self.is_curve else at[:, :-1]
-        between = np.logaddexp(at[:, :-1], ends) - math.log(2)
-        starts = np.maximum(np.append(-np.inf, costs), log_cost[:, None])
-        lengths = np.maximum(np.append(costs, end) - starts, 0.0)  # (q, m + 1)
-        with np.errstate(divide="ignore"):
-            terms = np.column_stack([reference, between, at[:, -1]]) + np.log(lengths)
-            # A candidate beyond all segments has no terms.
-            largest = np.maximum(terms.max(axis=1), -1e300)
-            sums = np.log(np.exp(terms - largest[:, None]).sum(axis=1))
-        return np.asarray(largest + sums + np.log(std))
 
 
 def _log_improvement(gains: FloatArray) -> FloatArray:

@@ -50,8 +50,6 @@ _N_WIDENING = 32
 # How far the trust box goes beyond what has done well, in scales, and in its extent.
 _TRUST_MARGIN = 1.0
 _TRUST_GROWTH = 0.25
-# The share of suggestions for which the front counts as a curve (:mod:`carbs.acquisition`).
-_CURVES = 0.5
 _QUANTILES = (0.05, 0.5, 0.95)
 _MOST_ROWS = 20  # of the front, in a notebook
 
@@ -171,9 +169,8 @@ def _search(
         known_Z = space.center[None, :]
     log_costs, _ = surrogate.log_cost(known_Z)
     outputs, _ = surrogate.warped_output(known_Z)
-    is_curve = bool(rng.random() < _CURVES)
     score = FrontImprovement.of(
-        surrogate, log_costs, outputs, space.center, max_cost, cost_exponent, is_curve
+        surrogate, log_costs, outputs, space.center, max_cost, cost_exponent
     )
     if len(earlier_Z) and len(known_Z) < _N_INITIAL:
         # Instead of random steps around the centre: around what was good in earlier sweeps.
