@@ -9,6 +9,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -429,6 +430,28 @@ class _OurSampler:
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return CarbsSampler
+
+    @pytest.fixture(autouse=True, params=["memory", "sqlite"])
+    def place(
+        self, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[None]:
+        """Where the suite's studies lie, which names no storage."""
+        create, storages = optuna.create_study, []
+
+        def create_in_file(**options: Any) -> Study:
+            if options.get("storage") is None:
+                file = tmp_path / f"{len(storages)}.db"
+                storages.append(optuna.storages.RDBStorage(f"sqlite:///{file}"))
+                options["storage"] = storages[-1]
+            return create(**options)
+
+        if request.param == "sqlite":
+            monkeypatch.setattr(optuna, "create_study", create_in_file)
+            monkeypatch.setattr(optuna.study, "create_study", create_in_file)
+        yield
+        for storage in storages:
+            storage.remove_session()
+            storage.engine.dispose()
 
 
 class TestBasicConformance(_OurSampler, BasicSamplerTestCase):
