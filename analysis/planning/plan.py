@@ -161,15 +161,18 @@ class Plan:
             raise ValueError("this plan does not know its sweep: make it with plan()")
         return expected_at(self.expectation, costs, self.bounds, self.fixed)
 
-    def figure(self) -> Figure:
+    def figure(self, *, cost_unit: str = "s", output_unit: str = "") -> Figure:
         """Runs, front, what budgets up to this one would buy, check runs, and the run planned.
+
+        Args:
+            cost_unit, output_unit: for the axes.
 
         Raises:
             ValueError: the plan has no front.
         """
         from carbs.analysis.report.plan_plot import plot_plan  # draws with matplotlib
 
-        return plot_plan(self).figure  # type: ignore[return-value]  # of no subfigure
+        return plot_plan(self, cost_unit=cost_unit, output_unit=output_unit).figure  # type: ignore[return-value]  # of no subfigure
 
     def summary(self) -> pd.DataFrame:
         """The predictions: quantity, estimate, interval."""
