@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -105,6 +106,8 @@ def dashboard(
         "Ctrl-C ends it; the sweep goes on.",
         **PLAIN,
     )
+    # Also where a shell that started it in the background had it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
 
