@@ -109,10 +109,11 @@ def stored_trials(folder: Path) -> list[FrozenTrial]:
 
 
 def queued(folder: Path) -> list[str]:
-    """The sweep's jobs in Slurm's queue."""
+    """The sweep's jobs in Slurm's queue, without those that have ended and are being cleared up."""
     prefix = (folder / "sweep.id").read_text()
-    names = ask("squeue", "--noheader", "--array", "--format=%j").stdout.split()
-    return [name for name in names if name.startswith(prefix)]
+    lines = ask("squeue", "--noheader", "--array", "--format=%j %T").stdout.splitlines()
+    jobs = [line.split() for line in lines]
+    return [name for name, state in jobs if name.startswith(prefix) and state != "COMPLETING"]
 
 
 def test_a_sweep_of_job_arrays(
