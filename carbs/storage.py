@@ -25,6 +25,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _logger = logging.getLogger(__name__)
 
 
+def _never() -> bool:
+    return False
+
+
 class PatientStorage(RDBStorage):
     """Optuna's database storage, which tries again for a while where its server does not answer.
 
@@ -46,7 +50,7 @@ class PatientStorage(RDBStorage):
         url: str,
         *,
         patience_s: float = PATIENCE_S,
-        give_up: Callable[[], bool] = lambda: False,
+        give_up: Callable[[], bool] = _never,
     ) -> None:
         self.patience_s = patience_s
         self.give_up = give_up
