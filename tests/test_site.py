@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from selenium.webdriver import Chrome
@@ -69,6 +70,45 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
         assert [url for url in parser.found if re.match(r"(\w+:)?//", url)] == [], page.name
     for style in (site / "_static").rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", style.read_text()), style.name
+
+
+class Links(HTMLParser):
+    """Where a page leads to, and the places in it to which others may lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.places: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.places |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.targets.append(values["href"])
+
+
+def test_every_link_leads_somewhere(site: Path) -> None:
+    """Pages and places in them; what lies elsewhere is only to be an address in full."""
+    pages = {}
+    for path in site.rglob("*.html"):
+        pages[path] = Links()
+        pages[path].feed(path.read_text())
+    broken, n_checked = [], 0
+    for path, links in pages.items():
+        for target in links.targets:
+            url = urlsplit(target)
+            if url.scheme or url.netloc:
+                assert url.scheme in ("https", "mailto") and (url.netloc or url.path), target
+                continue
+            n_checked += 1
+            aim = (path.parent / unquote(url.path)).resolve() if url.path else path
+            if not aim.exists():
+                broken.append((path.name, target))
+            elif url.fragment and aim in pages:
+                if unquote(url.fragment) not in pages[aim].places:
+                    broken.append((path.name, target))
+    assert n_checked > 1000
+    assert broken == []
 
 
 def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:

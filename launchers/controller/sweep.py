@@ -432,8 +432,7 @@ class Sweep:
             del self._in_flight[number]
             self._n_lost_in_a_row = self._n_lost_in_a_row + 1 if isinstance(ending, Lost) else 0
             ended = self._tell(number, run, ending)
-            if self._loggers is not None:
-                self._loggers.log([TrialRun.of(self.ledger.read(number), self.space)])
+            self._log(number)
             on_end(ended)
             on_change(self._status())
         for number, run in self._in_flight.items():
@@ -765,6 +764,7 @@ class Sweep:
         """Write down what is new in the job's learning curve; stop the job if that is hopeless."""
         if not self._keep_curve(number, run):
             return
+        self._log(number)
         early = self.config.early_stopping
         if early is not None and not run.is_stopped:
             pruner = FrontPruner(miss_share=early.miss_share, min_progress=early.min_progress)
@@ -834,8 +834,13 @@ class Sweep:
                 self.ledger.forget(number, reason)
                 return Ended(number, run.params, None, reason, is_lost=True)
 
+    def _log(self, number: int) -> None:
+        """Have the loggers write what is new of a trial."""
+        if self._loggers is not None:
+            self._loggers.log([TrialRun.of(self.ledger.read(number), self.space)])
+
     def _trial_runs(self, owners: set[str | None] | None = None) -> list[TrialRun]:
-        """The trials that have ended, for the loggers; of other controllers too by default."""
+        """The trials, for the loggers; those of other controllers too by default."""
         found = [
             TrialRun.of(trial, self.space)
             for trial in kept_trials(self.study)
@@ -857,7 +862,7 @@ class Sweep:
         }
         told |= {"max_trials", "max_cost", "budget", "cost_unit", "output_unit", "seed"}
         return Summary.of(
-            self._trial_runs(),
+            [run for run in self._trial_runs() if run.has_ended],
             self.ledger.direction,
             self.config.model_dump(mode="json", include=told),
             json.loads(check.read_text()) if check.exists() else None,

@@ -52,10 +52,11 @@ class Loggers:
         ]
 
     def log(self, trials: Iterable[TrialRun | None]) -> None:
-        """Have trials written that were not yet; returns at once."""
+        """Have written what is new of these trials; returns at once."""
         for trial in trials:
-            for worker in self._workers if trial is not None else ():
-                worker.give(trial)
+            for worker in self._workers:
+                if trial is not None:
+                    worker.give(trial)
 
     def close(self, summary: Callable[[], Summary]) -> None:
         """Have the summary written, and wait for what is still to be written, but not for ever."""
@@ -89,7 +90,11 @@ class _Worker:
         self._written = set(json.loads(note.read_text())) if note.exists() else set()
         self._given = set(self._written)
         self._is_killed = False
-        self._waiting: queue.SimpleQueue[TrialRun | Summary] = queue.SimpleQueue()
+        # Numbers of trials wait in line, and what is to be written of each is the newest: a client
+        # that is slower than the trials report falls behind by one message, and no more.
+        self._waiting: queue.SimpleQueue[int | Summary] = queue.SimpleQueue()
+        self._newest: dict[int, TrialRun] = {}
+        self._lock = threading.Lock()
         with self._files.with_suffix(".log").open("a") as log:
             self._process = subprocess.Popen(
                 COMMAND,
@@ -106,13 +111,17 @@ class _Worker:
     def is_at_work(self) -> bool:
         return self._thread.is_alive()
 
-    def give(self, what: TrialRun | Summary | None) -> None:
-        if isinstance(what, TrialRun):
-            if what.number in self._given:
-                return
-            self._given.add(what.number)
-        if what is not None:
+    def give(self, what: TrialRun | Summary) -> None:
+        if isinstance(what, Summary):
             self._waiting.put(what)
+        elif what.number not in self._given:
+            if what.has_ended:
+                self._given.add(what.number)
+            with self._lock:
+                is_in_line = what.number in self._newest
+                self._newest[what.number] = what
+            if not is_in_line:
+                self._waiting.put(what.number)
 
     def wait(self, deadline: float) -> None:
         self._thread.join(max(0.0, deadline - time.monotonic()))
@@ -137,9 +146,11 @@ class _Worker:
             if isinstance(what, Summary):
                 problem = self._answer(Message(summary=what).model_dump_json())
                 break
-            problem = self._answer(Message(trial=what).model_dump_json())
-            if problem == "":
-                self._written.add(what.number)
+            with self._lock:
+                trial = self._newest.pop(what)
+            problem = self._answer(Message(trial=trial).model_dump_json())
+            if problem == "" and trial.has_ended:
+                self._written.add(trial.number)
                 self._take_note()
         if problem:
             self._notify(

@@ -3,7 +3,7 @@
 A process of its own, since none of these clients may hold up or end the sweep: they start threads,
 catch signals, print, wait for servers, and import so much that the controller would stand still.
 
-    in    the logger's config, then a trial's run or the summary, each a line of JSON
+    in    the logger's config, then trials' runs and last the summary, each a line of JSON
     out   an empty line for what was written, or what went wrong; then the process ends
 """
 
@@ -24,10 +24,13 @@ class Logger(Protocol):
     """A place to which runs are written. Any exception leaves it out."""
 
     def log_trial(self, trial: TrialRun) -> None:
-        """Write the run of a trial, whole. A half of it may be there already."""
+        """Write what is new of a trial: of one that is running, its curve so far.
+
+        What an earlier process has written of it may be there already.
+        """
 
     def log_summary(self, summary: Summary) -> None:
-        """Write the sweep's own run anew."""
+        """Write the sweep's own run anew. Nothing comes after it: what runs, runs on unwatched."""
 
 
 class Start(BaseModel):

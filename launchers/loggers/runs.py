@@ -1,4 +1,4 @@
-"""What is written elsewhere: a trial that has ended, and what the sweep has found so far."""
+"""What is written elsewhere: a trial as far as it has come, and what the sweep has found so far."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from carbs.study import CURVE, FAILURE, FORGOTTEN, PREDICTED, STOPPED, flatten, 
 # Curves are drawn over whole steps: thousandths of the run.
 STEPS = 1000
 Plain = bool | int | float | str
+Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class TrialRun:
-    """A trial that has ended.
+    """A trial that has ended, or is under way.
 
     Attributes:
-        state: ``finished``, ``failed``, ``stopped`` (early) or ``lost`` (to a machine).
+        state: ``running``, ``finished``, ``failed``, ``stopped`` (early) or ``lost`` (to a machine).
         params: a mixture has an entry for each component, ``mix.code``.
         results: numbers: ``output`` and ``cost`` as far as they are known, and what was predicted.
         metrics: what the function returned besides; nested ones as ``evaluations.accuracy``.
         curve: progress in (0, 1], output and cost at each report.
         reason: why there is no result.
-        started, ended: Unix time.
+        started, ended: Unix time; None for what has not been.
     """
 
     number: int
@@ -40,22 +41,24 @@ class TrialRun:
     params: dict[str, Plain]
     results: dict[str, float]
     metrics: dict[str, Plain] = field(default_factory=dict)
-    curve: list[tuple[float, float, float]] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
     reason: str | None = None
     started: float | None = None
     ended: float | None = None
 
     @classmethod
     def of(cls, trial: FrozenTrial, space: SearchSpace) -> TrialRun | None:
-        """A trial as the study holds it; None for one that has not ended, or never began."""
+        """A trial as the study holds it; None where there is nothing to tell of it yet."""
         params = unflatten(space, trial.params)
-        if not trial.state.is_finished() or params is None:
-            return None
         attributes = trial.user_attrs
+        if params is None or not (trial.state.is_finished() or CURVE in attributes):
+            return None
         failure, stopped = attributes.get(FAILURE, {}), attributes.get(STOPPED, {})
-        state = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped"}.get(
-            trial.state, "lost" if FORGOTTEN in attributes else "failed"
-        )
+        state = {
+            TrialState.RUNNING: "running",
+            TrialState.COMPLETE: "finished",
+            TrialState.PRUNED: "stopped",
+        }.get(trial.state, "lost" if FORGOTTEN in attributes else "failed")
         spent = failure.get("cost", stopped.get("spent"))
         output, cost = trial.values or (None, spent)
         predicted = attributes.get(PREDICTED, {})
@@ -77,6 +80,15 @@ class TrialRun:
             started=_timestamp(trial.datetime_start),
             ended=_timestamp(trial.datetime_complete),
         )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether this is all that there will be of it."""
+        return self.state != "running"
+
+    def goes_on(self, written: list[Point]) -> bool:
+        """Whether the curve continues what is written; it does not where the trial began again."""
+        return self.curve[: len(written)] == written
 
 
 @dataclass(frozen=True)

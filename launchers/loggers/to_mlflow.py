@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from carbs.launchers.loggers.config import MlflowConfig
-from carbs.launchers.loggers.runs import STEPS, Summary, TrialRun
+from carbs.launchers.loggers.runs import STEPS, Point, Summary, TrialRun
 
 # The terminal is the sweep's.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -42,33 +42,43 @@ class MlflowLogger:
             found.experiment_id if found else self._client.create_experiment(experiment)
         )
         self._parent = self._find("summary") or self._create("summary", name, None)
+        self._begun: dict[int, tuple[Run | None, list[Point]]] = {}
 
     def log_trial(self, trial: TrialRun) -> None:
-        key = f"{trial.number:05d}"
-        half = self._find(key)
-        if half is not None:  # curves would be drawn twice
-            self._client.delete_run(half.info.run_id)
-        run = self._create(key, f"trial {trial.number}", trial.started, self._parent.info.run_id)
+        run, written = self._begun.pop(trial.number, (None, []))
+        if run is None or not trial.goes_on(written):
+            run, written = self._begin(trial), []
         now = _milliseconds(trial.ended)
+        metrics = []
+        for progress, output, cost in trial.curve[len(written) :]:
+            step = round(STEPS * progress)
+            metrics.append(Metric("curve.output", output, now, step))
+            metrics.append(Metric("curve.cost", cost, now, step))
+        if not trial.has_ended:
+            self._write(run, metrics, {}, {})
+            self._begun[trial.number] = run, trial.curve
+            return
         numbers = trial.results | {
             f"metrics.{name}": float(value)
             for name, value in trial.metrics.items()
             if not isinstance(value, str)
         }
         words = {f"metrics.{k}": v for k, v in trial.metrics.items() if isinstance(v, str)}
-        metrics = [Metric(_name(name), value, now, STEPS) for name, value in numbers.items()]
-        for progress, output, cost in trial.curve:
-            step = round(STEPS * progress)
-            metrics.append(Metric("curve.output", output, now, step))
-            metrics.append(Metric("curve.cost", cost, now, step))
+        metrics += [Metric(_name(name), value, now, STEPS) for name, value in numbers.items()]
         self._write(
-            run,
-            metrics,
-            trial.params,
-            {"carbs.state": trial.state, "carbs.reason": trial.reason, **words},
+            run, metrics, {}, {"carbs.state": trial.state, "carbs.reason": trial.reason, **words}
         )
         status = "FAILED" if trial.state in ("failed", "lost") else "FINISHED"
         self._client.set_terminated(run.info.run_id, status, end_time=now)
+
+    def _begin(self, trial: TrialRun) -> Run:
+        key = f"{trial.number:05d}"
+        half = self._find(key)
+        if half is not None:  # curves would be drawn twice
+            self._client.delete_run(half.info.run_id)
+        run = self._create(key, f"trial {trial.number}", trial.started, self._parent.info.run_id)
+        self._write(run, [], trial.params, {"carbs.state": trial.state})
+        return run
 
     def log_summary(self, summary: Summary) -> None:
         names, rows = summary.table()

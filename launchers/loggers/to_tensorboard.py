@@ -7,7 +7,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from carbs.launchers.loggers.config import TensorboardConfig
-from carbs.launchers.loggers.runs import STEPS, Summary, TrialRun
+from carbs.launchers.loggers.runs import STEPS, Point, Summary, TrialRun
 
 
 class TensorboardLogger:
@@ -22,15 +22,26 @@ class TensorboardLogger:
     def __init__(self, config: TensorboardConfig, name: str, folder: Path) -> None:
         root = folder / "tensorboard" if config.folder is None else Path(config.folder).expanduser()
         self._folder = root / name
+        self._begun: dict[int, tuple[SummaryWriter | None, list[Point]]] = {}
 
     def log_trial(self, trial: TrialRun) -> None:
-        with self._writer(f"trial-{trial.number:05d}") as writer:
+        writer, written = self._begun.pop(trial.number, (None, []))
+        if writer is not None and not trial.goes_on(written):
+            writer.close()
+            writer = None
+        if writer is None:
+            writer, written = self._writer(f"trial-{trial.number:05d}"), []
+        for progress, output, cost in trial.curve[len(written) :]:
+            step = round(STEPS * progress)
+            writer.add_scalar("curve/output", output, step)
+            writer.add_scalar("curve/cost", cost, step)
+        if not trial.has_ended:
+            writer.flush()
+            self._begun[trial.number] = writer, trial.curve
+            return
+        with writer:
             # The page of hyperparameters: over all trials, sortable, in parallel coordinates.
             writer.add_hparams(trial.params, trial.results, run_name=".", global_step=STEPS)
-            for progress, output, cost in trial.curve:
-                step = round(STEPS * progress)
-                writer.add_scalar("curve/output", output, step)
-                writer.add_scalar("curve/cost", cost, step)
             for name, value in trial.metrics.items():
                 if isinstance(value, str):
                     writer.add_text(f"metrics/{name}", value, STEPS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import wandb
 
 from carbs.launchers.loggers.config import WandbConfig
-from carbs.launchers.loggers.runs import Summary, TrialRun
+from carbs.launchers.loggers.runs import Point, Summary, TrialRun
 
 _INIT_TIMEOUT_S = 30
 
@@ -29,6 +30,7 @@ class WandbLogger:
 
     def __init__(self, config: WandbConfig, sweep_id: str, name: str, folder: Path) -> None:
         self._config, self._id, self._name, self._folder = config, sweep_id, name, folder
+        self._begun: dict[int, tuple[Any, list[Point]]] = {}
         self._mode: Any = config.mode or os.environ.get("WANDB_MODE", "online")
         # The client would ask at the terminal, which is the sweep's.
         if self._mode == "online" and not wandb.login(prompt=False):
@@ -37,10 +39,17 @@ class WandbLogger:
             )
 
     def log_trial(self, trial: TrialRun) -> None:
-        run = self._run(f"{trial.number:05d}", f"trial {trial.number}", "trial", trial.params)
-        run.define_metric("curve/*", step_metric="progress")
-        for progress, output, cost in trial.curve:
+        run, written = self._begun.pop(trial.number, (None, []))
+        if run is None:
+            run = self._run(f"{trial.number:05d}", f"trial {trial.number}", "trial", trial.params)
+            run.define_metric("curve/*", step_metric="progress")
+            written = trial.curve[: run.step]  # by an earlier process
+        n_written = len(commonprefix([trial.curve, written]))  # fewer, where the trial began again
+        for progress, output, cost in trial.curve[n_written:]:
             run.log({"progress": progress, "curve/output": output, "curve/cost": cost})
+        if not trial.has_ended:
+            self._begun[trial.number] = run, trial.curve
+            return
         run.summary.update({"state": trial.state, **trial.results})
         run.summary.update({f"metrics/{name}": value for name, value in trial.metrics.items()})
         if trial.reason is not None:
@@ -48,6 +57,9 @@ class WandbLogger:
         run.finish(exit_code=int(trial.state in ("failed", "lost")))
 
     def log_summary(self, summary: Summary) -> None:
+        for begun, _ in self._begun.values():  # a run that the next controller goes on with
+            begun.mark_preempting()
+            begun.finish(exit_code=1)
         run = self._run("summary", f"{self._name}: summary", "sweep", summary.facts)
         names, rows = summary.table()
         run.log({"front": wandb.Table(columns=[*names], data=[*rows])})

@@ -43,3 +43,16 @@ def test_a_classifier_of_scikit_learn_with_its_seconds_as_cost(tmp_path: Path) -
     assert len(runs) == 5 and all(0 < each["cost"] < 20 for each in runs)
     assert " s  loss 0." in run(*command, "5", folder=tmp_path)  # nothing is run again
     assert json.loads((tmp_path / "digits.json").read_text())["observations"] == runs
+
+
+def test_an_agent_learns_and_is_swept(tmp_path: Path) -> None:
+    folder = shutil.copytree(EXAMPLES / "reinforcement_learning", tmp_path / "agent")
+    said = run(sys.executable, "reinforce.py", "--updates", "30", "--lr", "0.02", folder=folder)
+    points = [json.loads(line) for line in said.splitlines()]
+    assert points[-1]["output"] > 2 * points[0]["output"] > 40  # at random, some 20 steps
+    assert [point["cost"] for point in points] == sorted(point["cost"] for point in points)
+    text = (folder / "sweep.yaml").read_text()
+    (folder / "sweep.yaml").write_text(text.replace("max_trials: 60", "max_trials: 2"))
+    said = run(*CARBS, "sweep", "sweep.yaml", folder=folder)
+    assert "2 trials done, 0 failed" in said
+    assert (folder / "sweeps" / "cart-pole" / "report.html").exists()

@@ -11,6 +11,7 @@ import yaml
 
 from carbs.analysis import trials_frame
 from carbs.analysis.front.trials import study_records
+from carbs.launchers.cluster.executors import DebugExecutor, Submission
 from carbs.launchers.controller.config import load_sweep
 from carbs.launchers.controller.sweep import Status, Sweep
 from carbs.launchers.errors import FolderError, SweepFileError, SweepStoppedError
@@ -163,6 +164,31 @@ def test_budget_trials_and_options_are_those_of_the_file(go_on: GoOn) -> None:
     assert 3 < len(status.records.observations) < 8
     status, _ = go_on({"x": X}, max_trials=2)  # fewer than there are
     assert status.spent <= budget
+
+
+def test_options_and_tiers_are_those_of_the_file(
+    go_on: GoOn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job is submitted with what the file says then; what was run before is not run again."""
+    used: list[dict[str, Any]] = []
+    submit = DebugExecutor.submit
+
+    def note(self: DebugExecutor, submission: Submission) -> list[str]:
+        used.extend(submission.options for _ in submission.folders)
+        return submit(self, submission)
+
+    monkeypatch.setattr(DebugExecutor, "submit", note)
+    before, _ = go_on({"x": X}, max_trials=2, executor_options={"mem_gb": 1})
+    large = {"large": {"when": "x > 0", "options": {"mem_gb": 3, "timeout_min": 5}}}
+    status, said = go_on({"x": X}, max_trials=4, executor_options={"mem_gb": 2}, tiers=large)
+    assert said == ""
+    assert status.records.observations[:2] == before.records.observations
+    status, _ = go_on({"x": X}, max_trials=5, executor_options={"mem_gb": 4})
+    assert [options.get("mem_gb") for options in used] == [1, 1, 3, 3, 4]
+    assert [options.get("timeout_min") for options in used] == [None, None, 5, 5, None]
+    tiers = [trial.user_attrs["job"]["tier"] for trial in Sweep.open(tmp_path / "s").study.trials]
+    assert tiers == [None, None, "large", "large", None]
+    assert len(status.records.observations) == 5
 
 
 def test_a_mended_bug(go_on: GoOn, tmp_path: Path, run_cli: Any, write_sweep: WriteSweep) -> None:

@@ -99,8 +99,7 @@ def loggers_environment() -> dict[str, str]:
 
 def wandb_records(folder: Path) -> list[Any]:
     """What a run's file holds: records of W&B's own, in the frames of LevelDB's log."""
-    (file,) = folder.glob("*.wandb")
-    raw = file.read_bytes()
+    raw = b"".join(file.read_bytes() for file in folder.glob("*.wandb"))
     place, records, parts = 7, [], b""
     while place + 7 <= len(raw):
         if 32768 - place % 32768 < 7:
@@ -222,6 +221,121 @@ def test_tensorboard(logged: Path) -> None:
     assert summary.Scalars("trials/finished")[-1].value == 4
     (text,) = summary.Tensors("front/text_summary")
     assert b"| trial | cost | output | x |" in text.tensor_proto.string_val[0]
+
+
+SLOW = """
+import time
+from pathlib import Path
+def train(params, job):
+    here = Path(__file__).parent
+    job.report(0.25, 3.0, 1.0)
+    job.report(0.5, 2.5, 2.0)
+    while not (here / "go").exists():
+        time.sleep(0.01)
+    job.report(0.75, 2.25, 3.0)
+    return {"output": 2.0, "cost": 4.0}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*noload.*:sqlalchemy.exc.SADeprecationWarning")
+def test_a_running_trial_is_there_before_it_ends(
+    carbs: Callable[..., Any],
+    write_module: WriteModule,
+    write_sweep: WriteSweep,
+    wait_until: Callable[[Callable[[], bool], str], None],
+    tmp_path: Path,
+) -> None:
+    """Its curve comes as it is reported; a controller that is interrupted goes on with the runs."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    file = write_sweep(
+        function=f"{write_module(SLOW)}:train",
+        parameters=SPACE,
+        executor="local",
+        max_trials=1,
+        max_in_flight=1,
+        log=[
+            {"wandb": {"project": "p", "mode": "offline"}},
+            {"mlflow": {"tracking_uri": uri}},
+            {"tensorboard": {"folder": str(tmp_path / "events")}},
+        ],
+    )
+
+    def in_wandb() -> list[float]:
+        folders = sorted((tmp_path / "sweep" / "wandb").glob("offline-run-*-00000"))
+        rows = [
+            items(record.history.item)
+            for record in (wandb_records(folders[-1]) if folders else [])
+            if record.HasField("history")
+        ]
+        return [row["curve/output"] for row in rows]
+
+    def mlflow_run() -> Any:
+        if not (tmp_path / "mlflow.db").exists():
+            return None
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name("small")
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        return next((run for run in runs if run.info.run_name == "trial 0"), None)
+
+    def in_mlflow() -> list[float]:
+        run = mlflow_run()
+        if run is None:
+            return []
+        points = MlflowClient(uri).get_metric_history(run.info.run_id, "curve.output")
+        return [point.value for point in sorted(points, key=lambda point: point.step)]
+
+    def in_tensorboard() -> list[float]:
+        events = EventAccumulator(str(tmp_path / "events" / "small" / "trial-00000"))
+        events.Reload()
+        if "curve/output" not in events.Tags()["scalars"]:
+            return []
+        return [event.value for event in events.Scalars("curve/output")]
+
+    places = {"wandb": in_wandb, "mlflow": in_mlflow, "tensorboard": in_tensorboard}
+    command = ("sweep", file, "--folder", tmp_path / "sweep")
+    controller = carbs(*command)
+    for name, read in places.items():
+        wait_until(lambda read=read: read() == [3.0, 2.5], f"the running trial in {name}")
+    assert mlflow_run().info.status == "RUNNING"
+    assert mlflow_run().data.params["mix.code"] == "0.25"
+    code, _, err = controller.press_ctrl_c()
+    assert code == 130, err
+    (tmp_path / "go").touch()
+    code, out, err = carbs(*command).wait()
+    assert code == 0, err
+    assert "fails" not in out
+    for name, read in places.items():
+        assert read() == [3.0, 2.5, 2.25], name
+    assert mlflow_run().info.status == "FINISHED"
+
+
+@pytest.mark.filterwarnings("ignore:.*noload.*:sqlalchemy.exc.SADeprecationWarning")
+def test_a_trial_that_begins_again_is_not_drawn_twice(tmp_path: Path) -> None:
+    """From its last checkpoint: what it had reported after that no longer counts."""
+    first, second = (0.25, 3.0, 1.0), (0.5, 2.5, 2.0)
+    again = (0.5, 2.75, 2.0)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    told: list[str] = []
+    entries = [{"mlflow": {"tracking_uri": uri}}, {"tensorboard": {"folder": str(tmp_path / "e")}}]
+    both = loggers.Loggers(
+        [LogConfig.model_validate(entry) for entry in entries], "id", "name", tmp_path, told.append
+    )
+    for state, curve in [
+        ("running", [first, second]),
+        ("running", [first, again]),
+        ("finished", [first, again]),
+    ]:
+        both.log([TrialRun(0, state, {"x": 1.0}, {"output": 2.0, "cost": 2.0}, curve=curve)])
+    both.close(lambda: Summary.of([], "minimize", {}))
+    assert not [line for line in told if "left out" in line]
+    events = EventAccumulator(str(tmp_path / "e" / "name" / "trial-00000"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("curve/output")] == [3.0, 2.75]
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("name")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`carbs.run` = 'id-00000'")
+    points = client.get_metric_history(run.info.run_id, "curve.output")
+    assert sorted(point.value for point in points) == [2.75, 3.0]
 
 
 def test_a_logger_that_fails_is_told_once_and_left_out(
