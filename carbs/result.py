@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +89,8 @@ class SearchResult:
         """
         from carbs.analysis.report.plots import plot_front
 
-        ax = _new_axes() if ax is None else ax
-        plot_front(self.to_frame(), None, direction=self.optimizer.direction, cost_unit="", ax=ax)
+        frame, direction = self.to_frame(), self.optimizer.direction
+        ax = plot_front(frame, None, direction=direction, cost_unit="", ax=ax)
         return ax.get_figure(root=True)  # type: ignore[return-value]  # these axes are on one
 
     def _runs(self) -> Sequence[Observation | Failure]:
@@ -116,16 +115,3 @@ class SearchResult:
 
     def _repr_html_(self) -> str:
         return self.optimizer._front_html(self._summary())
-
-
-def _new_axes() -> Axes:
-    """Of a figure that a notebook shows, whether or not pyplot was ever imported there."""
-    from matplotlib.figure import Figure
-
-    class Shown(Figure):
-        def _repr_png_(self) -> bytes:
-            picture = io.BytesIO()
-            self.savefig(picture, format="png")
-            return picture.getvalue()
-
-    return Shown(figsize=(7.2, 4.0), dpi=110, layout="constrained").add_subplot()

@@ -3,6 +3,8 @@
 import datetime
 import importlib.metadata
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 project = "carbs"
@@ -47,8 +49,17 @@ html_theme_options = {
 
 
 def setup(app: Any) -> None:
+    app.connect("builder-inited", draw_figures)
     app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-process-docstring", plain_property, priority=400)  # before napoleon
+
+
+def draw_figures(app: Any) -> None:
+    """Into ``docs/figures``, which is in no version: the pages show what the code draws."""
+    sys.path.insert(0, str(app.confdir))
+    import figures
+
+    figures.write(Path(app.confdir) / "figures")
 
 
 def plain_property(app: Any, what: str, name: str, it: Any, options: Any, lines: list[str]) -> None:

@@ -181,7 +181,9 @@ th[aria-sort="descending"] button::after { content: " ↓"; opacity: 1; }
 summary { font-size: 1.25rem; font-weight: 600; margin-top: 2.5rem; cursor: pointer; }
 @media (max-width: 600px) { body { margin-top: 1rem; } h1 { font-size: 1.5rem; }
   .equation span { display: block; margin-left: 0; } }
-@media print { body { margin: 0; max-width: none; font-size: 11px; }
+.printed { display: none; }
+@media print { .printed { display: block; } #interactive-front { display: none; }
+  body { margin: 0; max-width: none; font-size: 11px; }
   img, tr, p { break-inside: avoid; }
   h2, p { break-after: avoid; } .table { overflow: visible; }
   table { font-size: 7px; } td:last-child:not(.number) { min-width: 8rem; } }

@@ -22,10 +22,14 @@ from carbs.analysis.front.model import FrontModel
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import style
 from carbs.analysis.report.law_plots import (
+    plot_accuracy,
     plot_backtest,
+    plot_best_mix,
     plot_calibration,
+    plot_compute_law,
     plot_isoflop,
     plot_multiplier,
+    plot_optimum,
     plot_residuals,
 )
 from carbs.pareto import pareto_front
@@ -39,9 +43,12 @@ __all__ = [
     "failed",
     "finished",
     "front_trials",
+    "plot_accuracy",
     "plot_backtest",
+    "plot_best_mix",
     "plot_calibration",
     "plot_choice",
+    "plot_compute_law",
     "plot_contour",
     "plot_convergence",
     "plot_curve",
@@ -49,6 +56,7 @@ __all__ = [
     "plot_isoflop",
     "plot_mix",
     "plot_multiplier",
+    "plot_optimum",
     "plot_parallel",
     "plot_predictions",
     "plot_residuals",
@@ -490,6 +498,10 @@ def plot_contour(
     """
     ax = style.axes(ax, style.WIDE)
     costs, values, excess = loss_around(front, name)
+    ax.set_xscale("log")  # before the labels: they are placed, and cut out, where the axes are then
+    ax.set_yscale("log")
+    ax.set_xlim(costs.min(), costs.max())
+    ax.set_ylim(values.min(), values.max())
     drawn = ax.contour(
         costs,
         values,
@@ -504,7 +516,6 @@ def plot_contour(
     ax.clabel(drawn, fmt=lambda level: f"+{level:g}", fontsize=8)
     best = values[np.argmin(excess, axis=0)]
     ax.plot(costs, best, "--", color=style.BLUE, lw=1.8, label="best")
-    ax.set_yscale("log")
     style.ticks(ax.yaxis, *ax.get_ylim())
     ax.set_ylabel(style.plain(style.shortened(name)))
     ax.set_title("loss above its least at that cost")

@@ -26,6 +26,7 @@ from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import plots
 from carbs.analysis.report.figure import figure_html
+from carbs.analysis.report.interactive import front_html, interactive_front
 from carbs.analysis.report.markup import (
     DOCUMENT,
     SCRIPT,
@@ -60,6 +61,7 @@ def write_report(
     *,
     cost_unit: str = "s",
     output_unit: str = "",
+    is_interactive: bool = False,
 ) -> Path:
     """Write ``report.html``, which needs no other file, and its figures into ``figures``.
 
@@ -75,11 +77,16 @@ def write_report(
             ``output_inside`` and ``cost_inside``, or ``failure``, why it could not be trained.
         cost_unit: of the study's costs.
         output_unit: of its outputs, for the axes; empty for none.
+        is_interactive: whether the front answers to the pointer with a trial's parameters; the page
+            is then some 5 MB larger, and ``plotly`` has to be installed.
 
     Returns:
         The path of ``report.html``.
+
+    Raises:
+        ImportError: plotly is asked for, and not installed.
     """
-    page = _Page(folder, study, front, law, check, cost_unit, output_unit)
+    page = _Page(folder, study, front, law, check, cost_unit, output_unit, is_interactive)
     path = folder / "report.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page.html(), encoding="utf-8")
@@ -113,12 +120,14 @@ class _Page:
         check: Mapping[str, Any] | None,
         cost_unit: str,
         output_unit: str,
+        is_interactive: bool,
     ) -> None:
         self.folder = folder / "figures"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study, self.front, self.check = study, front, check
         self.law = law if front.direction == "minimize" else None
         self.unit, self.output_unit = cost_unit, output_unit
+        self.is_interactive = is_interactive
         self.trials = trials_frame(study, front.space)
         self.done = plots.finished(self.trials)
         self.failed = plots.failed(self.trials)
@@ -259,10 +268,26 @@ class _Page:
             "black steps are the Pareto front, the trials that no other beats in both. "
         )
         parts = [paragraph(text + self._law_text()), self._equation()]
-        parts.append(self._figure("front", axes, "Output against cost, with the Pareto front"))
+        figure = self._figure("front", axes, "Output against cost, with the Pareto front")
+        if self.is_interactive:
+            parts.append(paragraph("Point at a trial, or touch it, for its parameters."))
+            parts.append(f"{self._interactive_front()}<div class='printed'>{figure}</div>")
+        else:
+            parts.append(figure)
         if self.law is not None:
             parts.append(self._coefficients())
         return section("The front and its law", *parts)
+
+    def _interactive_front(self) -> str:
+        figure = interactive_front(
+            self.trials,
+            self.law,
+            names=self._parameter_names(),
+            direction=self.front.direction,
+            cost_unit=self.unit,
+            output_unit=self.output_unit,
+        )
+        return front_html(figure)
 
     def _law_text(self) -> str:
         if self.law is None:

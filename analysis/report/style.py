@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,10 +34,19 @@ FRONT, WIDE, SQUARE, PANEL = (9.6, 4.4), (7.2, 4.0), (3.9, 3.9), (3.6, 2.9)
 BAND: dict[str, Any] = {"alpha": 0.16, "linewidth": 0}
 
 
+class Shown(Figure):
+    """A figure that a notebook shows, whether or not pyplot was ever imported there."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.savefig(picture, format="png")
+        return picture.getvalue()
+
+
 def axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """The given axes, or those of a new figure, in the one style of this project."""
     if ax is None:
-        ax = Figure(figsize=size, dpi=150, layout="constrained").add_subplot()
+        ax = Shown(figsize=size, dpi=150, layout="constrained").add_subplot()
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
     ax.tick_params(colors=INK, labelsize=9, which="both")

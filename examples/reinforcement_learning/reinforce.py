@@ -36,7 +36,7 @@ class Carts:
 
 
 def play(policy, n: int, random: np.random.Generator):
-    """Episodes: log-probabilities of what was done, and whether the pole was still up, ``(t, n)``."""
+    """Log-probabilities of what was done, and whether the pole was still up: each ``(t, n)``."""
     carts, done, up = Carts(n, random), [], []
     while carts.is_up.any() and len(up) < LONGEST:
         logit = policy(torch.tensor(carts.state, dtype=torch.float32)).squeeze(1)

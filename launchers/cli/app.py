@@ -90,12 +90,15 @@ def report(
     storage: Annotated[
         str | None, typer.Option(help="The study's database, where the sweep file names one.")
     ] = None,
+    interactive: Annotated[
+        bool, typer.Option(help="Let the front show a trial's parameters (needs plotly; 5 MB).")
+    ] = False,
 ) -> None:
     """Write the report of a sweep anew, finished or not."""
     with working("fitting the sweep"):
         from carbs.launchers.cli.run import rewrite_report
 
-        page = rewrite_report(folder, storage)
+        page = rewrite_report(folder, storage, interactive)
     console.print(f"report: {page}", soft_wrap=True)
 
 

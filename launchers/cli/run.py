@@ -24,7 +24,7 @@ from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
 from carbs.launchers.controller.sweep import Interrupted, Sweep, recover_study
 from carbs.launchers.controller.warm_start import CONFIG_FILE
-from carbs.launchers.errors import SweepFileError, SweepStoppedError
+from carbs.launchers.errors import MissingPackageError, SweepFileError, SweepStoppedError
 from carbs.launchers.job.command import Command
 
 
@@ -210,7 +210,9 @@ def _front(sweep: Sweep, level: float) -> FrontModel:
         raise SweepStoppedError(f"no analysis of {sweep.folder}: {error}") from None
 
 
-def _write_report(sweep: Sweep, front: FrontModel, check: Check | None) -> Path:
+def _write_report(
+    sweep: Sweep, front: FrontModel, check: Check | None, is_interactive: bool = False
+) -> Path:
     try:
         law = fit_front_law(front)
     except ValueError as error:
@@ -225,13 +227,20 @@ def _write_report(sweep: Sweep, front: FrontModel, check: Check | None) -> Path:
         facts,
         cost_unit=sweep.config.cost_unit,
         output_unit=sweep.config.output_unit,
+        is_interactive=is_interactive,
     )
 
 
-def rewrite_report(folder: Path, storage: str | None) -> Path:
-    """Fit a sweep anew, finished or not, and write its report; returns the page."""
+def rewrite_report(folder: Path, storage: str | None, is_interactive: bool = False) -> Path:
+    """Fit a sweep anew, finished or not, and write its report; returns the page.
+
+    Raises:
+        MissingPackageError: plotly is asked for, and not installed.
+    """
+    if is_interactive and find_spec("plotly") is None:
+        raise MissingPackageError("--interactive needs plotly: pip install 'carbs-search[plotly]'")
     sweep = Sweep.open(folder, storage)
     check_file = sweep.folder / "check.json"
     check = Check.model_validate_json(check_file.read_text()) if check_file.exists() else None
     level = sweep.config.check.level if sweep.config.check else CheckConfig().level
-    return _write_report(sweep, _front(sweep, level), check)
+    return _write_report(sweep, _front(sweep, level), check, is_interactive)

@@ -27,7 +27,7 @@ class TrialRun:
     """A trial that has ended, or is under way.
 
     Attributes:
-        state: ``running``, ``finished``, ``failed``, ``stopped`` (early) or ``lost`` (to a machine).
+        state: ``running``, ``finished``, ``failed``, ``stopped`` (early), or ``lost`` to a machine.
         params: a mixture has an entry for each component, ``mix.code``.
         results: numbers: ``output`` and ``cost`` as far as they are known, and what was predicted.
         metrics: what the function returned besides; nested ones as ``evaluations.accuracy``.
@@ -88,7 +88,13 @@ class TrialRun:
 
     def goes_on(self, written: list[Point]) -> bool:
         """Whether the curve continues what is written; it does not where the trial began again."""
-        return self.curve[: len(written)] == written
+        return self.n_same(written) == len(written)
+
+    def n_same(self, written: list[Point]) -> int:
+        """How many points of the curve are written already."""
+        pairs = enumerate(zip(self.curve, written, strict=False))
+        n_common = min(len(self.curve), len(written))
+        return next((i for i, (point, before) in pairs if point != before), n_common)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,8 @@ class WandbLogger:
             run = self._run(f"{trial.number:05d}", f"trial {trial.number}", "trial", trial.params)
             run.define_metric("curve/*", step_metric="progress")
             written = trial.curve[: run.step]  # by an earlier process
-        n_written = len(commonprefix([trial.curve, written]))  # fewer, where the trial began again
-        for progress, output, cost in trial.curve[n_written:]:
+        # Where the trial began again, what it reports now comes after what it had reported.
+        for progress, output, cost in trial.curve[trial.n_same(written) :]:
             run.log({"progress": progress, "curve/output": output, "curve/cost": cost})
         if not trial.has_ended:
             self._begun[trial.number] = run, trial.curve

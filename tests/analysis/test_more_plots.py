@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from carbs import LogSpace, Observation, Param, SearchSpace
+from carbs.analysis import (
+    BestMix,
+    backtest,
+    fit_accuracy_law,
+    fit_compute_law,
+    fit_optimum_law,
+)
 from carbs.analysis.front.expectation import SweepBacktest
 from carbs.analysis.front.hyperparameters import hyperparameter_curves, loss_around
 from carbs.analysis.front.model import FrontModel, fit_front
@@ -57,9 +65,71 @@ def test_backtest_and_multiplier_show_factors(front: FrontModel) -> None:
     assert "nats" in ax.get_ylabel() and ax.get_legend().get_texts()[0].get_text().endswith("cost")
     C = np.geomspace(1, 100, 10)
     found = compute_multiplier(C, 1 + 2 * C**-0.3, C, 1.2 + 1.6 * C**-0.3, n_resamples=20)
-    ax = plots.plot_multiplier(found)
-    assert len(ax.lines) == 3  # the multiplier, one, and the crossing
+    ax = plots.plot_multiplier(found, names=("ours", "theirs"), data_end=100.0)
+    solid, dashed = ax.lines[:2]
+    assert np.asarray(solid.get_xdata()).max() <= 100 < np.asarray(dashed.get_xdata()).max()
+    assert "theirs" in ax.get_ylabel()
+    assert {text.get_text().strip() for text in ax.texts} == {
+        "ours needs less",
+        "theirs needs less",
+        "the runs end here",
+    }
+    low, high = ax.get_ylim()
+    assert low < 1 < high  # so that it can be seen on which side of one the line lies
+
+
+def test_a_notebook_shows_a_figure_without_pyplot() -> None:
+    ax = plots.plot_calibration(np.zeros(3))
     assert isinstance(ax.figure, Figure)
+    assert ax.figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_figures_of_laws_show_runs_and_bands() -> None:
+    C = np.geomspace(1e15, 1e18, 12)
+    loss = 1 + 30 * C**-0.1
+    law = fit_compute_law(C[:9], loss[:9], n_resamples=20)
+    ax = plots.plot_compute_law(law, C, loss)
+    _, dear, inside, beyond = ax.lines
+    assert list(dear.get_xdata()) == list(C[9:])
+    assert np.asarray(inside.get_xdata()).max() == pytest.approx(C[8])
+    assert np.asarray(beyond.get_xdata()).max() == pytest.approx(10 * C[8])
+    tests = backtest(fit_compute_law, C, loss=loss, factors=[10])
+    ax = plots.plot_backtest(tests)
+    assert ax.get_legend().get_texts()[0].get_text() == "fitted up to 1/10 of the compute"
+    accuracy = 0.25 + 0.5 / (1 + np.exp((loss - 2) / 0.2))
+    ax = plots.plot_accuracy(fit_accuracy_law(loss, accuracy, chance=0.25), loss, accuracy)
+    assert ax.xaxis_inverted() and ax.texts[0].get_text().strip() == "chance"
+    weights = np.array([0.1, 0.9, 0.0])
+    best = BestMix(weights, 0.9 * weights, weights + 0.05, 1.0, (1.0, 1.0), ("a", "b", "c"))
+    ax = plots.plot_best_mix(best)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "a", "c"]
+
+
+def test_the_optimum_over_scale_goes_through_its_cells() -> None:
+    runs = pd.DataFrame(
+        [
+            {"n": n, "lr": rate, "loss": 2 + 0.1 * np.log(rate * n**0.5) ** 2}
+            for n in (1e2, 1e4, 1e6)
+            for rate in n**-0.5 * 2.0 ** np.arange(-3, 4)
+        ]
+    )
+    law = fit_optimum_law(runs, ["lr"], ["n"])
+    ax = plots.plot_optimum(law, "lr", "n")
+    line, cells = ax.lines
+    assert list(cells.get_xdata()) == pytest.approx([1e2, 1e4, 1e6])
+    at = np.interp(np.log(1e4), np.log(line.get_xdata()), np.log(line.get_ydata()))
+    assert np.exp(at) == pytest.approx(1e-2, rel=0.1)
+
+
+def test_labels_of_a_contour_lie_on_logarithmic_axes(front: FrontModel) -> None:
+    """Placed before the axes are logarithmic, they float beside their lines."""
+    ax = plots.plot_contour(front, "rate")
+    (low, high), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    places = np.array([text.get_position() for text in ax.texts])
+    assert len(places) >= 3
+    shares = np.log(places / [low, bottom]) / np.log([high / low, top / bottom])
+    assert np.all((shares >= 0) & (shares <= 1))
+    assert shares[:, 0].max() - shares[:, 0].min() < 1 and np.median(shares[:, 0]) > 0.2
 
 
 def test_shares_are_the_curves_at_the_cost(front: FrontModel) -> None:

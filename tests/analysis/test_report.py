@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,14 +14,16 @@ import pytest
 from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import TrialState
-from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.planning.plan import fit_front_law
+from carbs.analysis.report.interactive import interactive_front
 from carbs.analysis.report.plots import front_trials
 from carbs.analysis.report.report import category_shares, write_report
 from carbs.search_space import Param, SearchSpace
@@ -499,3 +502,59 @@ def test_a_click_on_a_column_sorts_the_trials(folder: Path, browser: Chrome) -> 
     assert column("trial") == before
     heads["state"].find_element(By.TAG_NAME, "button").click()
     assert column("state") == sorted(column("state"))
+
+
+@pytest.fixture(scope="module")
+def interactive(
+    sweep: tuple[Study, FrontModel, ComputeLaw], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    study, front, law = sweep
+    folder = tmp_path_factory.mktemp("interactive")
+    return write_report(folder, study, front, law, output_unit="nats", is_interactive=True)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_front_shows_a_trial_under_the_pointer(
+    interactive: Path, sweep: Any, browser: Chrome, width: int
+) -> None:
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(interactive.as_uri())
+    assert browser.get_log("browser") == []  # nothing was asked of the network
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    chart = browser.find_element(By.ID, "interactive-front")
+    assert chart.rect["width"] <= width
+    # What is drawn for paper does not stand there twice.
+    assert not browser.find_element(By.CSS_SELECTOR, ".printed").is_displayed()
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    points = browser.find_elements(By.CSS_SELECTOR, "#interactive-front .scatterlayer .point")
+    assert len(points) == 12
+    ActionChains(browser).move_to_element(points[-1]).perform()
+    WebDriverWait(browser, 30).until(
+        lambda b: b.find_elements(By.CSS_SELECTOR, "#interactive-front .hovertext")
+    )
+    said = browser.find_element(By.CSS_SELECTOR, "#interactive-front .hovertext").text
+    dearest = front_trials(trials_frame(sweep[0])).iloc[-1]
+    assert f"trial {dearest['number']:.0f}" in said
+    assert f"output {dearest['output']:.5g}" in said
+    assert f"width = {dearest['width']:.4g}" in said
+    assert 'drop"<i>out = ' in said and "mix.<b>prose</b> = " in said  # as it was named
+    assert "predicted" not in said
+
+
+def test_without_plotly_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch, sweep: Any) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    with pytest.raises(ImportError, match=r"pip install 'carbs-search\[plotly\]'"):
+        interactive_front(trials_frame(sweep[0]))
+
+
+def test_a_notebook_shows_it(sweep: Any) -> None:
+    study, _, law = sweep
+    figure = interactive_front(trials_frame(study), law)
+    assert [trace.name for trace in figure.data if trace.name] == [
+        "band, 90% of new runs",
+        "compute law",
+        "finished trial",
+        "Pareto front",
+    ]
+    assert "text/html" in figure._repr_mimebundle_() or figure._repr_html_()

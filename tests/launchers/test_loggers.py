@@ -244,8 +244,10 @@ def test_a_running_trial_is_there_before_it_ends(
     write_sweep: WriteSweep,
     wait_until: Callable[[Callable[[], bool], str], None],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its curve comes as it is reported; a controller that is interrupted goes on with the runs."""
+    monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     file = write_sweep(
         function=f"{write_module(SLOW)}:train",
@@ -310,8 +312,11 @@ def test_a_running_trial_is_there_before_it_ends(
 
 
 @pytest.mark.filterwarnings("ignore:.*noload.*:sqlalchemy.exc.SADeprecationWarning")
-def test_a_trial_that_begins_again_is_not_drawn_twice(tmp_path: Path) -> None:
+def test_a_trial_that_begins_again_is_not_drawn_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From its last checkpoint: what it had reported after that no longer counts."""
+    monkeypatch.chdir(tmp_path)
     first, second = (0.25, 3.0, 1.0), (0.5, 2.5, 2.0)
     again = (0.5, 2.75, 2.0)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
