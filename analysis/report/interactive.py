@@ -142,12 +142,12 @@ def _told(row: pd.Series, names: Sequence[str], cost_unit: str) -> str:
     """A trial in a few lines; what a user named is no markup."""
     number = "" if pd.isna(row.get("number")) else f" {row['number']:.0f}"
     lines = [f"<b>trial{number}</b>", f"output {row['output']:.5g}"]
-    lines.append(f"cost {row['cost']:.4g} {html.escape(cost_unit)}".rstrip())
+    lines.append(f"cost {row['cost']:.4g} {html.escape(cost_unit, quote=False)}".rstrip())
     for name in names:
         value = row[name]
         if value is None or (isinstance(value, float) and np.isnan(value)):
             continue
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         said = f"{value:.4g}" if is_number else style.shortened(str(value), _LONGEST)
-        lines.append(html.escape(f"{style.shortened(name, _LONGEST)} = {said}"))
+        lines.append(html.escape(f"{style.shortened(name, _LONGEST)} = {said}", quote=False))
     return "<br>".join(lines)
