@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from scipy.special import ndtri
 
 from carbs import LogSpace, MixtureSpace, Param, SearchSpace, minimize
@@ -93,7 +95,8 @@ def searching() -> Axes:
     best = loss(width, 0.02 * 64 / width)
     ax.plot((width / 64) ** 2, best, color=style.BLUE, lw=1.8, label="best that is possible")
     runs = result.to_frame()
-    dots = ax.scatter(runs["cost"], runs["output"], c=runs["number"], cmap="Greys", vmin=-12, s=26)
+    greys = ListedColormap(colormaps["Greys"](np.linspace(0.25, 1, 64)))
+    dots = ax.scatter(runs["cost"], runs["output"], c=runs["number"], cmap=greys, s=26, zorder=3)
     ax.figure.colorbar(dots, label="trial", pad=0.02)
     style.cost_axis(ax, "")
     ax.set_ylabel("output (lower is better)")

@@ -15,7 +15,7 @@ import pytest
 from selenium.webdriver import Chrome
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("index", "guides/script", "questions", "reference/analysis", "the_search")
+PAGES = ("index", "gallery", "guides/script", "questions", "reference/analysis", "the_search")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,16 @@ def test_every_public_name_has_its_place_in_the_reference(site: Path) -> None:
     assert {f"carbs.{name}" for name in carbs.__all__} <= places
     left_out = {"datasets", "GPUS"}
     assert {f"carbs.analysis.{name}" for name in set(analysis.__all__) - left_out} <= places
+
+
+def test_every_figure_is_in_the_gallery(site: Path) -> None:
+    from carbs.analysis.report import plots
+
+    page = (site / "gallery.html").read_text()
+    drawn = {name for name in plots.__all__ if name.startswith("plot_")}
+    assert drawn <= set(re.findall(r"\w+", re.sub(r"<[^>]+>", "", page)))
+    images = re.findall(r'src="(_images/[^"]+)"', page)
+    assert len(images) >= len(drawn) and all((site / image).stat().st_size for image in images)
 
 
 @pytest.mark.parametrize("width", [390, 1280])

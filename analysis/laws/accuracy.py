@@ -35,6 +35,7 @@ from scipy.stats import t as student
 
 from carbs.analysis.laws.backtest import Law
 from carbs.analysis.laws.power import UndeterminedLawWarning
+from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 
 # Of the logit of the ceiling: 0.96 of what is above chance, in all likelihood above 0.75; Student's
@@ -56,7 +57,7 @@ _GUESS = 0.7  # of the prior's width is left: a guess
 
 
 @dataclass(frozen=True)
-class AccuracyLaw:
+class AccuracyLaw(Shown):
     """``a(L) = chance + (ceiling - chance) / (1 + exp((L - midpoint) / width))``.
 
     Attributes:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
+from carbs.analysis.laws.shown import Shown
 from carbs.pareto import pareto_front
 from carbs.spaces import FloatArray
 
@@ -23,8 +24,8 @@ _REACH = 6.0
 _N_GRID = 2000
 
 
-@dataclass(frozen=True)
-class Multiplier:
+@dataclass(frozen=True, repr=False)
+class Multiplier(Shown):
     """Compute that the second recipe needs, in multiples of the first's, for the same loss.
 
     Attributes:
@@ -43,6 +44,13 @@ class Multiplier:
     crossings: FloatArray
     crossing_probability: float
     level: float
+
+    def __repr__(self) -> str:
+        i = len(self.compute) // 2
+        return (
+            f"Multiplier({self.median[i]:.3g} [{self.low[i]:.3g}, {self.high[i]:.3g}] at "
+            f"{self.compute[i]:.3g}, from {self.compute[0]:.3g} to {self.compute[-1]:.3g})"
+        )
 
     def summary(self) -> pd.DataFrame:
         """One row a compute."""

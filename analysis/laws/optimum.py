@@ -38,6 +38,7 @@ from scipy.interpolate import LinearNDInterpolator
 
 from carbs.analysis.laws.fitting import Form, descend
 from carbs.analysis.laws.power import UndeterminedLawWarning
+from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 
 # Of log loss above the cell's best.
@@ -55,7 +56,7 @@ _N_NAMED = 10  # cells, in a sentence
 
 
 @dataclass(frozen=True)
-class OptimumLaw:
+class OptimumLaw(Shown):
     """Log-linear optima ``h* = exp(W x)`` of several hyperparameters.
 
     Attributes:

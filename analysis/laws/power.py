@@ -37,6 +37,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from carbs.analysis.laws.forecast import Forecast
+from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 
 # Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", sec. 3 and eq. 5.
@@ -65,7 +66,7 @@ class UndeterminedSplitWarning(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Law:
+class _Law(Shown):
     """What the laws of the loss share.
 
     Attributes:

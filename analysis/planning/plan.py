@@ -7,6 +7,7 @@ Which configuration it is says :mod:`carbs.analysis.planning.choice`; what to ex
 from __future__ import annotations
 
 import copy
+import html
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,11 +27,13 @@ from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
 from carbs.analysis.laws.power import ComputeLaw, UndeterminedLawWarning
 from carbs.analysis.laws.power_fits import fit_compute_law
+from carbs.analysis.laws.shown import Shown
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
 from carbs.analysis.planning.choice import WAYS, best_at_cost, candidates
 from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
+from carbs.display import in_a_line
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
 from carbs.search_space import Role, SearchSpace
@@ -98,7 +101,7 @@ class Alternative:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Shown):
     """One run, before it is started.
 
     Attributes:
@@ -182,6 +185,12 @@ class Plan:
                 ["cost", self.cost, *self.cost_interval],
             ],
             columns=["quantity", "estimate", "low", "high"],
+        )
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
+        return (
+            f"<p>{html.escape(in_a_line(self.params))}</p>{super()._repr_html_()}<ul>{notes}</ul>"
         )
 
 

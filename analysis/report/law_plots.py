@@ -177,8 +177,8 @@ def plot_multiplier(
     ends = median[np.isfinite(median)]
     top = 3 * max(1.0, float(ends.max())) if len(ends) else 10.0
     bottom = min(1.0, float(ends.min())) / 3 if len(ends) else 0.1
-    low, high = np.maximum(multiplier.low, bottom), np.minimum(multiplier.high, top)
-    ax.fill_between(compute, low, high, color=style.BLUE, **style.BAND)
+    high = np.minimum(multiplier.high, 1e6 * top)  # infinite where the second never gets there
+    ax.fill_between(compute, multiplier.low, high, color=style.BLUE, **style.BAND)
     end = compute.max() if data_end is None else data_end
     is_known = compute <= end
     ax.plot(compute[is_known], median[is_known], color=style.BLUE, lw=1.8)

@@ -34,7 +34,7 @@ FRONT, WIDE, SQUARE, PANEL = (9.6, 4.4), (7.2, 4.0), (3.9, 3.9), (3.6, 2.9)
 BAND: dict[str, Any] = {"alpha": 0.16, "linewidth": 0}
 
 
-class Shown(Figure):
+class ShownFigure(Figure):
     """A figure that a notebook shows, whether or not pyplot was ever imported there."""
 
     def _repr_png_(self) -> bytes:
@@ -43,10 +43,20 @@ class Shown(Figure):
         return picture.getvalue()
 
 
+class ShownAxes(Axes):
+    """Axes that are shown, where a cell ends with them, by the figure that they are on."""
+
+    def _repr_png_(self) -> bytes:
+        figure = self.get_figure(root=True)
+        assert isinstance(figure, ShownFigure)
+        return figure._repr_png_()
+
+
 def axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """The given axes, or those of a new figure, in the one style of this project."""
     if ax is None:
-        ax = Shown(figsize=size, dpi=150, layout="constrained").add_subplot()
+        figure = ShownFigure(figsize=size, dpi=150, layout="constrained")
+        ax = figure.add_subplot(axes_class=ShownAxes)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(GREY)
     ax.tick_params(colors=INK, labelsize=9, which="both")

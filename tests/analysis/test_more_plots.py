@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from carbs import LogSpace, Observation, Param, SearchSpace
 from carbs.analysis import (
@@ -14,6 +13,7 @@ from carbs.analysis import (
     fit_accuracy_law,
     fit_compute_law,
     fit_optimum_law,
+    plan,
 )
 from carbs.analysis.front.expectation import SweepBacktest
 from carbs.analysis.front.hyperparameters import hyperparameter_curves, loss_around
@@ -80,8 +80,8 @@ def test_backtest_and_multiplier_show_factors(front: FrontModel) -> None:
 
 def test_a_notebook_shows_a_figure_without_pyplot() -> None:
     ax = plots.plot_calibration(np.zeros(3))
-    assert isinstance(ax.figure, Figure)
-    assert ax.figure._repr_png_().startswith(b"\x89PNG")
+    for shown in (ax, ax.figure):
+        assert shown._repr_png_().startswith(b"\x89PNG")  # type: ignore[union-attr]
 
 
 def test_figures_of_laws_show_runs_and_bands() -> None:
@@ -136,3 +136,19 @@ def test_shares_are_the_curves_at_the_cost(front: FrontModel) -> None:
     curve = hyperparameter_curves(front)[1]
     ax = plots.plot_shares([curve], float(curve.costs[-1]))
     assert ax.patches[0].get_width() == curve.median[-1]  # type: ignore[attr-defined]
+
+
+def test_a_notebook_shows_a_plan_as_a_table(front: FrontModel) -> None:
+    shown = plan(front, cost=20 * front.dearest)._repr_html_()
+    assert shown.startswith("<p>size=") and "<td>output</td>" in shown
+    assert "check on the way there" in shown  # what to worry about
+
+
+def test_a_notebook_shows_laws_as_tables() -> None:
+    C = np.geomspace(1, 1000, 12)
+    law = fit_compute_law(C, 1 + 2 * C**-0.3, n_resamples=20)
+    shown = law._repr_html_()
+    assert shown.startswith("<p>ComputeLaw, 12 runs from 1 to")
+    assert shown.count("<tr") == 4  # E, k, g and their head
+    found = compute_multiplier(C, 1 + 2 * C**-0.3, C, 1.2 + 1.6 * C**-0.3, n_resamples=20)
+    assert len(repr(found)) < 100 and "<td>" in found._repr_html_()
