@@ -64,7 +64,7 @@ def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidate
     ways = np.repeat(np.arange(3), [1, len(near), len(near)])
     Z = reach.at(np.concatenate([line, carried, scaled]), cost)
     is_off = _is_off(front, Z, cost)
-    losses = expectation.middle(Z)
+    losses = expectation.score(Z)
     risk = _at_stake(expectation, losses) * (1 - expectation.success.likeliest(Z))
     return Candidates(ways, Z, np.lexsort([losses + risk, is_off]), is_off)
 
@@ -107,7 +107,7 @@ def _safer(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) -
     steps = np.concatenate([size * np.eye(d) for size in _STEPS])
     for _ in range(_N_ROUNDS):
         Z = np.concatenate([z[None], reach.at(z + steps, cost, steps != 0)])
-        losses = expectation.middle(Z)
+        losses = expectation.score(Z)
         dearer = np.maximum(losses - losses[0], 0.0)
         lost = np.where(_is_off(expectation.front, Z, cost), np.inf, dearer)
         fails = 1 - expectation.success.probability(Z)
