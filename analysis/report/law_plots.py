@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,6 +123,7 @@ def plot_backtest(
     """
     ax = style.axes(ax, style.WIDE)
     ax.axhline(0, color=style.INK, lw=1.0, ls="--")
+    parts: list[tuple[str, Any, Any]]
     if isinstance(tests, Backtest):
         ax.set_xlabel("compute over the largest that was fitted to")
         parts = [
