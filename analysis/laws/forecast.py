@@ -20,8 +20,7 @@ process on the residuals, as Kennedy and O'Hagan 2001, "Bayesian calibration of 
 
 Theta and u are at their posterior mode under a Huber loss, with the Gaussian of its curvature
 around it; s and a are averaged over a grid, each by its evidence. What is usual is a
-:class:`Prior`, chosen so that published runs kept back are predicted best
-(``benchmarks/priors.py``).
+:class:`Prior`, chosen by how well published runs kept back are predicted (``docs/laws.md``).
 """
 
 from __future__ import annotations

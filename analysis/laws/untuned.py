@@ -37,7 +37,7 @@ _LOG_2PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class EdgePrior:
-    """What is usual of untuned runs, chosen on simulated grids (``benchmarks/untuned.py``).
+    """What is usual of untuned runs; ``benchmarks/untuned.py`` compares others on simulated grids.
 
     Medians and deviations of logs, of log losses.
 
