@@ -13,6 +13,11 @@ from .laws.accuracy import (
     fit_accuracy_law as fit_accuracy_law,
 )
 from .laws.backtest import Backtest as Backtest, backtest as backtest
+from .laws.experts import (
+    ExpertAllocation as ExpertAllocation,
+    ExpertLaw as ExpertLaw,
+    fit_expert_law as fit_expert_law,
+)
 from .laws.mixing import (
     BestMix as BestMix,
     MixingLaw as MixingLaw,

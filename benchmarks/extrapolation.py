@@ -1,9 +1,10 @@
-"""What the laws are worth on measurements that others published: every table in one run.
+"""What the laws are worth on measurements that others published.
 
     CARBS_DATA=... python benchmarks/extrapolation.py --sweeps FOLDER
 
 A split "1/f" fits the runs with at most 1/f of the largest compute and predicts all the others.
-Nothing here is tuned by what is held out; times are CPU seconds of one process.
+Times are CPU seconds of one process. Seven data sets, each left out of what is usual: priors.py;
+runs that are not tuned: untuned.py.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ def main() -> None:
     refit(chinchilla)
     extrapolated_loss(chinchilla)
     best_of_cells(steplaw)
-    untuned(steplaw)
     misspecified()
     extrapolated_optimum(steplaw)
     mixtures(pd.read_csv(data / "regmix_1m.csv"))
@@ -114,52 +114,6 @@ def best_of_cells(runs: pd.DataFrame) -> None:
         "Step-law grid, best loss of each of its 17 cells (too few to learn widths from)",
         SPLIT_COLUMNS,
         [splits_row(row) for row in tested.splits.itertuples()],
-    )
-
-
-def untuned(runs: pd.DataFrame, n_draws: int = 3) -> None:
-    """The lower edge beyond 1/10 of the compute, from thinned runs below it."""
-    scales = ["n_params", "n_tokens"]
-    runs = runs.assign(flops=6.0 * runs["n_params"] * runs["n_tokens"])
-    best = runs.groupby(scales, as_index=False).agg(loss=("loss", "min"), flops=("flops", "first"))
-    dear = best[best["flops"] > best["flops"].max() / 10]
-    rows = []
-    for cell in (scales, [*scales, "lr"]):
-        errors: dict[str, list[float]] = {}
-        for seed in range(n_draws):
-            thinned = runs.groupby(cell).sample(1, random_state=seed)
-            thinned = thinned[thinned["flops"] <= runs["flops"].max() / 10]
-            ways = {
-                "as if tuned": {},
-                "one-sided error": {"tuned": False},
-                "bowl": {"hyperparameters": thinned[["lr", "batch_size_tokens"]]},
-            }
-            for way, options in ways.items():
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", UndeterminedLawWarning)
-                    try:
-                        law = fit_loss_law(*(thinned[c] for c in [*scales, "loss"]), **options)
-                    except ValueError:  # too few of these runs are near the edge
-                        errors.setdefault(way, []).append(math.nan)
-                        continue
-                predicted = law.predict(*(dear[scale] for scale in scales))
-                errors.setdefault(way, []).append(
-                    float(np.abs(predicted / dear["loss"] - 1).mean())
-                )
-        for way, every in errors.items():
-            rows.append(
-                [
-                    ", ".join(cell),
-                    str(len(thinned)),
-                    way,
-                    f"{100 * np.mean(every):.2f}%" if np.isfinite(every).all() else "refused",
-                ]
-            )
-    show(
-        f"Step-law grid thinned to one run a cell, {n_draws} draws: the lower edge of the dearest "
-        f"{len(dear)} cells from runs at 1/10 (bar: 0.5%)",
-        ["a run for each", "runs", "law", "mean error"],
-        rows,
     )
 
 

@@ -1,4 +1,4 @@
-"""Forecasts with honest intervals: a law's plausible forms, averaged, and backtested by compute.
+"""Forecasts with honest intervals: a law, and what no law tells of the runs.
 
 The forms themselves are listed in :mod:`carbs.analysis.laws.power_fits`.
 
@@ -6,28 +6,27 @@ Notation
 --------
 C        compute of a run, shape ``(n,)``;  x  what a law depends on, in centred logs, ``(n, k)``
 y        log loss, shape ``(n,)``
-member   one form of the law with one way to fit it
-u        share of a member in the average, ``(m,)``
-h        how far beyond the fit a run lies: decades of compute over the fit's largest, at least 0
-v        variance of the average at a run: between members, and of their bootstrap
-s, q     deviation of a run from its curve; deviation of the truth from the average, a decade
+theta    coefficients of the form f, ``(p,)``
+s, a     noise of one run, and how far runs lie off the form; both of log loss
+g        what the form misses, ``sum_d (a r_d)^2 Matern_3/2`` over directions d of x;
+         ``g = a Phi u``, with u standard normal, ``(m,)``
 
-What is wrong with the interval of one fitted law is that it supposes the law. Runs at ten times the
-compute then fall outside of it far more often than promised, because no form holds exactly, the
-cheap runs that outnumber the dear ones lie off the curve in their own way, and coefficients are
-traded against each other where they cannot be told apart.
+``y = f(x; theta) + g(x) + s noise``. What is wrong with the interval of one fitted law is that it
+supposes the law. No form holds exactly: runs of nearby compute lie off the curve together, and the
+cheap runs, which are many, would decide coefficients that they know nothing about. With g beside
+the form, many runs at one place tell no more than that place, coefficients that the runs do not
+tell stay at what is usual, and an interval grows with the distance from the runs (a Gaussian
+process on the residuals, as Kennedy and O'Hagan 2001, "Bayesian calibration of computer models").
 
-Here the runs themselves say how far to trust an extrapolation. The family is fitted to the cheaper
-runs and predicts the dearer ones, at every factor that leaves enough of both. Each member's errors
-give its share, ``u ~ (mean square)^-2``. All errors together give s and q: an error is Student's t
-with variance ``v + s^2 + q^2 h^2``, and s, q are at their posterior mode. The prior, ``log q/s``
-normal, is all there is where runs are too few to be split.
+Theta and u are at their posterior mode under a Huber loss, with the Gaussian of its curvature
+around it; s and a are averaged over a grid, each by its evidence. What is usual is a
+:class:`Prior`, chosen by how well published runs kept back are predicted (``docs/laws.md``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,20 +35,18 @@ from scipy.stats import t as student
 from carbs.analysis.laws.fitting import Fits, Form, descend
 from carbs.spaces import FloatArray
 
-# Factors between the largest compute that a backtest fits and the largest there is.
-_FACTORS = (2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
-_SPLIT_RESAMPLES = 20
 _TAIL = 5.0  # degrees of freedom of an error
-# What a law misses by, a decade beyond its runs, where nothing tells; the deviation of its log; and
-# how much one split says about it, since splits of the same runs repeat one another.
-_USUAL_DRIFT, _DRIFT_PRIOR_WIDTH, _SPLIT_WORTH = 5e-3, 0.8, 0.5
-_LEAST_NOISE = 1e-5
-# Noise of one run, and how many runs that guess is worth.
-_USUAL_NOISE, _USUAL_NOISE_WORTH = 2e-3, 2.0
-# A form that few runs hardly determine has a flat valley, and need not be followed to its end.
+_DELTA = 2.0  # of the Huber loss of a forecast, in units of the noise
+# How far s and a may lie from what is usual: deviations of their logs, and the grid's steps.
+_SCALE_WIDTH = 1.0
+_STEPS = np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
+_LEAST_SHARE = 1e-3  # of a point of the grid
+_KNOTS_A_LENGTH, _MOST_KNOTS = 4, 16
 _MAX_STEPS = 80
 # Of more rows than that fewer resamples will do: each is that much better determined.
 _MANY_ROWS, _LEAST_RESAMPLES = 200, 10
+# Noise of one run, and how many runs that guess is worth.
+_USUAL_NOISE, _USUAL_NOISE_WORTH = 2e-3, 2.0
 
 
 def affordable(n_resamples: int, n_rows: int, least: int = _LEAST_RESAMPLES) -> int:
@@ -58,17 +55,43 @@ def affordable(n_resamples: int, n_rows: int, least: int = _LEAST_RESAMPLES) -> 
 
 
 @dataclass(frozen=True)
-class Member:
-    """One form of a law and one way to fit it.
+class Prior:
+    """What a law expects before any run says something: (median, deviation of the log).
 
     Attributes:
-        tilt: a run weighs ``(C / max C)^tilt``.
-        held: coefficients that do not vary, by index; minus infinity is as low as it goes.
+        irreducible: E over the least loss.
+        exponent: alpha.
+        ratio: beta over alpha.
+        noise: s, a median.
+        misfit: a, a median.
+        length: decades of compute after which g is another.
+        across: r of the direction across compute, in which tokens a parameter change.
+        cheap: g grows as ``C^(-cheap/2)`` towards the cheap runs.
+    """
+
+    irreducible: tuple[float, float] = (0.5, 0.14)
+    exponent: tuple[float, float] = (0.3, 0.1)
+    ratio: tuple[float, float] = (1.0, 0.2)
+    noise: float = 3e-3
+    misfit: float = 3e-3
+    length: float = 1.0
+    across: float = 2.0
+    cheap: float = 0.12
+
+
+PRIOR = Prior()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One way to fit a form as people publish it.
+
+    Attributes:
+        held: coefficients that do not vary, by index.
         prior: mean and deviation of coefficients that have a prior, by index.
         delta: of the Huber loss.
     """
 
-    tilt: float = 0.0
     held: Mapping[int, float] = field(default_factory=dict)
     prior: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     delta: float = 3e-3
@@ -76,24 +99,26 @@ class Member:
 
 @dataclass(frozen=True)
 class Family:
-    """The forms of one law.
+    """The form of one law.
 
     Attributes:
         form: x ``(n, k)`` -> the form at these runs.
         bounds: y -> (lower, upper), each ``(p,)``.
         starts: y -> where descents begin, ``(b, p)``.
-        published: the form and the fit that give a law its coefficients.
-        members: which forms are plausible.
-        usual: y -> mean and deviation of coefficients before any run says something, by index. It
-            decides where the runs do not, and hardly counts where they do.
+        published: the fit that gives a law its coefficients.
+        usual: y -> mean and deviation of coefficients before any run says something, by index:
+            where the runs do not tell what is published, and as vague as people's fits differ.
+        expected: (prior, y) -> the same of the forecast.
+        directions: in which g moves, ``(j, k)``, the first that of compute; the others are across.
     """
 
     form: Callable[[FloatArray], Form]
     bounds: Callable[[FloatArray], tuple[FloatArray, FloatArray]]
     starts: Callable[[FloatArray], FloatArray]
     published: Member
-    members: Sequence[Member]
     usual: Callable[[FloatArray], Mapping[int, tuple[float, float]]]
+    expected: Callable[[Prior, FloatArray], Mapping[int, tuple[float, float]]]
+    directions: FloatArray
 
     def fit(
         self,
@@ -130,7 +155,7 @@ class Family:
                 starts = part.theta[np.argsort(part.objective)[:1]]
         if counts is not None:
             starts = np.broadcast_to(starts, (len(counts), starts.shape[1]))
-        weights = runs.weights * np.exp(member.tilt * (runs.log_compute - runs.log_compute.max()))
+        weights = runs.weights
         form = self.form(runs.x)
         prior = None
         if member.prior:
@@ -215,137 +240,224 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Average of a family's members, with what its errors were under extrapolation.
+class Misfit:
+    """g as a sum of functions: ``g(x) = a Phi(x) u``.
 
     Attributes:
-        family, log_compute_max: of the fit.
-        theta: one row a member, ``(m, p)``.
-        share: ``(m,)``.
-        resamples: of each member, ``(m, b, p)``.
-        noise, drift: s, q.
-        errors: of the backtest inside the runs, one row a held-out run:
-            (factor of the split, decades beyond the fit, log error, its deviation).
+        directions: of x, ``(j, k)``; r: size along each, ``(j,)``.
+        knots: along each direction, where g is told, ``j`` of ``(m_j,)``.
+        roots: of the covariance between knots, ``j`` of ``(m_j, m_j)``.
+        length: in logs.
+        top: largest compute of the fit, along the first direction; cheap: of the prior.
+    """
+
+    directions: FloatArray
+    r: FloatArray
+    knots: tuple[FloatArray, ...]
+    roots: tuple[FloatArray, ...]
+    length: float
+    top: float
+    cheap: float
+
+    @staticmethod
+    def over(x: FloatArray, directions: FloatArray, prior: Prior) -> Misfit:
+        """For runs at ``x``, ``(n, k)``."""
+        length = prior.length * math.log(10)
+        along = x @ directions.T
+        knots, roots = [], []
+        for values in along.T:
+            n = min(math.ceil(_KNOTS_A_LENGTH * np.ptp(values) / length) + 1, _MOST_KNOTS)
+            at = np.linspace(values.min(), values.max(), n) if n > 1 else values[:1]
+            knots.append(at)
+            covariance = _matern(at, at, length) + 1e-9 * np.eye(len(at))
+            roots.append(np.linalg.cholesky(covariance))
+        r = np.array([1.0] + [prior.across] * (len(directions) - 1))
+        top = float(along[:, 0].max())
+        return Misfit(directions, r, tuple(knots), tuple(roots), length, top, prior.cheap)
+
+    def __call__(self, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Phi ``(n, m)``, and what of g's variance over a^2 it leaves out, ``(n,)``."""
+        along = x @ self.directions.T
+        parts = [
+            r * np.linalg.solve(root, _matern(at, values, self.length)).T
+            for r, at, root, values in zip(self.r, self.knots, self.roots, along.T, strict=True)
+        ]
+        phi = np.concatenate(parts, axis=1)
+        left_out = np.maximum(float(self.r @ self.r) - np.square(phi).sum(axis=1), 0.0)
+        larger = np.exp(0.5 * self.cheap * np.maximum(self.top - along[:, 0], 0))
+        return phi * larger[:, None], left_out * larger**2
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The posterior of a law, and of how far from it runs will be.
+
+    Attributes:
+        family: of the law; p its number of coefficients.
+        misfit: g, with m functions.
+        log_compute_max: of the fit.
+        theta: coefficients at each point of the grid of s and a, ``(b, p)``.
+        u: of g there, ``(b, m)``.
+        noise, size: s and a there, ``(b,)``.
+        share: ``(b,)``.
+        root: of the covariance of theta and u, ``(b, p + m, p + m)``.
     """
 
     family: Family
+    misfit: Misfit
     log_compute_max: float
     theta: FloatArray
+    u: FloatArray
+    noise: FloatArray
+    size: FloatArray
     share: FloatArray
-    resamples: FloatArray
-    noise: float
-    drift: float
-    errors: FloatArray
+    root: FloatArray
 
     def predict(self, x: FloatArray) -> FloatArray:
         """Log losses, shape ``(n,)``."""
-        return self.share @ self.family.predict(self.theta, x)
+        g = self.size[:, None] * (self.u @ self.misfit(x)[0].T)
+        return np.asarray(self.share @ (self.family.predict(self.theta, x) + g))
 
-    def deviation(
-        self, x: FloatArray, log_C: FloatArray, new_measurement: bool = True
-    ) -> FloatArray:
+    def deviation(self, x: FloatArray, new_measurement: bool = True) -> FloatArray:
         """Of a new run, or of the law, from the prediction; in log loss, ``(n,)``."""
-        variance = self.spread(x) + (self.drift * beyond(log_C, self.log_compute_max)) ** 2
-        return np.sqrt(variance + self.noise**2 * new_measurement)
-
-    def spread(self, x: FloatArray) -> FloatArray:
-        """v, ``(n,)``."""
-        predicted = self.family.predict(self.theta, x)
-        between = self.share @ np.square(predicted - self.share @ predicted)
-        m, b, p = self.resamples.shape
-        if not b:
-            return np.asarray(between)
-        drawn = self.family.predict(self.resamples.reshape(m * b, p), x).reshape(m, b, -1)
-        return np.asarray(between + self.share @ np.square(drawn - predicted[:, None]).mean(axis=1))
+        phi, left_out = self.misfit(x)
+        values, J = self.family.form(x)(self.theta)
+        middle = values + self.size[:, None] * (self.u @ phi.T)
+        J = np.concatenate([J, self.size[:, None, None] * phi], axis=2)
+        variance = np.square(J @ self.root).sum(axis=2) + self.size[:, None] ** 2 * left_out
+        variance += np.square(middle - self.share @ middle)
+        return np.sqrt(self.share @ (variance + self.noise[:, None] ** 2 * new_measurement))
 
     def interval(
-        self, x: FloatArray, log_C: FloatArray, level: float, new_measurement: bool = True
+        self, x: FloatArray, level: float, new_measurement: bool = True
     ) -> tuple[FloatArray, FloatArray]:
         """Log losses (low, high), each ``(n,)``."""
         center = self.predict(x)
-        half = student.ppf(0.5 + level / 2, _TAIL) * self.deviation(x, log_C, new_measurement)
+        half = student.ppf(0.5 + level / 2, _TAIL) * self.deviation(x, new_measurement)
         return center - half, center + half
 
-
-def beyond(log_C: FloatArray, log_C_max: float) -> FloatArray:
-    """h: decades beyond the largest compute."""
-    return np.maximum(log_C - log_C_max, 0) / math.log(10)
-
-
-def fit_forecast(family: Family, runs: Runs, n_resamples: int = 100, seed: int = 0) -> Forecast:
-    """Fit every member, and learn from the cheaper runs how well they predict the dearer ones."""
-    rng = np.random.default_rng(seed)
-    p = len(family.bounds(runs.y)[0])
-    splits = _splits(runs, p)
-    backtests = []
-    for factor, fitted, held_out in splits:
-        part = _fit_members(family, runs.only(fitted), _SPLIT_RESAMPLES, rng)
-        backtests.append((factor, part, runs.only(held_out)))
-    whole = _fit_members(family, runs, n_resamples, rng)
-    share = whole.share
-    if backtests:
-        squares = np.mean(
-            [
-                np.square(family.predict(part.theta, held.x) - held.y).mean(axis=1)
-                for _, part, held in backtests
-            ],
-            axis=0,
+    def draws(self, n_draws: int, seed: int = 0) -> Callable[[FloatArray], FloatArray]:
+        """Laws that may hold: x ``(n, k)`` -> log losses ``(n_draws, n)``."""
+        rng = np.random.default_rng(seed)
+        of = rng.choice(len(self.share), size=n_draws, p=self.share)
+        p = self.theta.shape[1]
+        off = np.einsum(
+            "bij,bj->bi", self.root[of], rng.standard_normal((n_draws, p + len(self.u.T)))
         )
-        share = (squares + _LEAST_NOISE**2) ** -2.0
-        share = share / share.sum()
-    rows = [
-        _errors(factor, replace(part, share=share), held, len(backtests))
-        for factor, part, held in backtests
-    ]
-    whole = replace(whole, share=share)
-    # What the dearer half leaves of its curve: no extrapolation, no spread.
-    dear = runs.log_compute >= np.median(runs.log_compute)
-    n_free = max(len(runs.y) - p, 1)
-    r = (whole.predict(runs.x) - runs.y) * math.sqrt(len(runs.y) / n_free)
-    none = np.zeros(int(dear.sum()))
-    inside = np.column_stack([none, none, r[dear], none, _per_run(runs.group[dear])])
-    tested = np.concatenate([np.zeros((0, 5)), *rows])
-    noise, drift = _calibrate(np.concatenate([tested, inside]))
-    return replace(whole, noise=noise, drift=drift, errors=tested[:, :4])
+        theta, u = self.theta[of] + off[:, :p], self.u[of] + off[:, p:]
+
+        def drawn(x: FloatArray) -> FloatArray:
+            g = self.size[of, None] * (u @ self.misfit(x)[0].T)
+            return np.asarray(self.family.predict(theta, x) + g)
+
+        return drawn
 
 
-def _errors(factor: float, part: Forecast, held: Runs, n_splits: int) -> FloatArray:
-    """(factor, h, error, root of v, weight) of runs that were held out, ``(n, 5)``.
+def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
+    """The posterior of a law given runs."""
+    y = runs.y
+    lower, upper = family.bounds(y)
+    p = len(lower)
+    misfit = Misfit.over(runs.x, family.directions, prior)
+    mean, deviation = np.zeros(p), np.full(p, np.inf)
+    for index, (m, d) in family.expected(prior, y).items():
+        mean[index], deviation[index] = m, d
+    # Rows of a run are one observation; what else weighs a row is how well it is known.
+    observations = per_run(runs.group)
+    weights = runs.weights * observations
+    log_s, log_a = math.log(prior.noise), math.log(prior.misfit)
 
-    A run of many rows counts once, and so does one that several splits predict.
-    """
-    return np.column_stack(
-        [
-            np.full(len(held.y), factor),
-            beyond(held.log_compute, part.log_compute_max),
-            part.predict(held.x) - held.y,
-            np.sqrt(part.spread(held.x)),
-            _per_run(held.group) / n_splits,
-        ]
+    def descended(rows: np.ndarray, theta: FloatArray, u: FloatArray, scales: FloatArray) -> Fits:
+        m = u.shape[1]
+        open_ended = np.full(2 + m, np.inf)
+        return descend(
+            _with_misfit(family.form(runs.x[rows]), misfit(runs.x[rows])[0], p),
+            y[rows] / np.exp(scales[:, :1]),
+            np.concatenate([theta, scales, u], axis=1),
+            lower=np.concatenate([lower, -open_ended]),
+            upper=np.concatenate([upper, open_ended]),
+            delta=_DELTA,
+            weights=weights[rows],
+            prior=(
+                np.concatenate([mean, np.zeros(2 + m)]),
+                np.concatenate([deviation, [np.inf, np.inf], np.ones(m)]),
+            ),
+            tolerance=1e-5,
+            max_steps=_MAX_STEPS,
+        )
+
+    every = np.arange(len(y))
+    some = every
+    if len(y) > 2 * _MANY_ROWS:  # which valley is the deepest, a share of the rows tells
+        some = np.argsort(runs.log_compute, kind="stable")[:: len(y) // _MANY_ROWS]
+    theta = family.starts(y)
+    m = misfit(runs.x[:1])[0].shape[1]
+    usual = np.tile([log_s, log_a], (len(theta), 1))
+    first = descended(some, theta, np.zeros((len(theta), m)), usual).best()
+    steps = _SCALE_WIDTH * np.stack(np.meshgrid(_STEPS, _STEPS), axis=-1).reshape(-1, 2)
+    scales = np.array([log_s, log_a]) + steps
+    b = len(scales)
+    fits = descended(
+        every,
+        np.tile(first[:p], (b, 1)),
+        np.tile(first[p + 2 :], (b, 1)),
+        scales,
     )
-
-
-def _fit_members(
-    family: Family, runs: Runs, n_resamples: int, rng: np.random.Generator
-) -> Forecast:
-    counts = runs.resampled(affordable(n_resamples, len(runs.y)), rng)
-    theta, resamples = [], []
-    for member in (family.with_usual(member, runs.y) for member in family.members):
-        many = len(runs.y) > 2 * _MANY_ROWS
-        best = family.fit(member, runs, tolerance=1e-4 if many else 1e-6).best()
-        theta.append(best)
-        resamples.append(family.fit(member, runs, counts, best[None], rng, tolerance=1e-3).theta)
-    m = len(family.members)
+    theta, u = fits.theta[:, :p], fits.theta[:, p + 2 :]
+    # The curvature there: the evidence, and how far the coefficients may be off.
+    values, J = _with_misfit(family.form(runs.x), misfit(runs.x)[0], p)(fits.theta)
+    J = np.delete(J, [p, p + 1], axis=2)
+    r = np.abs(values - y / np.exp(scales[:, :1]))
+    w = weights * np.minimum(1.0, _DELTA / np.maximum(r, 1e-300))
+    H = np.matmul((w[:, :, None] * J).transpose(0, 2, 1), J)
+    diagonal = np.arange(p + m)
+    H[:, diagonal, diagonal] += np.concatenate([deviation**-2.0, np.ones(m)]) + 1e-9
+    log_evidence = (
+        -fits.objective
+        - observations.sum() * scales[:, 0]
+        - 0.5 * np.linalg.slogdet(H)[1]
+        - 0.5 * np.square(steps / _SCALE_WIDTH).sum(axis=1)
+    )
+    share = np.exp(log_evidence - log_evidence.max())
+    kept = share / share.sum() > _LEAST_SHARE
+    root = np.linalg.inv(np.linalg.cholesky(H[kept])).transpose(0, 2, 1)
     return Forecast(
-        family,
-        float(runs.log_compute.max()),
-        np.array(theta),
-        np.full(m, 1 / m),
-        np.array(resamples),
-        0.0,
-        0.0,
-        np.zeros((0, 4)),
+        family=family,
+        misfit=misfit,
+        log_compute_max=float(runs.log_compute.max()),
+        theta=theta[kept],
+        u=u[kept],
+        noise=np.exp(scales[kept, 0]),
+        size=np.exp(scales[kept, 1]),
+        share=share[kept] / share[kept].sum(),
+        root=root,
     )
+
+
+def per_run(group: np.ndarray) -> FloatArray:
+    """Weight of each row when each run counts once, ``(n,)``."""
+    return np.asarray(1.0 / np.bincount(group)[group])
+
+
+def _with_misfit(form: Form, phi: FloatArray, p: int) -> Form:
+    """The form and g, in units of the noise: coefficients ``(theta, log s, log a, u)``."""
+
+    def both(coefficients: FloatArray) -> tuple[FloatArray, FloatArray]:
+        theta, u = coefficients[:, :p], coefficients[:, p + 2 :]
+        s, a = np.exp(coefficients[:, p, None]), np.exp(coefficients[:, p + 1, None])
+        values, J = form(theta)
+        own = np.zeros((*values.shape, 2))  # the grid holds s and a
+        g = np.broadcast_to(phi, (len(a), *phi.shape)) * a[:, :, None]
+        J = np.concatenate([J, own, g], axis=2) / s[:, :, None]
+        return (values + a * (u @ phi.T)) / s, J
+
+    return both
+
+
+def _matern(a: FloatArray, b: FloatArray, length: float) -> FloatArray:
+    """Of three halves, ``(n_a, n_b)``."""
+    d = math.sqrt(3) * np.abs(a[:, None] - b) / length
+    return (1 + d) * np.exp(-d)
 
 
 def _typical(r: FloatArray, weights: FloatArray, delta: float, n_free: int) -> float:
@@ -357,62 +469,3 @@ def _typical(r: FloatArray, weights: FloatArray, delta: float, n_free: int) -> f
         _USUAL_NOISE
     )
     return float(total / (left + usual))
-
-
-def _splits(runs: Runs, p: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """(factor, rows to fit, rows to predict), where both are enough."""
-    # A run belongs where its last row does, so that none is on both sides.
-    end = np.full(int(runs.group.max()) + 1, -np.inf)
-    np.maximum.at(end, runs.group, runs.log_compute)
-    splits = []
-    for factor in _FACTORS[:: 1 if len(runs.y) < _MANY_ROWS * 4 else 2]:
-        cap = runs.log_compute.max() - math.log(factor)
-        fitted = end[runs.group] <= cap
-        held = ~fitted & (runs.log_compute > cap)
-        n_fitted, n_held = (len(np.unique(runs.group[rows])) for rows in (fitted, held))
-        if n_fitted >= max(2 * p, 10) and n_held >= 3:
-            splits.append((factor, np.flatnonzero(fitted), np.flatnonzero(held)))
-    return splits
-
-
-def _per_run(group: np.ndarray) -> FloatArray:
-    """Weight of each row when each run counts once, ``(n,)``."""
-    return np.asarray(1.0 / np.bincount(group)[group])
-
-
-def _calibrate(errors: FloatArray) -> tuple[float, float]:
-    """s and q.
-
-    Args:
-        errors: (factor of the split or 0, h, error, root of v, weight), ``(n, 5)``.
-    """
-    factor, h, error, spread, weight = errors.T
-    rest = error.copy()
-    drifts = []
-    for split in np.unique(factor[factor > 0]):
-        rows = factor == split
-        slope, precision = _slope(h[rows], error[rows], weight[rows])
-        rest[rows] -= slope * h[rows]
-        known = np.average(spread[rows] ** 2, weights=weight[rows])
-        drifts.append((slope, precision, known / np.average(h[rows] ** 2, weights=weight[rows])))
-    middle = max(float(np.sqrt(np.mean(rest**2))), _LEAST_NOISE)
-    s = middle * np.geomspace(0.1, 3, 200)
-    density = student.logpdf(rest / s[:, None], _TAIL) @ weight - weight.sum() * np.log(s)
-    noise = float(s[np.argmax(density)])
-    likely = math.sqrt(noise * _USUAL_DRIFT)
-    q = likely * np.geomspace(0.02, 50, 200)
-    density = -0.5 * (np.log(q / likely) / _DRIFT_PRIOR_WIDTH) ** 2
-    for slope, precision, known in drifts:
-        variance = q**2 + noise**2 / precision + known
-        density -= 0.5 * _SPLIT_WORTH * (slope**2 / variance + np.log(variance))
-    posterior = np.exp(density - density.max())
-    return noise, math.sqrt(float(posterior @ q**2 / posterior.sum()))
-
-
-def _slope(h: FloatArray, error: FloatArray, weight: FloatArray) -> tuple[float, float]:
-    """The line through zero with the least absolute errors, and the sum of squares behind it."""
-    slope, floor = 0.0, max(float(np.median(np.abs(error))), _LEAST_NOISE)
-    for _ in range(20):
-        w = weight * h / np.maximum(np.abs(error - slope * h), floor)
-        slope = float(w @ error / max(float(w @ h), 1e-12))
-    return slope, max(float((weight * h) @ h / weight.max()), 1e-9)

@@ -6,19 +6,16 @@ C        compute of a run in FLOPs (any unit of cost will do for L(C)); C = 6 N 
 N, D     parameters and training tokens of a run
 L        its loss
 E        irreducible loss;  ``L(C) = E + k C^-g``,  ``L(N, D) = E + A N^-alpha + B D^-beta``
-gamma    how N and D are coupled: ``E + ((A N^-alpha)^(1/gamma) + (B D^-beta)^(1/gamma))^gamma``;
-         1 is Hoffmann et al. 2022, and with E = 0 it is Kaplan et al. 2020, eq. 1.5
-theta    ``(log E, log k, log g)``, or ``(log E, log A, log B, log alpha, log(beta/alpha),
-         log gamma)``: positive coefficients, whatever the step. Scales are centred in logs.
+theta    ``(log E, log k, log g)``, or ``(log E, log A, log B, log alpha, log(beta/alpha))``:
+         positive coefficients, whatever the step. Scales are centred in logs.
 
 The *coefficients* are those of the published form, fitted as published: the Huber loss (delta 1e-3)
 of log residuals summed over rows, each row alike (Hoffmann et al. 2022, "Training Compute-Optimal
 Large Language Models", eq. 3; Besiroglu et al. 2024, "Chinchilla Scaling: A replication attempt").
 They are what to compare with other people's fits, and ``curve`` draws them. All that is *expected*
-(``predict``, ``interval``, ``compute_optimal``, ``isoflop``, figures) is one average of several
-plausible forms and weightings of :mod:`carbs.analysis.laws.forecast`, which never falls below E,
-because the published form alone extrapolates worse, and with far more confidence than it has
-earned.
+(``predict``, ``interval``, ``compute_optimal``, ``isoflop``, figures) is one forecast, the
+posterior of :mod:`carbs.analysis.laws.forecast`, which never falls below E: the published form
+alone extrapolates worse, and with far more confidence than it has earned.
 
 Where the runs do not tell a coefficient, it is drawn to what such coefficients usually are, its
 interval is as wide as that is vague, and an :class:`UndeterminedLawWarning` names it.
@@ -28,7 +25,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -49,6 +46,8 @@ _FAR_DECADES = 2.05  # a hundredfold, and a rounding
 _WIDEST_SPLIT = 30.0
 # Muennighoff et al. measured up to so many epochs.
 _MOST_EPOCHS = 44.0
+# Of a budget's optimum.
+_N_DRAWS = 400
 # How softly a forecast ends at E, as a share of it.
 _SOFT_FLOOR = 5e-4
 
@@ -66,7 +65,7 @@ class UndeterminedSplitWarning(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Law(Shown):
+class Law(Shown):
     """What the laws of the loss share.
 
     Attributes:
@@ -74,7 +73,7 @@ class _Law(Shown):
         loss: what the law was fitted to, shape ``(n,)``.
         resamples: coefficients of the bootstrap, in the order of the fields, ``(n_resamples, c)``.
         residuals: log residuals of the forecast, shape ``(n,)``.
-        forecast: the average of forms behind ``predict`` and ``interval``.
+        forecast: the posterior behind ``predict`` and ``interval``.
         center: of the logs of what the law depends on.
         doubts: what the runs do not tell, a sentence each.
         undetermined: the coefficients that are a guess, and why in a few words.
@@ -94,13 +93,14 @@ class _Law(Shown):
         return self._floored(np.exp(self.forecast.predict(scales)), self.E)
 
     def _range(
-        self, scales: FloatArray, log_C: FloatArray, level: float, new_measurement: bool = True
+        self, scales: FloatArray, level: float, new_measurement: bool = True
     ) -> tuple[FloatArray, FloatArray]:
         """(low, high), each ``(n,)``."""
-        low, high = np.exp(self.forecast.interval(scales, log_C, level, new_measurement))
+        low, high = np.exp(self.forecast.interval(scales, level, new_measurement))
         # A run lies below E by its noise at most, and E is known to its interval.
         lowest = float(np.quantile(self.resamples[:, 0], (1 - level) / 2))
-        lowest = min(lowest, self.E) * math.exp(-2 * self.forecast.noise * new_measurement)
+        noise = float(self.forecast.share @ self.forecast.noise)
+        lowest = min(lowest, self.E) * math.exp(-2 * noise * new_measurement)
         middle = self._expected(scales)
         low = np.minimum(self._floored(low, lowest), middle)
         return low, np.maximum(self._floored(high, self.E), middle)
@@ -118,10 +118,10 @@ class _Law(Shown):
     def _interval(
         self, scales: FloatArray, compute: FloatArray, level: float, new_measurement: bool
     ) -> tuple[FloatArray, FloatArray]:
-        _check_level(level)
+        check_level(level)
         self._say_if_far(compute)
         x = scales.reshape(-1, len(self.center)) - self.center
-        low, high = self._range(x, np.log(compute).reshape(-1), level, new_measurement)
+        low, high = self._range(x, level, new_measurement)
         return low.reshape(compute.shape), high.reshape(compute.shape)
 
     def _say_if_far(self, compute: FloatArray, stacklevel: int = 4) -> None:
@@ -137,7 +137,7 @@ class _Law(Shown):
             )
 
     def _summary(self, names: list[str], level: float) -> pd.DataFrame:
-        _check_level(level)
+        check_level(level)
         tail = (1 - level) / 2
         estimate = np.array([getattr(self, name) for name in names])
         low, high = np.quantile(self.resamples, [tail, 1 - tail], axis=0)
@@ -153,21 +153,14 @@ class _Law(Shown):
 
     def _fitted_to(self, compute: FloatArray) -> str:
         spread = math.sqrt(float(np.mean(self.residuals**2)))
-        text = (
+        return (
             f"{len(self.loss)} runs from {compute.min():.3g} to {compute.max():.3g}, "
             f"residual {100 * spread:.2g}% of the loss"
         )
-        if len(self.forecast.errors):
-            factor, _, error, _ = self.forecast.errors.T
-            text += (
-                f"; fitted to its cheaper runs it missed the dearer, at up to {factor.max():.0f} "
-                f"times their compute, by {100 * np.abs(error).mean():.2g}%"
-            )
-        return text
 
 
 @dataclass(frozen=True)
-class ComputeLaw(_Law):
+class ComputeLaw(Law):
     """``L(C) = E + k C^-g``.
 
     Attributes:
@@ -183,7 +176,7 @@ class ComputeLaw(_Law):
 
     def predict(self, compute: ArrayLike) -> FloatArray:
         """The loss to expect, same shape as ``compute``."""
-        C = _positive(compute=compute)[0]
+        C = positive(compute=compute)[0]
         return self._predict(np.log(C)[..., None], C)
 
     def curve(self, compute: ArrayLike) -> FloatArray:
@@ -198,7 +191,7 @@ class ComputeLaw(_Law):
         Returns:
             (low, high), each in the shape of ``compute``.
         """
-        C = _positive(compute=compute)[0]
+        C = positive(compute=compute)[0]
         return self._interval(np.log(C)[..., None], C, level, new_measurement)
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
@@ -233,7 +226,7 @@ class Allocation:
 
 
 @dataclass(frozen=True)
-class LossLaw(_Law):
+class LossLaw(Law):
     """``L(N, D) = E + A N^-alpha + B D^-beta``.
 
     Attributes:
@@ -303,9 +296,8 @@ class LossLaw(_Law):
     ) -> Allocation:
         """The model size and the tokens with the least loss to expect for a budget.
 
-        The optimum is that of what ``predict`` expects. Its interval holds the optima of the
-        forecast's forms and of the published one. A warning says where the runs do not determine
-        the split.
+        The optimum is that of what ``predict`` expects, its interval that of laws drawn from the
+        forecast's posterior. A warning says where the runs do not determine the split.
 
         Args:
             compute_flops: C, which pays ``6 N D`` for training and ``2 N`` for each token served.
@@ -318,27 +310,27 @@ class LossLaw(_Law):
             ValueError: a budget or unique tokens not positive, lifetime tokens below 0, a level
                 not between 0 and 1.
         """
-        _positive(compute_flops=compute_flops)
-        _check_level(level)
+        positive(compute_flops=compute_flops)
+        check_level(level)
         if not (math.isfinite(lifetime_tokens) and lifetime_tokens >= 0):
             raise ValueError(
                 f"lifetime_tokens are tokens that the model will serve, 0 or more, "
                 f"but are {lifetime_tokens:g}"
             )
         if unique_tokens is not None:
-            _positive(unique_tokens=unique_tokens)
-        theta, share = self._plausible()
-        width, middle = 12.0, 0.5 * math.log(compute_flops / FLOPS_PER_TOKEN)
-        budget = compute_flops, lifetime_tokens, unique_tokens
-        while width > 1e-4:
-            log_N = middle + np.linspace(-width, width, 121)
-            losses = self._along_budget(self.forecast.theta, *budget, log_N)
-            average = self.forecast.share @ losses
-            middle, width = float(log_N[np.nanargmin(average)]), width / 20
-        optima = self._optima(theta, *budget, middle + np.linspace(-6, 6, 481))
-        tail = (1 - level) / 2
-        low, high = _weighted_quantile(optima, share, [tail, 1 - tail])
-        if high - low > math.log(_WIDEST_SPLIT):
+            positive(unique_tokens=unique_tokens)
+
+        def along(log_N: FloatArray) -> FloatArray:
+            D = _tokens_paid_for(compute_flops, np.exp(log_N), lifetime_tokens)
+            paid = np.where(D > 0, D, 1.0)
+            worth = paid if unique_tokens is None else effective_tokens(paid, unique_tokens)
+            log_D = np.where(D > 0, np.log(worth), np.nan)
+            return np.stack([log_N, log_D], axis=-1) - self.center
+
+        first = 0.5 * math.log(compute_flops / FLOPS_PER_TOKEN)
+        middle, low, high = least_along_budget(self.forecast, along, first, level)
+        guessed = any("hardly varies" in why for why in self.undetermined.values())
+        if guessed or high - low > math.log(_WIDEST_SPLIT):
             warnings.warn(
                 f"the runs do not tell how to divide a budget: models of {math.exp(low):.2g} to "
                 f"{math.exp(high):.2g} parameters may be best. Vary the tokens for each parameter",
@@ -346,7 +338,7 @@ class LossLaw(_Law):
                 stacklevel=2,
             )
         N = math.exp(middle)
-        N_low, N_high = math.exp(min(low, middle)), math.exp(max(high, middle))
+        N_low, N_high = math.exp(low), math.exp(high)
 
         def tokens(n_params: float) -> float:
             return float(_tokens_paid_for(compute_flops, n_params, lifetime_tokens))
@@ -363,7 +355,7 @@ class LossLaw(_Law):
         scales, C = self._scales(N, D, unique_tokens)
         self._say_if_far(C, stacklevel=3)
         x = scales.reshape(1, -1) - self.center
-        loss_low, loss_high = self._range(x, np.log(C).reshape(1), level)
+        loss_low, loss_high = self._range(x, level)
         return Allocation(
             compute_flops=compute_flops,
             n_params=N,
@@ -384,8 +376,8 @@ class LossLaw(_Law):
         best = self.compute_optimal(compute_flops, level).n_params
         N = best * np.geomspace(1 / 30, 30, n_points)
         D = compute_flops / (FLOPS_PER_TOKEN * N)
-        scales, C = self._scales(N, D, None)
-        low, high = self._range(scales - self.center, np.log(C), level)
+        scales, _ = self._scales(N, D, None)
+        low, high = self._range(scales - self.center, level)
         return pd.DataFrame(
             {
                 "n_params": N,
@@ -400,56 +392,37 @@ class LossLaw(_Law):
     def _scales(
         self, n_params: ArrayLike, n_tokens: ArrayLike, unique_tokens: ArrayLike | None
     ) -> tuple[FloatArray, FloatArray]:
-        N, D = np.broadcast_arrays(*_positive(n_params=n_params, n_tokens=n_tokens))
+        N, D = np.broadcast_arrays(*positive(n_params=n_params, n_tokens=n_tokens))
         C = FLOPS_PER_TOKEN * N * D
         if unique_tokens is not None:
             D = effective_tokens(D, unique_tokens)
         return np.stack([np.log(N), np.log(D)], axis=-1), C
 
-    def _plausible(self) -> tuple[FloatArray, FloatArray]:
-        """What may hold, theta ``(b, p)``, and its shares ``(b,)``.
 
-        Half of it are resamples of the published form, half the forecast's members and theirs.
-        """
-        own = np.array([self.E, self.A, self.B, self.alpha, self.beta])
-        E, A, B, alpha, beta = np.concatenate([own[None], self.resamples]).T
-        theta = np.stack(
-            [
-                np.log(E),
-                np.log(A) - alpha * self.center[0],
-                np.log(B) - beta * self.center[1],
-                np.log(alpha),
-                np.log(beta / alpha),
-                np.zeros_like(E),
-            ],
-            axis=1,
-        )
-        members = self.forecast.theta[:, None]
-        members = np.concatenate([members, self.forecast.resamples], axis=1)
-        share = np.repeat(self.forecast.share / members.shape[1], members.shape[1])
-        return (
-            np.concatenate([theta, members.reshape(-1, theta.shape[1])]),
-            np.concatenate([np.full(len(theta), 1 / len(theta)), share]),
-        )
+def least_along_budget(
+    forecast: Forecast, along: Callable[[FloatArray], FloatArray], first: float, level: float
+) -> tuple[float, float, float]:
+    """Log N with the least loss to expect, and the interval (low, high) that it is known to.
 
-    def _optima(
-        self, theta: FloatArray, C: float, served: float, unique: float | None, log_N: FloatArray
-    ) -> FloatArray:
-        """log N with the least loss of each row of theta ``(b, p)``: shape ``(b,)``."""
-        losses = self._along_budget(theta, C, served, unique, log_N)
-        return np.asarray(log_N[np.argmin(losses, axis=1)])
+    Args:
+        along: log N ``(m,)`` -> what the law depends on, ``(m, k)``; not a number where the budget
+            pays for none.
+        first: log N to begin at.
+    """
 
-    def _along_budget(
-        self, theta: FloatArray, C: float, served: float, unique: float | None, log_N: FloatArray
-    ) -> FloatArray:
-        """Log losses ``(b, m)`` where the budget is spent on models of these sizes."""
-        D = _tokens_paid_for(C, np.exp(log_N), served)
-        paid = D > 0
-        effective = np.where(paid, D, 1.0)
-        if unique is not None:
-            effective = effective_tokens(effective, unique)
-        x = np.stack([log_N, np.log(effective)], axis=-1) - self.center
-        return np.where(paid, self.forecast.family.predict(theta, x), np.inf)
+    def losses(predict: Callable[[FloatArray], FloatArray], log_N: FloatArray) -> FloatArray:
+        x = along(log_N)
+        paid = np.isfinite(x).all(axis=1)
+        return np.where(paid, predict(np.where(paid[:, None], x, 0.0)), np.inf)
+
+    best, width = first, 12.0
+    while width > 1e-4:
+        log_N = best + np.linspace(-width, width, 121)
+        best, width = float(log_N[np.argmin(losses(forecast.predict, log_N))]), width / 20
+    log_N = best + np.linspace(-6, 6, 481)
+    optima = log_N[np.argmin(losses(forecast.draws(_N_DRAWS), log_N), axis=1)]
+    low, high = np.quantile(optima, [(1 - level) / 2, (1 + level) / 2])
+    return best, min(float(low), best), max(float(high), best)
 
 
 def effective_tokens(n_tokens: ArrayLike, unique_tokens: ArrayLike) -> FloatArray:
@@ -459,13 +432,13 @@ def effective_tokens(n_tokens: ArrayLike, unique_tokens: ArrayLike) -> FloatArra
     eq. 5: four epochs are worth nearly as much as new data, forty hardly more than twenty. Their
     second decay, of parameters in excess, is left out: it belongs to their own fit.
     """
-    D, U = np.broadcast_arrays(*_positive(n_tokens=n_tokens, unique_tokens=unique_tokens))
+    D, U = np.broadcast_arrays(*positive(n_tokens=n_tokens, unique_tokens=unique_tokens))
     repeats = np.maximum(D / U - 1, 0)
     worth = U * (1 - REPETITION_HALF_LIFE * np.expm1(-repeats / REPETITION_HALF_LIFE))
     return np.asarray(np.where(repeats > 0, worth, D))
 
 
-def _positive(**values: ArrayLike) -> list[FloatArray]:
+def positive(**values: ArrayLike) -> list[FloatArray]:
     arrays = [np.asarray(value, dtype=float) for value in values.values()]
     for name, array in zip(values, arrays, strict=True):
         if not (np.isfinite(array) & (array > 0)).all():
@@ -473,7 +446,7 @@ def _positive(**values: ArrayLike) -> list[FloatArray]:
     return arrays
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(
             f"the level of an interval lies between 0 and 1, as 0.9 for 90%, but is {level}"
@@ -484,11 +457,3 @@ def _tokens_paid_for(C: float, n_params: ArrayLike, served: float) -> FloatArray
     """D that a budget pays for, after serving; negative where it pays for none."""
     N = np.asarray(n_params, dtype=float)
     return (C / N - _SERVED_FLOPS_PER_TOKEN * served) / FLOPS_PER_TOKEN
-
-
-def _weighted_quantile(
-    values: FloatArray, weights: FloatArray, levels: list[float]
-) -> tuple[float, ...]:
-    order = np.argsort(values)
-    position = np.cumsum(weights[order]) - 0.5 * weights[order]
-    return tuple(float(q) for q in np.interp(levels, position / weights.sum(), values[order]))

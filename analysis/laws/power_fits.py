@@ -13,7 +13,15 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from carbs.analysis.laws.fitting import Form
-from carbs.analysis.laws.forecast import Family, Forecast, Member, Runs, affordable, fit_forecast
+from carbs.analysis.laws.forecast import (
+    Family,
+    Forecast,
+    Member,
+    Prior,
+    Runs,
+    affordable,
+    fit_forecast,
+)
 from carbs.analysis.laws.power import (
     FLOPS_PER_TOKEN,
     ComputeLaw,
@@ -21,8 +29,9 @@ from carbs.analysis.laws.power import (
     UndeterminedLawWarning,
     effective_tokens,
 )
-from carbs.analysis.laws.untuned import LowerEdge, lower_edge
+from carbs.analysis.laws.untuned import USUAL_EDGE, EdgePrior, LowerEdge, lower_edge
 from carbs.spaces import FloatArray
+from carbs.threads import on_one_thread
 
 _LARGEST_EXPONENT = 3.0
 
@@ -49,6 +58,7 @@ _FAR = math.log(100.0)  # of compute, over the largest
 _DEEPEST = 10.0
 
 
+@on_one_thread
 def fit_compute_law(
     compute_flops: ArrayLike,
     loss: ArrayLike,
@@ -71,11 +81,11 @@ def fit_compute_law(
     Raises:
         ValueError: too few rows, or rows that are not finite and positive; names them.
     """
-    C, L = _rows(compute_flops=compute_flops, loss=loss)
-    runs, center = _runs([C], C, L, groups, weights)
-    _enough(runs, 3)
-    told = _Told({0: "E", 2: "g"}, {"compute": ("k", "g")})
-    fitted = _fit(_compute_family, runs, told, n_resamples, seed)
+    C, L = positive_rows(compute_flops=compute_flops, loss=loss)
+    runs, center = as_runs([C], C, L, groups, weights)
+    enough(runs, 3)
+    told = Told({0: "E", 2: "g"}, {"compute": ("k", "g")}, {1: ("k", "g")})
+    fitted = fit_form(COMPUTE_FAMILY, runs, told, n_resamples, seed)
 
     def coefficients(theta: FloatArray) -> FloatArray:
         e, a, log_g = theta.T
@@ -98,6 +108,7 @@ def fit_compute_law(
     )
 
 
+@on_one_thread
 def fit_loss_law(
     n_params: ArrayLike,
     n_tokens: ArrayLike,
@@ -110,6 +121,7 @@ def fit_loss_law(
     hyperparameters: pd.DataFrame | None = None,
     n_resamples: int = 200,
     seed: int = 0,
+    edge_prior: EdgePrior = USUAL_EDGE,
 ) -> LossLaw:
     """Fit ``L(N, D) = E + A N^-alpha + B D^-beta``.
 
@@ -129,16 +141,17 @@ def fit_loss_law(
             with scale, are found along with the law. Says so in ``fitted_to``.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
+        edge_prior: what is usual of runs that are not tuned.
 
     Raises:
         ValueError: too few rows, or rows that are not finite and positive; names them.
     """
-    N, D, L = _rows(n_params=n_params, n_tokens=n_tokens, loss=loss)
+    N, D, L = positive_rows(n_params=n_params, n_tokens=n_tokens, loss=loss)
     C = FLOPS_PER_TOKEN * N * D
     if unique_tokens is not None:
-        D = effective_tokens(D, _rows(n_tokens=D, unique_tokens=unique_tokens)[1])
-    runs, center = _runs([N, D], C, L, groups, weights)
-    _enough(runs, 5)
+        D = effective_tokens(D, positive_rows(n_tokens=D, unique_tokens=unique_tokens)[1])
+    runs, center = as_runs([N, D], C, L, groups, weights)
+    enough(runs, 5)
     edge = None
     if not tuned or hyperparameters is not None:
         z: FloatArray | None = None
@@ -146,8 +159,8 @@ def fit_loss_law(
         if hyperparameters is not None:
             names = tuple(str(name) for name in hyperparameters.columns)
             varied = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
-            z = np.log(np.stack(_rows(loss=L, **varied)[1:], axis=1))
-        edge = lower_edge(_loss_family, _loss_family.published, runs, z, names)
+            z = np.log(np.stack(positive_rows(loss=L, **varied)[1:], axis=1))
+        edge = lower_edge(LOSS_FAMILY, LOSS_FAMILY.published, runs, z, names, edge_prior)
         kept = edge.worth > 0
         runs = replace(runs, y=edge.y, weights=runs.weights * edge.worth).only(kept)
         if kept.sum() < 6:
@@ -156,14 +169,16 @@ def fit_loss_law(
                 f"{kept.sum()} are: {_said_of_edge(edge)}"
             )
         N, D, L = N[kept], D[kept], L[kept]
-        _enough(runs, 5)
-    told = _Told(
-        {0: "E", 3: "alpha", 4: "beta"}, {"n_params": ("A", "alpha"), "n_tokens": ("B", "beta")}
+        enough(runs, 5)
+    told = Told(
+        {0: "E", 3: "alpha", 4: "beta"},
+        {"n_params": ("A", "alpha"), "n_tokens": ("B", "beta")},
+        {1: ("A", "alpha"), 2: ("B", "beta")},
     )
-    fitted = _fit(_loss_family, runs, told, n_resamples, seed)
+    fitted = fit_form(LOSS_FAMILY, runs, told, n_resamples, seed)
 
     def coefficients(theta: FloatArray) -> FloatArray:
-        e, a, b, log_alpha, log_ratio, _ = theta.T
+        e, a, b, log_alpha, log_ratio = theta.T
         alpha, beta = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
         A, B = np.exp(a + alpha * center[0]), np.exp(b + beta * center[1])
         return np.stack([np.exp(e), A, B, alpha, beta], axis=1)
@@ -195,20 +210,22 @@ def _said_of_edge(edge: LowerEdge) -> str:
 
 
 @dataclass(frozen=True)
-class _Told:
+class Told:
     """Names, to say what the runs do not tell.
 
     Attributes:
         coefficients: of theta, by index.
         axes: what the law depends on, in the order of x, with the coefficients that hang on it.
+        levels: coefficients whose bounds are those of others, by index.
     """
 
     coefficients: Mapping[int, str]
     axes: Mapping[str, tuple[str, ...]]
+    levels: Mapping[int, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class Fitted:
     """The published form, ``best`` ``(p,)`` and ``resamples`` ``(b, p)``; and the forecast.
 
     ``doubts`` and ``undetermined`` are those of the law.
@@ -221,7 +238,7 @@ class _Fitted:
     undetermined: Mapping[str, str]
 
 
-def _fit(family: Family, runs: Runs, told: _Told, n_resamples: int, seed: int) -> _Fitted:
+def fit_form(family: Family, runs: Runs, told: Told, n_resamples: int, seed: int) -> Fitted:
     """The published form, alone where the runs determine it, else drawn to what is usual."""
     doubts: list[str] = []
     undetermined: dict[str, str] = {}
@@ -233,7 +250,7 @@ def _fit(family: Family, runs: Runs, told: _Told, n_resamples: int, seed: int) -
                 "of other values. Vary it"
             )
             undetermined |= dict.fromkeys(names, f"{axis} hardly varies")
-    forecast = fit_forecast(family, runs, min(n_resamples, _FORECAST_RESAMPLES), seed)
+    forecast = fit_forecast(family, runs)
     best = family.fit(family.published, runs, tolerance=1e-12, max_steps=400).best()
     at_bound = _at_bound(family, runs, told, best)
     if at_bound:
@@ -260,9 +277,8 @@ def _fit(family: Family, runs: Runs, told: _Told, n_resamples: int, seed: int) -
     # What larger runs will reach is itself known to an interval, and so is an E kept below it.
     caps: list[dict[int, float]] = [{}]
     if too_high:
-        log_C = np.array([runs.log_compute.max() + _FAR])
         levels = [0.1, 0.5, 0.9]
-        lows = [forecast.interval(far, log_C, level, False)[0][0] for level in levels]
+        lows = [forecast.interval(far, level, False)[0][0] for level in levels]
         caps = [{0: most_E}, *({0: float(low)} for low in lows)]
     resamples = np.concatenate(
         [
@@ -281,21 +297,21 @@ def _fit(family: Family, runs: Runs, told: _Told, n_resamples: int, seed: int) -
     if guessed:
         doubts.append(f"the runs hardly tell {', '.join(guessed)}: hardly more than what is usual")
         undetermined |= dict.fromkeys(guessed, "hardly more than what is usual")
-    n, n_coefficients = len(np.unique(runs.group)), len(told.axes) * 2 + 1
+    n, n_coefficients = len(np.unique(runs.group)), len(best)
     if n < 2 * n_coefficients:
         doubts.append(f"{n} runs are few for {n_coefficients} coefficients")
     if doubts:
         warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
-    return _Fitted(best, resamples, forecast, tuple(doubts), undetermined)
+    return Fitted(best, resamples, forecast, tuple(doubts), undetermined)
 
 
-def _at_bound(family: Family, runs: Runs, told: _Told, theta: FloatArray) -> list[str]:
+def _at_bound(family: Family, runs: Runs, told: Told, theta: FloatArray) -> list[str]:
     lower, upper = family.bounds(runs.y)
     held = family.published.held
     beyond = (theta <= lower + _CLOSE) | (theta >= upper - _CLOSE)
     at_bound = {name: bool(beyond[i]) for i, name in told.coefficients.items()}
-    for i, names in enumerate(told.axes.values()):
-        if 1 + i not in held and beyond[1 + i]:
+    for i, names in told.levels.items():
+        if i not in held and beyond[i]:
             at_bound |= dict.fromkeys(names, True)
     return [name for name, is_so in at_bound.items() if is_so]
 
@@ -308,7 +324,7 @@ def _far(runs: Runs) -> FloatArray:
 
 
 def _as_wide_as_usual(
-    usual: Member, told: _Told, resamples: FloatArray, n_resamples: int
+    usual: Member, told: Told, resamples: FloatArray, n_resamples: int
 ) -> list[str]:
     """Coefficients that are spread as widely as before any run said something."""
     if n_resamples < _ENOUGH_TO_TELL_WIDTHS:
@@ -338,27 +354,28 @@ def _compute_form(x: FloatArray) -> Form:
 
 def _loss_form(x: FloatArray) -> Form:
     log_N, log_D = x.T
+    return lambda theta: loss_terms(theta, log_N, log_D)
 
-    def form(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        e, a, b, log_alpha, log_ratio, log_gamma = (theta[:, i : i + 1] for i in range(6))
-        alpha, beta, gamma = np.exp(log_alpha), np.exp(log_alpha + log_ratio), np.exp(log_gamma)
-        u, v = (a - alpha * log_N) / gamma, (b - beta * log_D) / gamma
-        both = np.logaddexp(u, v)
-        of_u = np.exp(u - both)  # share of the parameters' term in what falls
-        of_v = 1 - of_u
-        value = np.logaddexp(e, gamma * both)
-        of_e = np.exp(e - value)  # of E in the loss
-        falling = 1 - of_e
-        J = np.empty((*value.shape, 6))
-        J[..., 0] = of_e
-        J[..., 1] = falling * of_u
-        J[..., 2] = falling * of_v
-        J[..., 4] = -J[..., 2] * beta * log_D
-        J[..., 3] = -J[..., 1] * alpha * log_N + J[..., 4]
-        J[..., 5] = falling * gamma * (both - of_u * u - of_v * v)
-        return value, J
 
-    return form
+def loss_terms(
+    theta: FloatArray,
+    log_N: FloatArray,
+    log_D: FloatArray,
+    on_N: FloatArray | float = 0.0,
+    on_D: FloatArray | float = 0.0,
+) -> tuple[FloatArray, FloatArray]:
+    """Log loss ``(b, n)`` and its derivatives ``(b, n, 5)``; what is added to the logs of terms."""
+    e, a, b, log_alpha, log_ratio = (theta[:, i : i + 1] for i in range(5))
+    alpha, beta = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
+    u, v = a - alpha * log_N + on_N, b - beta * log_D + on_D
+    value = np.logaddexp(e, np.logaddexp(u, v))
+    J = np.empty((*value.shape, 5))
+    J[..., 0] = np.exp(e - value)  # of E in the loss
+    J[..., 1] = np.exp(u - value)
+    J[..., 2] = np.exp(v - value)
+    J[..., 4] = -J[..., 2] * beta * log_D
+    J[..., 3] = -J[..., 1] * alpha * log_N + J[..., 4]
+    return value, J
 
 
 def _compute_bounds(y: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -371,8 +388,8 @@ def _compute_bounds(y: FloatArray) -> tuple[FloatArray, FloatArray]:
 def _loss_bounds(y: FloatArray) -> tuple[FloatArray, FloatArray]:
     exponents = math.log(1e-2), math.log(_LARGEST_EXPONENT)
     least, most = y.min(), y.max()
-    lower = np.array([least - _DEEPEST, least - 30, least - 30, exponents[0], -3.0, math.log(0.2)])
-    return lower, np.array([least, most + 30, most + 30, exponents[1], 3.0, math.log(5.0)])
+    lower = np.array([least - _DEEPEST, least - 30, least - 30, exponents[0], -3.0])
+    return lower, np.array([least, most + 30, most + 30, exponents[1], 3.0])
 
 
 def _compute_starts(y: FloatArray) -> FloatArray:
@@ -393,7 +410,7 @@ def _loss_starts(y: FloatArray) -> FloatArray:
         term = math.log(max(middle - share * least, 0.05 * least) / 2)
         for alpha in (0.25, 0.6):
             starts += [
-                [math.log(share * least), term, term, math.log(alpha), math.log(beta / alpha), 0.0]
+                [math.log(share * least), term, term, math.log(alpha), math.log(beta / alpha)]
                 for beta in (0.25, 0.6)
             ]
     return np.array(starts)
@@ -401,18 +418,6 @@ def _loss_starts(y: FloatArray) -> FloatArray:
 
 # Of a published fit, and of the backtests' runs.
 _PUBLISHED_DELTA = 1e-3
-
-
-_FORECAST_RESAMPLES = 100
-
-
-# With alpha = beta parameters and tokens grow alike; deviations of 0.25 in log(beta/alpha) are
-# optima that go as C^0.44 to C^0.56, what the field has measured in several ways (Hoffmann et al.
-# 2022, table 2; Besiroglu et al. 2024).
-_ALIKE = {4: (0.0, 0.25)}
-
-
-_UNCOUPLED = {5: 0.0}
 
 
 # Before any run says something, as means and deviations of logs. What language models cannot learn
@@ -424,7 +429,8 @@ _USUAL_EXPONENT, _USUAL_RATIO, _COMPUTE_EXPONENT = (
     (0.0, 0.5),
     (math.log(0.2), 0.7),
 )
-_KAPLAN_EXPONENT = (math.log(0.1), 0.7)
+# How far a term of the loss is from a third of the least loss, at the middle of the runs.
+_TERM = (math.log(0.3), 1.5)
 
 
 def _usual_compute(y: FloatArray) -> dict[int, tuple[float, float]]:
@@ -436,34 +442,47 @@ def _usual_loss(y: FloatArray) -> dict[int, tuple[float, float]]:
     return {0: (level, _USUAL_SHARE[1]), 3: _USUAL_EXPONENT, 4: _USUAL_RATIO}
 
 
-_compute_family = Family(
+def _expected_compute(prior: Prior, y: FloatArray) -> dict[int, tuple[float, float]]:
+    # Of sweeps of anything: their exponents are not those of language models.
+    return {**_usual_compute(y), 1: _term(y)}
+
+
+def _expected_loss(prior: Prior, y: FloatArray) -> dict[int, tuple[float, float]]:
+    share, exponent, ratio = (
+        (math.log(median), deviation)
+        for median, deviation in (prior.irreducible, prior.exponent, prior.ratio)
+    )
+    level = (float(y.min()) + share[0], share[1])
+    return {0: level, 1: _term(y), 2: _term(y), 3: exponent, 4: ratio}
+
+
+def _term(y: FloatArray) -> tuple[float, float]:
+    return float(y.min()) + _TERM[0], _TERM[1]
+
+
+COMPUTE_FAMILY = Family(
     form=_compute_form,
     bounds=_compute_bounds,
     starts=_compute_starts,
     published=Member(delta=1e-2),
-    members=[Member(tilt=tilt) for tilt in (0.0, 0.5, 1.0)],
     usual=_usual_compute,
+    expected=_expected_compute,
+    directions=np.array([[1.0]]),
 )
 
 
-_loss_family = Family(
+LOSS_FAMILY = Family(
     form=_loss_form,
     bounds=_loss_bounds,
     starts=_loss_starts,
-    published=Member(delta=_PUBLISHED_DELTA, held=_UNCOUPLED),
-    members=[
-        *(Member(tilt=tilt, held=_UNCOUPLED, prior=_ALIKE) for tilt in (0.5, 1.0, 1.5, 2.0)),
-        Member(held=_UNCOUPLED),
-        Member(tilt=1.0, held={4: 0.0, **_UNCOUPLED}),
-        Member(tilt=1.0, prior={5: (0.0, 0.25), **_ALIKE}),
-        # Kaplan et al. 2020
-        Member(tilt=1.0, held={0: -math.inf}, prior={3: _KAPLAN_EXPONENT, 5: (0.0, 1.0)}),
-    ],
+    published=Member(delta=_PUBLISHED_DELTA),
     usual=_usual_loss,
+    expected=_expected_loss,
+    directions=np.array([[1.0, 1.0], [-1.0, 1.0]]),
 )
 
 
-def _runs(
+def as_runs(
     scales: list[FloatArray],
     C: FloatArray,
     L: FloatArray,
@@ -472,7 +491,7 @@ def _runs(
 ) -> tuple[Runs, FloatArray]:
     """The rows, and the center of their logs ``(k,)``."""
     n = len(L)
-    w = np.ones(n) if weights is None else _rows(loss=L, weights=weights)[1]
+    w = np.ones(n) if weights is None else positive_rows(loss=L, weights=weights)[1]
     labels = np.arange(n) if groups is None else np.asarray(groups)
     if labels.shape != (n,):
         raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
@@ -482,7 +501,7 @@ def _runs(
     return Runs(x - center, np.log(C), np.log(L), w, group), center
 
 
-def _enough(runs: Runs, n_coefficients: int) -> None:
+def enough(runs: Runs, n_coefficients: int) -> None:
     n, points = len(runs.y), len(np.unique(runs.x, axis=0))
     if n < n_coefficients + 1 or points < 2:
         raise ValueError(
@@ -491,7 +510,7 @@ def _enough(runs: Runs, n_coefficients: int) -> None:
         )
 
 
-def _rows(**columns: ArrayLike) -> list[FloatArray]:
+def positive_rows(**columns: ArrayLike) -> list[FloatArray]:
     """Columns of equal length, finite and positive."""
     arrays = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
     shapes = {array.shape for array in arrays.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +149,13 @@ def guess_columns(frame: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def fit_runs(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> RunsFit:
+def fit_runs(
+    frame: pd.DataFrame,
+    columns: Mapping[str, str] | None = None,
+    *,
+    tuned: bool = True,
+    hyperparameters: Sequence[str] = (),
+) -> RunsFit:
     """The law that a table of runs allows: L(N, D) with parameters and tokens, else L(C).
 
     Of parameters, tokens and FLOPs any two are enough for L(N, D), as C = 6 N D. Numbers may be
@@ -160,6 +166,8 @@ def fit_runs(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> R
         frame: one row a run.
         columns: of ``loss``, ``n_params``, ``n_tokens``, ``compute``, ``group``; the others are
             guessed from their names.
+        tuned, hyperparameters: as of :func:`fit_loss_law`, with the columns of hyperparameters by
+            their names.
 
     Raises:
         ValueError: a column that is not there, two that would do, too few of them to fit a law, or
@@ -197,7 +205,13 @@ def fit_runs(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> R
         notes += [note] * bool(note)
     if "group" in known:
         used["group"] = known["group"]
-    complete = np.all([np.isfinite(column) for column in values.values()], axis=0)
+    varied = {}
+    for column in hyperparameters:
+        if column not in frame:
+            raise ValueError(f"there is no column {column!r}: the table has {list(frame.columns)}")
+        varied[column], note = _read(frame[column], column, "hyperparameter")
+        notes += [note] * bool(note)
+    complete = np.all([np.isfinite(c) for c in (*values.values(), *varied.values())], axis=0)
     if "group" in used:
         complete &= frame[used["group"]].notna().to_numpy()
     left_out = np.flatnonzero(~complete)
@@ -215,9 +229,21 @@ def fit_runs(frame: pd.DataFrame, columns: Mapping[str, str] | None = None) -> R
     groups = frame[used["group"]].to_numpy()[complete] if "group" in used else None
     law: LossLaw | ComputeLaw
     if "compute" in values:
+        if varied or not tuned:
+            raise ValueError(
+                "the lower edge of untuned runs is sought over parameters and tokens, but there is "
+                "only their compute: name their columns with --params and --tokens"
+            )
         law = fit_compute_law(values["compute"], values["loss"], groups=groups)
     else:
-        law = fit_loss_law(values["n_params"], values["n_tokens"], values["loss"], groups=groups)
+        law = fit_loss_law(
+            values["n_params"],
+            values["n_tokens"],
+            values["loss"],
+            groups=groups,
+            tuned=tuned,
+            hyperparameters=pd.DataFrame(varied)[complete] if varied else None,
+        )
     guessed = tuple(quantity for quantity in used if quantity not in given)
     return RunsFit(law, used, guessed, len(left_out), tuple(notes))
 

@@ -29,15 +29,35 @@ from scipy.special import log_ndtr
 from carbs.analysis.laws.forecast import Family, Member, Runs
 from carbs.spaces import FloatArray
 
-_TURN = 0.5  # c
-# Means and deviations of logs: of the noise, of the excess, and of the diagonal of R.
-_NOISE, _EXCESS, _CURVE = (math.log(3e-3), 0.7), (math.log(0.02), 1.0), (math.log(0.12), 0.7)
-_EXCESS_OF_BOWL = (math.log(4e-3), 0.7)  # what a bowl leaves
 _EXPONENT_PRIOR = 0.5
 _LEAST_WORTH = 0.1
-# Of log loss over the edge: a run that failed; and how far up runs tell of the bowl.
-_FAR_ABOVE, _REACH, _LEAST_ROWS = 0.25, 0.05, 12
+_FAR_ABOVE, _LEAST_ROWS = 0.25, 12  # of log loss over the edge: a run that failed
 _LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class EdgePrior:
+    """What is usual of untuned runs; ``benchmarks/untuned.py`` compares others on simulated grids.
+
+    Medians and deviations of logs, of log losses.
+
+    Attributes:
+        noise: sigma.
+        excess: tau, where no bowl explains it; excess_of_bowl: what a bowl leaves.
+        curve: diagonal of R.
+        turn: c.
+        reach: how far above the edge runs tell of the bowl.
+    """
+
+    noise: tuple[float, float] = (3e-3, 0.7)
+    excess: tuple[float, float] = (0.02, 1.0)
+    excess_of_bowl: tuple[float, float] = (4e-3, 0.7)
+    curve: tuple[float, float] = (0.12, 0.7)
+    turn: float = 0.5
+    reach: float = 0.05
+
+
+USUAL_EDGE = EdgePrior()
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,12 @@ class LowerEdge:
 
 
 def lower_edge(
-    family: Family, member: Member, runs: Runs, z: FloatArray | None, names: tuple[str, ...]
+    family: Family,
+    member: Member,
+    runs: Runs,
+    z: FloatArray | None,
+    names: tuple[str, ...],
+    prior: EdgePrior = USUAL_EDGE,
 ) -> LowerEdge:
     """Find the edge below runs.
 
@@ -69,16 +94,17 @@ def lower_edge(
         runs: all that did not fail outright.
         z: logs of their hyperparameters, ``(n, h)``, or none.
         names: of these.
+        prior: what is usual.
     """
     if z is not None:
         # No bowl is so steep as to hold what failed: without it, a first edge tells which did.
-        first_edge = lower_edge(family, member, runs, None, ())
+        first_edge = lower_edge(family, member, runs, None, (), prior)
         least = np.sort(first_edge.above)[min(len(runs.y), _LEAST_ROWS) - 1]
-        reach = min(max(_REACH, float(least)), _FAR_ABOVE)
+        reach = min(max(prior.reach, float(least)), _FAR_ABOVE)
         near = np.flatnonzero(first_edge.above <= reach)
         failed = np.flatnonzero(first_edge.above > reach)
         if len(failed):
-            part = lower_edge(family, member, runs.only(near), z[near], names)
+            part = lower_edge(family, member, runs.only(near), z[near], names, prior)
             y, worth, above = runs.y.copy(), np.zeros(len(runs.y)), first_edge.above
             y[near], worth[near], above[near] = part.y, part.worth, part.above
             return replace(
@@ -110,18 +136,25 @@ def lower_edge(
         u = centred - x @ shape[:i_R].reshape(h, k).T
         v = u @ R
         q = np.square(v).sum(axis=1)
-        outward = 1 / (1 + 0.5 * q / _TURN)
+        outward = 1 / (1 + 0.5 * q / prior.turn)
         J[:, :i_R] = -((v @ R.T)[:, :, None] * x[:, None, :]).reshape(n, i_R)
         for index, (i, j) in enumerate(pairs):
             J[:, i_R + index] = u[:, i] * v[:, j] * (R[i, j] if i == j else 1.0)
-        return np.asarray(_TURN * np.log1p(0.5 * q / _TURN)), outward[:, None] * J
+        return np.asarray(prior.turn * np.log1p(0.5 * q / prior.turn)), outward[:, None] * J
 
-    of_excess = _EXCESS_OF_BOWL if h else _EXCESS
-    mean = np.concatenate([np.zeros(i_R), [_CURVE[0] if i == j else 0.0 for i, j in pairs]])
+    noise, curve, excess = (
+        (math.log(median), deviation)
+        for median, deviation in (
+            prior.noise,
+            prior.curve,
+            prior.excess_of_bowl if h else prior.excess,
+        )
+    )
+    mean = np.concatenate([np.zeros(i_R), [curve[0] if i == j else 0.0 for i, j in pairs]])
     width = np.concatenate(
         [
             np.tile([1.5, *[_EXPONENT_PRIOR] * (k - 1)], h),
-            [_CURVE[1] if i == j else 0.1 for i, j in pairs],
+            [curve[1] if i == j else 0.1 for i, j in pairs],
         ]
     )
     law_mean, law_width = np.zeros(p), np.full(p, np.inf)
@@ -134,8 +167,8 @@ def lower_edge(
         law[free] = theta[: len(free)]
         return law, theta[len(free) : -2], math.exp(theta[-2]), math.exp(theta[-1])
 
-    prior_mean = np.concatenate([law_mean[free], mean, [_NOISE[0], of_excess[0]]])
-    prior_width = np.concatenate([law_width[free], width, [_NOISE[1], of_excess[1]]])
+    prior_mean = np.concatenate([law_mean[free], mean, [noise[0], excess[0]]])
+    prior_width = np.concatenate([law_width[free], width, [noise[1], excess[1]]])
 
     def negative(theta: FloatArray) -> tuple[float, FloatArray]:
         law, shape, sigma, tau = unpack(theta)
@@ -168,7 +201,7 @@ def lower_edge(
                 options={"maxiter": 1000},
             )
             for start in _starts(
-                first[free], [*mean, _NOISE[0], of_excess[0]], lower[free], upper[free]
+                first[free], [*mean, noise[0], excess[0]], lower[free], upper[free]
             )
         ),
         key=lambda found: float(found.fun),
@@ -179,9 +212,9 @@ def lower_edge(
     # The excess of a row is normal around this, cut off at zero.
     t = r / sigma - sigma / tau
     ratio = np.exp(-0.5 * t * t - 0.5 * _LOG_2PI - log_ndtr(t))
-    excess = sigma * (t + ratio)
+    above_bowl = sigma * (t + ratio)
     worth = np.clip(ratio * (t + ratio), _LEAST_WORTH, 1.0)  # 1 - its variance over sigma^2
-    y = there + (r - excess) / worth
+    y = there + (r - above_bowl) / worth
     # The bowl is known less the higher up.
     worth = worth / (1 + np.square(0.2 * height / sigma))
     above = runs.y - there

@@ -197,6 +197,13 @@ def fit_command(
     tokens: Annotated[str | None, typer.Option(help="Column of the tokens.")] = None,
     compute: Annotated[str | None, typer.Option(help="Column of the compute.")] = None,
     group: Annotated[str | None, typer.Option(help="Column that names a run.")] = None,
+    untuned: Annotated[
+        bool, typer.Option("--untuned", help="The law of the runs' lower edge.")
+    ] = False,
+    hyperparameters: Annotated[
+        list[str] | None,
+        typer.Option("--hyperparameter", help="Column that was varied, not tuned: lr."),
+    ] = None,
     flops: Annotated[
         float | None, typer.Option(help="Predict the best run with this compute.")
     ] = None,
@@ -209,7 +216,10 @@ def fit_command(
         with working("fitting the law"), warnings.catch_warnings():
             warnings.simplefilter("ignore", analysis.UndeterminedLawWarning)  # the law says it
             found = analysis.fit_runs(
-                analysis.read_runs(file), {k: v for k, v in given.items() if v is not None}
+                analysis.read_runs(file),
+                {k: v for k, v in given.items() if v is not None},
+                tuned=not untuned,
+                hyperparameters=hyperparameters or (),
             )
     except (OSError, ValueError) as error:
         raise SweepStoppedError(f"no law from {file}: {error}") from None

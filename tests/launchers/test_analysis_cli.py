@@ -102,3 +102,23 @@ def test_fit_warns_in_words(run_cli: RunCli, tmp_path: Path) -> None:
     assert code == 0 and err == ""
     assert "warning: the runs do not tell how to divide a budget" in out
     assert "warning: asked at" in out
+
+
+def test_fit_finds_the_lower_edge_of_untuned_runs(run_cli: RunCli, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    N = 10 ** rng.uniform(7.5, 9.5, 60)
+    lr = 10 ** rng.uniform(-3.5, -1.5, 60)
+    loss = (1.7 + 400 * N**-0.34 + 1500 * (20 * N) ** -0.36) * np.exp(0.02 * np.log(lr / 5e-3) ** 2)
+    frame = pd.DataFrame({"n_params": N, "n_tokens": 20 * N, "loss": loss, "lr": lr})
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    code, out, _ = run_cli("fit", tmp_path / "runs.csv", "--untuned")
+    assert code == 0 and "by a one-sided error" in out
+    code, out, _ = run_cli("fit", tmp_path / "runs.csv", "--hyperparameter", "lr")
+    assert code == 0 and "a bowl in lr around an optimum" in out
+    code, _, err = run_cli("fit", tmp_path / "runs.csv", "--hyperparameter", "batch")
+    assert code == 2 and "no column 'batch'" in err
+    frame.assign(flops=1e20).drop(columns="n_params").rename(columns={"n_tokens": "x"}).to_csv(
+        tmp_path / "compute.csv", index=False
+    )
+    code, _, err = run_cli("fit", tmp_path / "compute.csv", "--untuned")
+    assert code == 2 and "name their columns with --params and --tokens" in err
