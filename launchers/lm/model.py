@@ -1,11 +1,11 @@
-"""A decoder-only transformer over bytes.
+"""A decoder-only transformer.
 
 Pre-norm blocks of causal attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and a
 gated MLP (SwiGLU, Shazeer 2020, arXiv 2002.05202). There are no biases, and the norms have no
 gains, so every parameter is the matrix of one product and the count of FLOPs is exact.
 
     B  sequences in a batch          d  width             h  hidden width of the MLP
-    T  bytes in a sequence           L  depth             V  vocabulary (256 bytes)
+    T  tokens in a sequence          L  depth             V  vocabulary (256 for bytes)
     N  parameters without the embedding and the unembedding
     C  FLOPs of training: about 6 N a token
 """
@@ -30,6 +30,7 @@ class ModelConfig:
     Attributes:
         width: features of the residual stream, a multiple of 16.
         depth: number of blocks.
+        vocab_size: tokens are below it; bytes by default.
 
     Raises:
         ValueError: the width is no positive multiple of 16, or the depth is below 1.
@@ -37,6 +38,7 @@ class ModelConfig:
 
     width: int
     depth: int
+    vocab_size: int = N_BYTES
 
     def __post_init__(self) -> None:
         if self.width < HEAD_WIDTH or self.width % HEAD_WIDTH:
@@ -70,12 +72,12 @@ class ModelConfig:
         kernel may skip is counted.
         """
         attention = 12 * self.depth * self.width * seq_len
-        logits = 6 * self.width * N_BYTES
+        logits = 6 * self.width * self.vocab_size
         return 6 * self.n_params + attention + logits
 
 
 class Transformer(nn.Module):
-    """Bytes in, logits of the next byte out.
+    """Tokens in, logits of the next token out.
 
     Args:
         config: the shape.
@@ -85,20 +87,20 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
-        self.embedding = _matrix(N_BYTES, config.width, 1.0, generator)
+        self.embedding = _matrix(config.vocab_size, config.width, 1.0, generator)
         self.blocks = nn.ModuleList(Block(config, generator) for _ in range(config.depth))
         # One over the width, not over its root: the first logits are small at every width.
-        self.unembedding = _matrix(N_BYTES, config.width, 1 / config.width, generator)
+        self.unembedding = _matrix(config.vocab_size, config.width, 1 / config.width, generator)
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Logits of the byte after each byte.
+        """Logits of the token after each token.
 
         Args:
-            tokens: ``B x T`` bytes, int64.
+            tokens: ``B x T`` tokens, int64.
             positions: ``B x T`` or ``T`` places in the text; 0, 1, 2, ... by default.
-            mask: ``B x T x T``, true where a byte (row) may look at a byte (column); causal by
+            mask: ``B x T x T``, true where a token (row) may look at a token (column); causal by
                 default.
 
         Returns:

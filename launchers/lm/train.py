@@ -18,7 +18,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +30,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from carbs.launchers.job.checkpoint import EVERY_S, Checkpoints
 from carbs.launchers.job.distributed import TIMEOUT_S, World, local_device, process_group
 from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
-from carbs.launchers.lm.answers import evaluate, load_questions
-from carbs.launchers.lm.data import BUILTIN, BUILTIN_SETS, DataMix, prepare
+from carbs.launchers.lm.answers import Question, evaluate, load_questions
+from carbs.launchers.lm.data import contamination
+from carbs.launchers.lm.data.builtin import COMPONENTS
+from carbs.launchers.lm.data.corpus import Corpus, prepare
+from carbs.launchers.lm.data.mix import DataMix, Phase
+from carbs.launchers.lm.data.sources import BUILTIN, Source
+from carbs.launchers.lm.data.tokenizer import BYTES
+from carbs.launchers.lm.held_out import bits_per_byte, held_out_losses
 from carbs.launchers.lm.model import ModelConfig, Transformer
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -48,6 +54,8 @@ class Params(BaseModel):
     batch_size: int = Field(default=8, ge=1)  # sequences
     tokens: int = Field(default=262_144, ge=1)  # to train on, to the nearest whole batch
     mix: dict[str, float] | None = None  # share of each component; equal shares by default
+    mid_mix: dict[str, float] | None = None  # of a second phase (mid-training), if there is one
+    mid_start: float = Field(default=0.8, ge=0, le=1)  # share of the tokens before that begins
     weight_decay: float = Field(default=0.1, ge=0)  # times the learning rate, at each step
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)  # of the steps
 
@@ -57,11 +65,15 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seq_len: int = Field(default=128, ge=1)  # bytes
+    seq_len: int = Field(default=128, ge=1)  # tokens
     # Sequences that pass through the model at once: bounds the memory, and changes only rounding.
     micro_batch_size: int = Field(default=16, ge=1)
     threads: int = Field(default=1, ge=1)  # of the CPU
-    data: dict[str, str] = dict.fromkeys(BUILTIN_SETS, BUILTIN)  # or a folder or glob for each
+    # A folder or glob for each component, or a Source, which says more of it.
+    data: dict[str, str | Source] = dict.fromkeys(COMPONENTS, BUILTIN)
+    tokenizer: str = BYTES  # or a file of the tokenizers library
+    max_epochs: float | None = Field(default=None, gt=0)  # over any component; more is refused
+    contamination: bool = True  # whether to measure it, once: all training text is read for it
     questions: dict[str, Path] = {}  # JSON Lines files, beside the sets made of the data
     checkpoint_every_s: float = Field(default=EVERY_S, ge=0)
     task_timeout_s: float = Field(default=TIMEOUT_S, gt=0)  # that one task waits for another
@@ -86,17 +98,22 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
 
 
 def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
-    config, device = ModelConfig(p.width, p.depth), world.device
-    corpus = prepare(settings.data, job.shared_folder)
-    weights = p.mix or {name: 1 / len(corpus.components) for name in corpus.components}
-    mix = DataMix(corpus, weights, settings.seq_len, job.seed)
+    device = world.device
+    corpus = prepare(settings.data, job.shared_folder, settings.tokenizer)
+    config = ModelConfig(p.width, p.depth, corpus.tokenizer.vocab_size)
     questions = {
         name: load_questions(path)
         for name, path in {**corpus.question_sets, **settings.questions}.items()
     }
 
+    found = _contamination(corpus, questions) if settings.contamination else None
     steps = max(1, round(p.tokens / (p.batch_size * settings.seq_len)))
-    tokens = steps * p.batch_size * settings.seq_len
+    n_sequences = steps * p.batch_size
+    tokens = n_sequences * settings.seq_len
+    weights = p.mix or {name: 1 / len(corpus.components) for name in corpus.components}
+    later = [Phase(round(p.mid_start * n_sequences), p.mid_mix)] if p.mid_mix else []
+    mix = DataMix(corpus, weights, settings.seq_len, job.seed, later)
+    mix.refuse_repetition(n_sequences, settings.max_epochs)
     n_parts = min(N_LOOKS + 1, tokens // LOOK_TOKENS)
     looks = {round(steps * part / n_parts) for part in range(1, n_parts)}
     stopwatch = _Stopwatch(device, world.size)
@@ -129,6 +146,7 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
         size = settings.micro_batch_size
         _fit(training, mix, p, size, steps, world, stop_after=steps, after_step=after_step)
         cost, losses = stopwatch.cost, training.losses
+        held_out = held_out_losses(model, corpus, settings.seq_len)
         evaluations = {name: evaluate(model, asked) for name, asked in questions.items()}
         output = sum(e.nll_per_byte for e in evaluations.values()) / len(evaluations)
         if not math.isfinite(output):  # the last step can spoil the model as well
@@ -142,6 +160,8 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
         raise BadConfigurationError(reason, cost=stopwatch.cost) from error
 
     last = losses[-math.ceil(len(losses) / 10) :]
+    train_loss = sum(last) / len(last)
+    of_last = mix.bytes_per_token(n_sequences - len(last) * p.batch_size, n_sequences)
     return Result(
         output=output,
         cost=cost,
@@ -155,8 +175,13 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
             "flops": config.flops_per_token(settings.seq_len) * tokens,
             "tokens_per_second": tokens / cost,
             "tasks": world.size,
-            "final_train_loss": sum(last) / len(last),
+            "final_train_loss": train_loss,
+            "final_train_bits_per_byte": bits_per_byte(train_loss, of_last),
+            "held_out_bits_per_byte": held_out,
             "mix": dict(weights),
+            "data": mix.facts(n_sequences),
+            "tokenizer": f"{corpus.tokenizer.name} {corpus.tokenizer.version}",
+            "contamination": found,
             "corpus": corpus.folder.name,
             "checkpoints": {
                 "resumed_at": resumed_at,
@@ -167,6 +192,14 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
             "environment": _environment(device),
         },
     )
+
+
+def _contamination(corpus: Corpus, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+    texts = {
+        name: [question.prompt + question.choices[question.answer] for question in asked]
+        for name, asked in questions.items()
+    }
+    return contamination.measure(corpus, texts)
 
 
 class _DivergedError(Exception):
