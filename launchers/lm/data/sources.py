@@ -34,7 +34,7 @@ from carbs.launchers.lm.data import builtin
 from carbs.launchers.lm.data.tokenizer import START
 
 BUILTIN: Literal["builtin"] = "builtin"
-PIECE_BYTES = 32_000_000
+PIECE_BYTES = 16_000_000
 
 Kind = Literal["builtin", "text", "jsonl", "parquet", "arrow"]
 
