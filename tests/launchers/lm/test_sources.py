@@ -43,6 +43,10 @@ def write_two_frames(path: Path, texts: list[str]) -> None:
     (path / "a.jsonl.zst").write_bytes(b"".join(halves))
 
 
+def save(path: Path, columns: dict[str, list[str]], **options: int) -> None:
+    Dataset.from_dict(columns).save_to_disk(path, **options)
+
+
 KINDS: dict[str, Callable[[Path, list[str]], object]] = {
     "text": write_text,
     "gz text": lambda path, texts: [
@@ -91,7 +95,7 @@ def test_what_is_read_in_pieces_is_the_same_and_each_has_a_hash_of_its_own(
 
 
 def test_a_dataset_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Dataset.from_dict({"text": TEXTS * 60}).save_to_disk(tmp_path)  # of batches of a thousand
+    save(tmp_path, {"text": TEXTS * 60})  # of batches of a thousand
     monkeypatch.setattr(module, "PIECE_BYTES", 300)
     found = pieces("mine", Source(path=str(tmp_path)))
     assert len(found) == 3
