@@ -106,6 +106,11 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
         for name, path in {**corpus.question_sets, **settings.questions}.items()
     }
 
+    if not questions:
+        raise ValueError(
+            "there is no question: the held-out text gives none. Name a file of questions in the "
+            "setting 'questions', or give more text"
+        )
     found = _contamination(corpus, questions) if settings.contamination else None
     steps = max(1, round(p.tokens / (p.batch_size * settings.seq_len)))
     n_sequences = steps * p.batch_size

@@ -130,7 +130,8 @@ class Corpus:
     Attributes:
         folder: of the questions; its name changes when the data does.
         components: what can be mixed, by name.
-        question_sets: held-out questions by the name of the set, as JSON Lines files.
+        question_sets: held-out questions by the name of the set, as JSON Lines files; only of
+            components whose text gives any.
         tokenizer: of all components.
     """
 
@@ -180,7 +181,8 @@ def prepare(
                 _make_questions(components, sets, unfinished, n_processes)
                 unfinished.rename(ready)
     paths = {set_name: ready / f"{set_name}.jsonl" for set_name, _ in sets.values()}
-    return Corpus(ready, components, paths, loaded)
+    made = {set_name: path for set_name, path in paths.items() if path.exists()}
+    return Corpus(ready, components, made, loaded)
 
 
 def _component(
@@ -257,7 +259,8 @@ def _make_questions(
     seen = iter(occurring(wholes, list(components.values()), n_processes))
     for name in components:
         unseen = [question for question in candidates[name] if not next(seen)]
-        save_questions(folder / f"{sets[name][0]}.jsonl", unseen[:N_QUESTIONS])
+        if unseen:  # text of one long line, say, gives none
+            save_questions(folder / f"{sets[name][0]}.jsonl", unseen[:N_QUESTIONS])
 
 
 def _held_out_texts(component: Component) -> Iterator[str]:
