@@ -55,14 +55,14 @@ def estimate_memory(
     is_gpu = device.type == "cuda"
     size = 2 if is_gpu else 4  # bytes: bfloat16 or float32
     d, h = shape.width, shape.hidden_width
-    kept = shape.depth * (11 * d + 4 * h) + 3 * d
+    kept = size * (shape.depth * (11 * d + 4 * h) + 3 * d)
     if shape.dropout:
-        kept += (2 * shape.depth + 1) * 2 * d
+        kept += (2 * shape.depth + 1) * d  # which were kept, a byte each
     # The logits; in float32 their softmax and its gradient, on a GPU the logits again.
     per_logit = 2 + 4 + 4 + 4 if is_gpu else 4 + 4 + 4
     return MemoryEstimate(
         state=4 * numbers + (2 * shape.n_params_with_ends if is_gpu else 0),
-        activations=size * tokens * kept,
+        activations=tokens * kept,
         logits=per_logit * tokens * shape.vocab_size,
     )
 
