@@ -1,11 +1,12 @@
 """Every field of the reference job's configuration, on one screen.
 
 Each may be a parameter of the sweep, or stand in the ``settings`` of its file, or keep its default.
-A dotted name is a field of a field: ``mix.code``.
+A dotted name is a field of a field: ``mix.code``, or ``mix__code`` where a name may have no dot.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -63,7 +64,7 @@ class Config(BaseModel):
     micro_batch_size: int = Field(default=16, ge=1)  # sequences at once: bounds the memory
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several tasks: whole copies, or shards
     compile: bool | None = None  # torch.compile; by default on a GPU alone
-    threads: int = Field(default=1, ge=1)  # of the CPU
+    threads: int | None = Field(default=None, ge=1)  # of the CPU; by default those that Slurm gives
     skip_spikes: bool = False  # whether a batch whose loss jumps up counts for nothing
     checkpoint_every_s: float = Field(default=EVERY_S, ge=0)
     task_timeout_s: float = Field(default=TIMEOUT_S, gt=0)  # that one task waits for another
@@ -100,7 +101,7 @@ def configure(params: Mapping[str, Any], settings: Mapping[str, Any]) -> Config:
     """The configuration of a run: its parameters, then the sweep's settings, then the defaults.
 
     Args:
-        params: values by the names of fields, dotted where a field has fields of its own.
+        params: values by the names of fields, dotted for what lies inside of one.
         settings: the same. Where both name a field, the parameter counts.
 
     Raises:
@@ -108,8 +109,9 @@ def configure(params: Mapping[str, Any], settings: Mapping[str, Any]) -> Config:
     """
     values: dict[str, Any] = {}
     for source in (settings, params):
-        for name, value in sorted(source.items(), key=lambda item: "." in item[0]):
-            _put(values, name.split("."), value)
+        dotted = {name.replace("__", "."): value for name, value in source.items()}
+        for name in sorted(dotted, key=lambda name: name.count(".")):  # the whole before its parts
+            _put(values, name.split("."), dotted[name])
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -117,7 +119,7 @@ def configure(params: Mapping[str, Any], settings: Mapping[str, Any]) -> Config:
         place = [str(part) for part in problem["loc"]]
         if not place:
             raise ValueError(problem["msg"].removeprefix("Value error, ")) from error
-        is_param = any(name.split(".")[0] == place[0] for name in params)
+        is_param = any(re.split(r"\.|__", name)[0] == place[0] for name in params)
         kind, name = "parameter" if is_param else "setting", ".".join(place)
         if problem["type"] == "extra_forbidden":
             known = ", ".join(Config.model_fields)

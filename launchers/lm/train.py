@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import platform
 import socket
 import subprocess
@@ -51,7 +52,7 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
         ValueError: a parameter or setting is unknown or impossible. The message names it.
     """
     config = configure(params, job.settings)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or int(os.environ.get("SLURM_CPUS_PER_TASK", 1)))
     device = local_device()
     with process_group(device, timeout_s=config.task_timeout_s) as world:
         return _train(config, job, world)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch._dynamo.config
 
+from carbs.launchers.job.distributed import World
 from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
 from carbs.launchers.lm import train as module
+from carbs.launchers.lm.config import Config
 from carbs.launchers.lm.train import train
 
 SMALL = {
@@ -148,6 +150,34 @@ def test_what_cannot_fit_is_refused_before_it_starts(
 def test_every_optimizer_learns(run: Run, optimizer: str, fields: dict[str, Any]) -> None:
     result = run(optimizer=optimizer, schedule="wsd", **fields)
     assert result.metrics["final_train_loss"] < 2.5
+
+
+def test_in_bfloat16_it_learns_nearly_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    whole = run()
+    monkeypatch.setattr(module, "_precision", lambda _: torch.autocast("cpu", torch.bfloat16))
+    half = run()
+    assert half.output != whole.output
+    assert half.output == pytest.approx(whole.output, abs=0.05)
+
+
+def test_beside_a_gpu_batches_are_made_ahead_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def make(mix: Any, step: int, **_: Any) -> list[tuple[torch.Tensor, ...]]:
+        if step == 5:
+            raise OSError("the disk is on fire")
+        made.append(step)
+        return [(torch.tensor(step),)]
+
+    monkeypatch.setattr(module, "_micro_batches", make)
+    world = World(0, 1, torch.device("cuda"))
+    batches = module._batches(cast(Any, None), 2, Config(tokens=10_240), 0, world)
+    for step in (2, 3, 4):
+        assert next(batches) == (step, [(torch.tensor(step),)])
+    assert made == [2, 3, 4]
+    with pytest.raises(OSError, match="fire"):
+        next(batches)
 
 
 def test_a_compiled_model_learns_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
