@@ -25,6 +25,7 @@ from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import plots
+from carbs.analysis.report.data import data_section
 from carbs.analysis.report.figure import figure_html
 from carbs.analysis.report.markup import (
     DOCUMENT,
@@ -143,6 +144,7 @@ class _Page:
             self._predictions(),
             self._backtest(),
             self._convergence(),
+            data_section(self.study),
             self._failures(),
             self._all_trials(),
         ]

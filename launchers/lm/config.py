@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from carbs.launchers.job.checkpoint import EVERY_S
 from carbs.launchers.job.distributed import TIMEOUT_S
-from carbs.launchers.lm.data import BUILTIN, BUILTIN_SETS
+from carbs.launchers.lm.data.builtin import COMPONENTS
+from carbs.launchers.lm.data.sources import BUILTIN, Source
+from carbs.launchers.lm.data.tokenizer import BYTES
 from carbs.launchers.lm.model import N_BYTES, ModelConfig
 
 
@@ -56,8 +58,14 @@ class Config(BaseModel):
     batch_size: int = Field(default=8, ge=1)  # sequences
     batch_tokens: int | None = Field(default=None, ge=1)  # in place of batch_size
     seq_len: int = Field(default=128, ge=1)  # tokens
-    data: dict[str, str] = dict.fromkeys(BUILTIN_SETS, BUILTIN)  # or a folder or glob for each
+    # A folder or glob for each component, or a Source, which says more of it.
+    data: dict[str, str | Source] = dict.fromkeys(COMPONENTS, BUILTIN)
+    tokenizer: str = BYTES  # or a file of the tokenizers library
     mix: dict[str, float] | None = None  # share of each component; equal shares by default
+    mid_mix: dict[str, float] | None = None  # of a second phase (mid-training), if there is one
+    mid_start: float = Field(default=0.8, ge=0, le=1)  # share of the tokens before that begins
+    max_epochs: float | None = Field(default=None, gt=0)  # over any component; more is refused
+    contamination: bool = True  # whether to measure it, once: all training text is read for it
     questions: dict[str, Path] = {}  # JSON Lines files, beside the sets made of the data
 
     # The machine. None of these changes what is learned, but for rounding.

@@ -5,7 +5,7 @@ gated MLP (SwiGLU, Shazeer 2020, arXiv 2002.05202). There are no biases, and the
 gains, so every parameter is the matrix of one product and the count of FLOPs is exact.
 
     B  sequences in a batch          d  width             h  hidden width of the MLP
-    T  tokens in a sequence          L  depth             V  vocabulary (256 bytes)
+    T  tokens in a sequence          L  depth             V  vocabulary (256 for bytes)
     N  parameters without the embedding and the unembedding
     C  FLOPs of training: about 6 N a token
 

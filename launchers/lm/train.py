@@ -18,7 +18,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -31,10 +31,13 @@ import torch
 from carbs.launchers.job.distributed import World, answered, local_device, process_group
 from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
 from carbs.launchers.job.sharded_checkpoint import ShardedCheckpoints, State
-from carbs.launchers.lm.answers import evaluate, load_questions
+from carbs.launchers.lm.answers import Question, evaluate, load_questions
 from carbs.launchers.lm.config import Config, configure
-from carbs.launchers.lm.data import DataMix, prepare
+from carbs.launchers.lm.data import contamination
+from carbs.launchers.lm.data.corpus import Corpus, prepare
+from carbs.launchers.lm.data.mix import DataMix, Phase
 from carbs.launchers.lm.guards import DivergedError, Guards, zero
+from carbs.launchers.lm.held_out import bits_per_byte, held_out_losses
 from carbs.launchers.lm.memory import GIB, MemoryMeter, estimate_memory, peak_flops
 from carbs.launchers.lm.model import Transformer
 from carbs.launchers.lm.optimizer import build_optimizers, schedule
@@ -59,15 +62,21 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
 
 
 def _train(config: Config, job: Job, world: World) -> Result:
-    device, shape, steps = world.device, config.shape(), config.steps
-    corpus = prepare(config.data, job.shared_folder)
-    weights = config.mix or {name: 1 / len(corpus.components) for name in corpus.components}
-    mix = DataMix(corpus, weights, config.seq_len, job.seed)
+    device, steps = world.device, config.steps
+    corpus = prepare(config.data, job.shared_folder, config.tokenizer)
+    shape = config.shape(corpus.tokenizer.vocab_size)
     questions = {
         name: load_questions(path)
         for name, path in {**corpus.question_sets, **config.questions}.items()
     }
-    tokens = steps * config.sequences * config.seq_len
+    found = _contamination(corpus, questions) if config.contamination else None
+    n_sequences = steps * config.sequences
+    tokens = n_sequences * config.seq_len
+    weights = config.mix or {name: 1 / len(corpus.components) for name in corpus.components}
+    mid_begins = round(config.mid_start * n_sequences)
+    later = [Phase(mid_begins, config.mid_mix)] if config.mid_mix else []
+    mix = DataMix(corpus, weights, config.seq_len, job.seed, later)
+    mix.refuse_repetition(n_sequences, config.max_epochs)
     n_parts = min(N_LOOKS + 1, tokens // LOOK_TOKENS)
     looks = {round(steps * part / n_parts) for part in range(1, n_parts)}
 
@@ -105,6 +114,7 @@ def _train(config: Config, job: Job, world: World) -> Result:
             checkpoints.after_step(done, state_now, around=stopwatch.paused)
         cost, losses = stopwatch.cost, training.guards.losses
         checkpoints.finish()
+        held_out = held_out_losses(model, corpus, config.seq_len)
         evaluations = {name: evaluate(model, asked) for name, asked in questions.items()}
         output = sum(e.nll_per_byte for e in evaluations.values()) / len(evaluations)
         if not math.isfinite(output):  # the last step can spoil the model as well
@@ -118,6 +128,8 @@ def _train(config: Config, job: Job, world: World) -> Result:
         raise BadConfigurationError(reason, cost=stopwatch.cost) from error
 
     last = losses[-math.ceil(len(losses) / 10) :]
+    train_loss = sum(last) / len(last)
+    of_last = mix.bytes_per_token(n_sequences - len(last) * config.sequences, n_sequences)
     environment = _environment(device)
     flops = shape.flops_per_token(config.seq_len) * tokens
     peak = peak_flops(environment["device"])
@@ -141,9 +153,14 @@ def _train(config: Config, job: Job, world: World) -> Result:
                 "device_gib": memory.of / GIB,
             },
             "tasks": world.size,
-            "final_train_loss": sum(last) / len(last),
+            "final_train_loss": train_loss,
+            "final_train_bits_per_byte": bits_per_byte(train_loss, of_last),
+            "held_out_bits_per_byte": held_out,
             "guards": training.guards.record(),
             "mix": dict(weights),
+            "data": mix.facts(n_sequences),
+            "tokenizer": f"{corpus.tokenizer.name} {corpus.tokenizer.version}",
+            "contamination": found,
             "corpus": corpus.folder.name,
             "checkpoints": {
                 "resumed_at": resumed_at,
@@ -154,6 +171,14 @@ def _train(config: Config, job: Job, world: World) -> Result:
             "environment": environment,
         },
     )
+
+
+def _contamination(corpus: Corpus, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+    texts = {
+        name: [question.prompt + question.choices[question.answer] for question in asked]
+        for name, asked in questions.items()
+    }
+    return contamination.measure(corpus, texts)
 
 
 N_LOOKS = 9  # along a run, at the most
