@@ -1,8 +1,8 @@
 """The training function: ``train(params, job)`` trains one model and asks it the questions.
 
-``output`` is the log of answer perplexity, the mean over the question sets of their nats per byte
-(lower is better). ``cost`` is the device's seconds in the training loop alone. With the same
-parameters and seed, the output is the same to the last bit on the same machine's CPU.
+``output`` is the log of answer perplexity, the mean over the question sets, by their weights, of
+their nats per byte (lower is better). ``cost`` is the device's seconds in the training loop alone.
+With the same parameters and seed, the output is the same to the last bit on the same machine's CPU.
 
 Along the run, a few of the questions are asked, and their mean nll is reported as its learning
 curve. The looks are so few that they take some percent of the time, and like the questions at the
@@ -19,7 +19,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +29,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from carbs.launchers.job.checkpoint import EVERY_S, Checkpoints
 from carbs.launchers.job.distributed import TIMEOUT_S, World, local_device, process_group
 from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
-from carbs.launchers.lm.answers import evaluate, load_questions
 from carbs.launchers.lm.data import BUILTIN, BUILTIN_SETS, DataMix, prepare
 from carbs.launchers.lm.model import ModelConfig, Transformer
+from carbs.launchers.lm.question_sets import QuestionSets
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -63,6 +62,8 @@ class Settings(BaseModel):
     threads: int = Field(default=1, ge=1)  # of the CPU
     data: dict[str, str] = dict.fromkeys(BUILTIN_SETS, BUILTIN)  # or a folder or glob for each
     questions: dict[str, Path] = {}  # JSON Lines files, beside the sets made of the data
+    weights: dict[str, float] = {}  # of question sets in the objective; 1 by default
+    sealed: dict[str, Path] = {}  # questions whose scores nobody sees before `carbs unseal`
     checkpoint_every_s: float = Field(default=EVERY_S, ge=0)
     task_timeout_s: float = Field(default=TIMEOUT_S, gt=0)  # that one task waits for another
 
@@ -90,10 +91,12 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
     corpus = prepare(settings.data, job.shared_folder)
     weights = p.mix or {name: 1 / len(corpus.components) for name in corpus.components}
     mix = DataMix(corpus, weights, settings.seq_len, job.seed)
-    questions = {
-        name: load_questions(path)
-        for name, path in {**corpus.question_sets, **settings.questions}.items()
-    }
+    questions = QuestionSets(
+        {**corpus.question_sets, **settings.questions},
+        settings.sealed,
+        settings.weights,
+        max_tokens=settings.seq_len,
+    )
 
     steps = max(1, round(p.tokens / (p.batch_size * settings.seq_len)))
     tokens = steps * p.batch_size * settings.seq_len
@@ -117,9 +120,7 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
 
         def look(step: int) -> None:
             if step in looks:
-                asked = [q[:LOOK_QUESTIONS] for q in questions.values()]
-                nlls = [evaluate(model, q).nll_per_byte for q in asked]
-                job.report(step / steps, sum(nlls) / len(nlls), stopwatch.cost)
+                job.report(step / steps, questions.look(model, LOOK_QUESTIONS), stopwatch.cost)
             checkpoints.after_step(step, state_now)
 
         def after_step(step: int) -> None:
@@ -129,10 +130,9 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
         size = settings.micro_batch_size
         _fit(training, mix, p, size, steps, world, stop_after=steps, after_step=after_step)
         cost, losses = stopwatch.cost, training.losses
-        evaluations = {name: evaluate(model, asked) for name, asked in questions.items()}
-        output = sum(e.nll_per_byte for e in evaluations.values()) / len(evaluations)
-        if not math.isfinite(output):  # the last step can spoil the model as well
-            raise _DivergedError(f"the answers' nll is {output}")
+        asked = questions.ask(model)
+        if not math.isfinite(asked.output):  # the last step can spoil the model as well
+            raise _DivergedError(f"the answers' nll is {asked.output}")
     except _DivergedError as error:
         raise BadConfigurationError(f"diverged: {error}", cost=stopwatch.cost) from None
     except (MemoryError, RuntimeError) as error:
@@ -141,14 +141,14 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
         reason = f"out of memory: width {p.width}, depth {p.depth}, batch size {p.batch_size}"
         raise BadConfigurationError(reason, cost=stopwatch.cost) from error
 
+    if world.rank == 0:
+        asked.save(job)
     last = losses[-math.ceil(len(losses) / 10) :]
     return Result(
-        output=output,
+        output=asked.output,
         cost=cost,
         metrics={
-            "evaluations": {
-                name: {**asdict(e), "perplexity": e.perplexity} for name, e in evaluations.items()
-            },
+            "evaluations": asked.evaluations,
             "n_params": config.n_params,
             "tokens": tokens,
             "steps": steps,
