@@ -33,7 +33,8 @@ from carbs.launchers.lm.shapes import SHAPES, from_shape, read_rows
 
 START = "\0"  # stands before every document in training, and so before every prompt
 
-Encode = Callable[[str], Sequence[int]]
+# The tokens of each text, with none that are not of the text.
+Encode = Callable[[Sequence[str]], Sequence[Sequence[int] | NDArray[Any]]]
 
 
 class Question(BaseModel):
@@ -155,9 +156,9 @@ def save_questions(path: Path, questions: Sequence[Question]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def encode_bytes(text: str) -> Sequence[int]:
-    """The bytes of a text as its tokens."""
-    return text.encode()
+def encode_bytes(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+    """The bytes of each text as its tokens."""
+    return [text.encode() for text in texts]
 
 
 def evaluate(
@@ -224,7 +225,7 @@ def score(
         model: scores on the device where its weights are.
         questions: one or more.
         tokens_per_batch: bounds the memory; the result does not depend on it beyond rounding.
-        encode: from a text to its tokens, without any that is not of the text.
+        encode: from texts to the tokens of each, without any that is not of the text.
         start: the token that stands before every document in training.
         max_tokens: that the model is to see of prompt and choice; of longer ones the prompt's
             beginning is left out. Without it, all.
@@ -235,7 +236,12 @@ def score(
     if not questions:
         raise ValueError("cannot evaluate a model on no questions")
     device = model.embedding.device
-    rows = [_pack(encoded(q, encode, start, max_tokens), q.answer) for q in questions]
+    rows = [
+        _pack(one, question.answer)
+        for one, question in zip(
+            encoded(questions, encode, start, max_tokens), questions, strict=True
+        )
+    ]
     scores: dict[int, Score] = {}
     for batch in _batches(rows, tokens_per_batch):
         length = max(len(rows[i].tokens) for i in batch)
@@ -264,19 +270,29 @@ class Encoded(NamedTuple):
     is_cut: bool
 
 
-def encoded(question: Question, encode: Encode, start: int, max_tokens: int | None) -> Encoded:
+def encoded(
+    questions: Sequence[Question], encode: Encode, start: int, max_tokens: int | None
+) -> list[Encoded]:
     """The choices' tokens are those of the whole text after what all share with the prompt's."""
-    prompt = list(encode(question.prompt))
-    wholes = [list(encode(question.prompt + choice)) for choice in question.choices]
-    shared = 0
-    most = min(len(prompt), *(len(whole) - 1 for whole in wholes))
-    while shared < most and all(whole[shared] == prompt[shared] for whole in wholes):
-        shared += 1
-    targets = [whole[shared:] for whole in wholes]
-    keep = shared
-    if max_tokens is not None:  # the start, and all but the last token of the longest choice
-        keep = min(shared, max(0, max_tokens - max(map(len, targets))))
-    return Encoded([start, *prompt[shared - keep : shared]], targets, keep < shared)
+    texts = [
+        text
+        for question in questions
+        for text in (question.prompt, *(question.prompt + choice for choice in question.choices))
+    ]
+    tokens = (list(map(int, of_text)) for of_text in encode(texts))
+    found = []
+    for question in questions:
+        prompt, *wholes = (next(tokens) for _ in range(1 + len(question.choices)))
+        shared, most = 0, min(len(prompt), *(len(whole) - 1 for whole in wholes))
+        while shared < most and all(whole[shared] == prompt[shared] for whole in wholes):
+            shared += 1
+        targets = [whole[shared:] for whole in wholes]
+        keep = shared
+        if max_tokens is not None:  # the start, and all but the last token of the longest choice
+            keep = min(shared, max(0, max_tokens - max(map(len, targets))))
+        context = [start, *prompt[shared - keep : shared]]
+        found.append(Encoded(context, targets, is_cut=keep < shared))
+    return found
 
 
 PROMPT = 0

@@ -6,7 +6,6 @@ What they answer is scored as the reference job's own models are: see
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +57,7 @@ def score_transformers(
         raise ValueError("the tokenizer has no beginning or end of a sequence: say start=")
     if max_tokens is None:
         max_tokens = getattr(model.config, "max_position_embeddings", None)
-    encode = _encode(tokenizer)
-    asked = [encoded(question, encode, start, max_tokens) for question in questions]
+    asked = encoded(questions, _encode(tokenizer), start, max_tokens)
     rows = [
         (q, c) for q, question in enumerate(asked) for c in range(len(question.targets))
     ]  # each choice by itself, as not every model takes masks and positions
@@ -150,12 +148,11 @@ def non_embedding(model: PreTrainedModel) -> int:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """The text's own tokens, nothing before or after it."""
+    """A text's own tokens, nothing before or after them."""
 
-    def encode(text: str) -> Sequence[int]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of texts longer than the model: we cut them
-            return list(tokenizer.encode(text, add_special_tokens=False))
+    def encode(texts: Sequence[str]) -> Sequence[Sequence[int]]:
+        # Without a word on texts that are longer than the model: they are cut.
+        return list(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
 
     return encode
 

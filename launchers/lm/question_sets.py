@@ -34,7 +34,7 @@ class QuestionSets:
         files: of the open sets, by their names.
         sealed: files of the sealed ones.
         weights: of open sets in the objective, not negative; 1 for those that are not named.
-        encode: from a text to its tokens.
+        encode: from texts to the tokens of each.
         start: the token that stands before every document.
         max_tokens: that the model is to see of prompt and choice; None for all.
 

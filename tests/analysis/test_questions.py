@@ -40,10 +40,13 @@ def test_a_planted_mislabelled_question_is_the_one_that_is_found() -> None:
 def test_an_answer_that_got_likelier_before_it_got_less_likely_is_found() -> None:
     """As one that is marked wrongly does, when models first learn to write at all."""
     nll, chosen, right = asked(0, np.ones(N_QUESTIONS))
-    skill = nll[:, 1:].mean(axis=1) / nll[:, 1:].mean()
-    nll[:, 0] = 3 + np.abs(skill - np.quantile(skill, 0.6))
+    others = nll[:, 1:].mean(axis=1)
+    nll[:, 0] = 3 + np.abs(others - np.median(others))
     found = question_evidence(nll, chosen, right)
     assert list(found["question"][found["verdict"] != ""]) == [0]
+    worse_half = others > np.median(others)
+    found = question_evidence(nll[worse_half], chosen[worse_half], right)
+    assert not (found["verdict"] != "").any()
 
 
 def test_questions_that_say_nothing_are_rarely_called_doubtful() -> None:

@@ -19,7 +19,7 @@ from carbs.launchers.lm.answers import Question, save_questions
 from carbs.launchers.loggers.runs import TrialRun
 
 RunCli = Callable[..., tuple[int, str, str]]
-N_TRIALS = 32
+N_TRIALS = 18
 SCENES = [
     ("cat", "bird", "house"),
     ("dog", "fish", "river"),

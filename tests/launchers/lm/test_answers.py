@@ -117,7 +117,7 @@ def test_tokens_over_the_boundary_count_to_every_choice() -> None:
 
     model = build()
     asked = Question(prompt="the ", choices=["mats", "hat"], answer=0)
-    scored = score(model, [asked], encode=encode, start=7)[0]
+    scored = score(model, [asked], encode=lambda texts: [*map(encode, texts)], start=7)[0]
     with torch.no_grad():
         log_p = [model(torch.tensor([[7, *encode(text)]])).log_softmax(-1)[0] for text in TEXTS]
     for found, by_hand, text in zip(scored.log_likelihoods, log_p, TEXTS, strict=True):
