@@ -66,7 +66,11 @@ class Config(BaseModel):
     mid_start: float = Field(default=0.8, ge=0, le=1)  # share of the tokens before that begins
     max_epochs: float | None = Field(default=None, gt=0)  # over any component; more is refused
     contamination: bool = True  # whether to measure it, once: all training text is read for it
+
+    # The questions.
     questions: dict[str, Path] = {}  # JSON Lines files, beside the sets made of the data
+    weights: dict[str, float] = {}  # of question sets in the objective; 1 by default
+    sealed: dict[str, Path] = {}  # questions whose scores nobody sees before `carbs unseal`
 
     # The machine. None of these changes what is learned, but for rounding.
     micro_batch_size: int = Field(default=16, ge=1)  # sequences at once: bounds the memory

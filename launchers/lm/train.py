@@ -1,8 +1,8 @@
 """The training function: ``train(params, job)`` trains one model and asks it the questions.
 
-``output`` is the log of answer perplexity, the mean over the question sets of their nats per byte
-(lower is better). ``cost`` is the device's seconds in the training loop alone. With the same
-parameters and seed, the output is the same to the last bit on the same machine's CPU.
+``output`` is the log of answer perplexity, the mean over the question sets, by their weights, of
+their nats per byte (lower is better). ``cost`` is the device's seconds in the training loop alone.
+With the same parameters and seed, the output is the same to the last bit on the same machine's CPU.
 
 Along the run, a few of the questions are asked, and their mean nll is reported as its learning
 curve. The looks are so few that they take some percent of the time, and like the questions at the
@@ -20,7 +20,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import torch
 from carbs.launchers.job.distributed import World, answered, local_device, process_group
 from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
 from carbs.launchers.job.sharded_checkpoint import ShardedCheckpoints, State
-from carbs.launchers.lm.answers import Question, evaluate, load_questions
+from carbs.launchers.lm.answers import Question
 from carbs.launchers.lm.config import Config, configure
 from carbs.launchers.lm.data import contamination
 from carbs.launchers.lm.data.corpus import Corpus, prepare
@@ -42,6 +41,7 @@ from carbs.launchers.lm.memory import GIB, MemoryMeter, estimate_memory, peak_fl
 from carbs.launchers.lm.model import Transformer
 from carbs.launchers.lm.optimizer import build_optimizers, schedule
 from carbs.launchers.lm.parallel import Spread, local, micro_batches, whole
+from carbs.launchers.lm.question_sets import QuestionSets
 
 
 def train(params: Mapping[str, Any], job: Job) -> Result:
@@ -65,11 +65,15 @@ def _train(config: Config, job: Job, world: World) -> Result:
     device, steps = world.device, config.steps
     corpus = prepare(config.data, job.shared_folder, config.tokenizer)
     shape = config.shape(corpus.tokenizer.vocab_size)
-    questions = {
-        name: load_questions(path)
-        for name, path in {**corpus.question_sets, **config.questions}.items()
-    }
-    found = _contamination(corpus, questions) if config.contamination else None
+    questions = QuestionSets(
+        {**corpus.question_sets, **config.questions},
+        config.sealed,
+        config.weights,
+        encode=corpus.tokenizer.encode,
+        start=corpus.tokenizer.start,
+        max_tokens=config.seq_len,
+    )
+    found = _contamination(corpus, questions.sets) if config.contamination else None
     n_sequences = steps * config.sequences
     tokens = n_sequences * config.seq_len
     weights = config.mix or {name: 1 / len(corpus.components) for name in corpus.components}
@@ -107,18 +111,16 @@ def _train(config: Config, job: Job, world: World) -> Result:
                 training.guards.read(steps)
             if done in looks:
                 with stopwatch.paused():
-                    asked = [evaluate(model, q[:LOOK_QUESTIONS]) for q in questions.values()]
-                    nll = sum(e.nll_per_byte for e in asked) / len(asked)
+                    nll = questions.look(model, LOOK_QUESTIONS)
                     report = partial(job.report, done / steps, nll, stopwatch.cost)
                     world.follow_first(report)
             checkpoints.after_step(done, state_now, around=stopwatch.paused)
         cost, losses = stopwatch.cost, training.guards.losses
         checkpoints.finish()
         held_out = held_out_losses(model, corpus, config.seq_len)
-        evaluations = {name: evaluate(model, asked) for name, asked in questions.items()}
-        output = sum(e.nll_per_byte for e in evaluations.values()) / len(evaluations)
-        if not math.isfinite(output):  # the last step can spoil the model as well
-            raise DivergedError(f"the answers' nll is {output}")
+        asked = questions.ask(model)
+        if not math.isfinite(asked.output):  # the last step can spoil the model as well
+            raise DivergedError(f"the answers' nll is {asked.output}")
     except DivergedError as error:
         raise BadConfigurationError(f"diverged: {error}", cost=stopwatch.cost) from None
     except (MemoryError, RuntimeError) as error:
@@ -127,6 +129,8 @@ def _train(config: Config, job: Job, world: World) -> Result:
         reason = _out_of_memory(config, expected.total, memory.used, memory.of)
         raise BadConfigurationError(reason, cost=stopwatch.cost) from error
 
+    if world.rank == 0:
+        asked.save(job)
     last = losses[-math.ceil(len(losses) / 10) :]
     train_loss = sum(last) / len(last)
     of_last = mix.bytes_per_token(n_sequences - len(last) * config.sequences, n_sequences)
@@ -134,12 +138,10 @@ def _train(config: Config, job: Job, world: World) -> Result:
     flops = shape.flops_per_token(config.seq_len) * tokens
     peak = peak_flops(environment["device"])
     return Result(
-        output=output,
+        output=asked.output,
         cost=cost,
         metrics={
-            "evaluations": {
-                name: {**asdict(e), "perplexity": e.perplexity} for name, e in evaluations.items()
-            },
+            "evaluations": asked.evaluations,
             "n_params": shape.n_params,
             "tokens": tokens,
             "steps": steps,

@@ -146,9 +146,7 @@ def test_the_report_tells_it_with_the_numbers_and_when_the_data_changed(
         "max_in_flight": 1,
     }
     said: list[str] = []
-    sweep = Sweep(
-        load_sweep(write_sweep(**keys, max_trials=4)), tmp_path / "s", notify=said.append
-    )
+    sweep = Sweep(load_sweep(write_sweep(**keys, max_trials=4)), tmp_path / "s", notify=said.append)
     with sweep.controlling():
         sweep.run()
     assert not said

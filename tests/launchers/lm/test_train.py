@@ -118,13 +118,13 @@ def test_a_run_reports_its_progress_without_being_changed_by_it(
 
 def test_looking_is_no_part_of_the_cost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    evaluate = module.evaluate
+    look = module.QuestionSets.look
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any) -> float:
         clock[0] += 1000.0
-        return evaluate(*arguments)
+        return look(*arguments)
 
-    monkeypatch.setattr(module, "evaluate", slow)
+    monkeypatch.setattr(module.QuestionSets, "look", slow)
     monkeypatch.setattr(module, "_now", lambda device: clock[0] + time.process_time())
     assert run(tokens=32_768).cost < 1000
 
@@ -189,20 +189,20 @@ def attempt_at(folder: Path, shared: Path, attempt: int) -> Job:
 def test_what_a_checkpoint_holds_is_paid_for_once(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock of one second a step and ten an evaluation: only steps cost, each of them once."""
-    step, evaluate, now = module._Training.step, module.evaluate, [0.0]
+    """A clock of one second a step and ten a look: only steps cost, each of them once."""
+    step, look, now = module._Training.step, module.QuestionSets.look, [0.0]
 
     def a_second(self: module._Training, at: int, parts: Any) -> None:
         now[0] += 1
         step(self, at, parts)
 
-    def ten_seconds(*arguments: Any) -> Any:
+    def ten_seconds(*arguments: Any) -> float:
         now[0] += 10
-        return evaluate(*arguments)
+        return look(*arguments)
 
     monkeypatch.setattr(module, "_now", lambda device: now[0])
     monkeypatch.setattr(module._Training, "step", a_second)
-    monkeypatch.setattr(module, "evaluate", ten_seconds)
+    monkeypatch.setattr(module.QuestionSets, "look", ten_seconds)
     for attempt, last in enumerate((7, 20), start=1):
         with monkeypatch.context() as dying, pytest.raises(Preempted, match="SIGTERM"):
             counts = itertools.count(1)
