@@ -589,9 +589,9 @@ def _repetition(tokens: float, params: Params, metrics: pd.DataFrame) -> list[st
         str(name): column.dropna().iloc[-1] for name, column in metrics.items() if column.count()
     }
     unique = {
-        name.removeprefix("data.").removesuffix(".unique_tokens"): float(newest[name])
-        for name in newest
-        if name.startswith("data.") and name.endswith(".unique_tokens")
+        name.removeprefix("data.").removesuffix(".unique_tokens"): float(value)
+        for name, value in newest.items()
+        if name.startswith("data.") and name.endswith(".unique_tokens") and value
     }
     mixes = [value for value in params.values() if isinstance(value, Mapping)]
     shares = next((mix for mix in mixes if set(mix) <= set(unique)), None)
