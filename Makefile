@@ -2,6 +2,7 @@
 # make test    the tests
 # make docs    the site, in build/docs
 # make check   lint, types and tests: what CI runs
+# make bench-gpu   how fast the reference job trains on this machine's GPU, or its CPU
 
 # The first Python that is new enough.
 PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3.14; do \
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types docs check clean
+.PHONY: install demo test lint types docs check bench-gpu clean
 
 install: $(VENV)/installed
 
@@ -37,6 +38,9 @@ docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 
 check: lint types test
+
+bench-gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

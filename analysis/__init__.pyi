@@ -6,6 +6,11 @@ from .front.expectation import (
 )
 from .front.hyperparameters import Curve as Curve, hyperparameter_curves as hyperparameter_curves
 from .front.model import FrontModel as FrontModel, fit_front as fit_front
+from .front.questions import (
+    AnsweredSet as AnsweredSet,
+    Seal as Seal,
+    question_evidence as question_evidence,
+)
 from .front.trials import study_space as study_space, trials_frame as trials_frame
 from .laws.accuracy import (
     AccuracyChain as AccuracyChain,

@@ -337,6 +337,8 @@ def plan(
             f"{epochs:.1f} epochs over {unique_tokens:.3g} unique tokens: beyond four, repeated "
             "tokens are worth less and less, which the prediction does not know"
         )
+    if unique_tokens is None and tokens is not None:
+        notes += _repetition(tokens, params, metrics)
     if memory is not None and budget is not None and memory > GPUS[gpu].memory_gib * n_gpus:
         notes.append(f"{memory:.0f} GiB of weights and optimizer do not fit on {n_gpus} x {gpu}")
     notes += _mixed_versions(metrics)
@@ -590,9 +592,40 @@ def _warnings(
     return found
 
 
+def _repetition(tokens: float, params: Params, metrics: pd.DataFrame) -> list[str]:
+    """Which components are gone over too often, if runs have recorded how much there is of each."""
+    newest: dict[str, Any] = {
+        str(name): column.dropna().iloc[-1] for name, column in metrics.items() if column.count()
+    }
+    unique = {
+        name.removeprefix("data.").removesuffix(".unique_tokens"): float(value)
+        for name, value in newest.items()
+        if name.startswith("data.") and name.endswith(".unique_tokens") and value
+    }
+    mixes = [value for value in params.values() if isinstance(value, Mapping)]
+    shares = next((mix for mix in mixes if set(mix) <= set(unique)), None)
+    if shares is None:  # not searched: as it was
+        read = {name: newest.get(f"data.{name}.tokens", 0.0) for name in unique}
+        shares = {name: n / max(sum(read.values()), 1) for name, n in read.items()}
+    return [
+        f"{epochs:.1f} epochs over component {name!r}, which has {unique[name]:.3g} tokens: beyond "
+        "four, repeated tokens are worth less and less, which the prediction does not know"
+        for name, share in shares.items()
+        if (epochs := tokens * share / unique[name]) > _HARMLESS_EPOCHS
+    ]
+
+
 def _mixed_versions(metrics: pd.DataFrame) -> list[str]:
     found = []
     for name in metrics.columns:
+        if name.startswith("data.") and name.endswith(".version"):
+            values = [str(value) for value in metrics[name].dropna().unique()]
+            if len(values) > 1:
+                what = name.removeprefix("data.").removesuffix(".version")
+                found.append(
+                    f"the sweep's runs differ in the data of {what}: versions "
+                    f"{', '.join(values[:5])}"
+                )
         if name.startswith("environment."):
             values = sorted({str(value) for value in metrics[name].dropna()})
             if len(values) > 1:

@@ -9,7 +9,7 @@ escaped where it enters the page: in :func:`table`, :func:`_figure` and :func:`p
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from scipy.special import ndtri
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import FrontModel
+from carbs.analysis.front.questions import LEAST_TRIALS, AnsweredSet, Seal, rank_correlations
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import plots
+from carbs.analysis.report.data import data_section
 from carbs.analysis.report.figure import figure_html
 from carbs.analysis.report.interactive import front_html, interactive_front
 from carbs.analysis.report.markup import (
@@ -45,6 +47,8 @@ from carbs.study import flat_names, flatten
 from carbs.threads import on_one_thread
 
 _MOST_REASONS = 20
+_MOST_QUESTIONS = 30
+_MOST_LETTERS = 160  # of a prompt's end
 _CHECK_IS_APART = (
     " The check run's prediction also rests on the trials off the front, so it need not lie on "
     "the line."
@@ -61,6 +65,8 @@ def write_report(
     *,
     cost_unit: str = "s",
     output_unit: str = "",
+    answers: Sequence[AnsweredSet] = (),
+    seal: Seal | None = None,
     is_interactive: bool = False,
 ) -> Path:
     """Write ``report.html``, which needs no other file, and its figures into ``figures``.
@@ -77,6 +83,8 @@ def write_report(
             ``output_inside`` and ``cost_inside``, or ``failure``, why it could not be trained.
         cost_unit: of the study's costs.
         output_unit: of its outputs, for the axes; empty for none.
+        answers: what the trials answered, set by set, to tell doubtful questions.
+        seal: the sealed question sets; their answers are shown where they are opened.
         is_interactive: whether the front answers to the pointer with a trial's parameters; the page
             is then some 5 MB larger, and ``plotly`` has to be installed.
 
@@ -86,7 +94,9 @@ def write_report(
     Raises:
         ImportError: plotly is asked for, and not installed.
     """
-    page = _Page(folder, study, front, law, check, cost_unit, output_unit, is_interactive)
+    page = _Page(
+        folder, study, front, law, check, cost_unit, output_unit, answers, seal, is_interactive
+    )
     path = folder / "report.html"
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page.html(), encoding="utf-8")
@@ -120,8 +130,11 @@ class _Page:
         check: Mapping[str, Any] | None,
         cost_unit: str,
         output_unit: str,
+        answers: Sequence[AnsweredSet],
+        seal: Seal | None,
         is_interactive: bool,
     ) -> None:
+        self.answers, self.seal = answers, seal
         self.folder = folder / "figures"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study, self.front, self.check = study, front, check
@@ -152,6 +165,9 @@ class _Page:
             self._predictions(),
             self._backtest(),
             self._convergence(),
+            data_section(self.study),
+            self._questions(),
+            self._sealed(),
             self._failures(),
             self._all_trials(),
         ]
@@ -507,6 +523,115 @@ class _Page:
             self._figure("convergence", axes, "Best output so far over total cost"),
         )
 
+    def _questions(self) -> str:
+        """Of sets with enough trials: which questions are doubtful, and what they change."""
+        sets = [*self.answers, *(self.seal.sets if self.seal is not None else ())]
+        judged = [one for one in sets if len(one.trials) >= LEAST_TRIALS and len(one.right) > 1]
+        if not judged:
+            return ""
+        facts: list[list[Any]] = []
+        doubtful: list[tuple[float, list[Any]]] = []
+        for one in judged:
+            found = one.evidence()
+            is_good = (found["verdict"] == "").to_numpy()
+            kept = one.nll[:, is_good].mean(axis=1) if is_good.any() else one.scores
+            best = int(one.scores.argmin())
+            order = _agreement(one.scores, kept)
+            n_doubtful = int((~is_good).sum())
+            scores = (float(one.scores[best]), float(kept[best]))
+            facts.append([one.name, len(is_good), n_doubtful, len(one.trials), *scores, order])
+            p = found["p_value"].to_numpy()
+            for q in np.flatnonzero(~is_good):
+                doubtful.append((float(p[q]), _doubtful_row(one, found.iloc[q])))
+        doubtful.sort(key=lambda one: one[0])
+        text = (
+            "A good question is answered better by better models. Of these the marked answer gets "
+            "less likely the better a trial is at the rest of its set (rank correlation over the "
+            "trials, corrected for the number of questions; one false alarm in twenty sets). "
+            "Mislabelled: most of the better half of the models choose one and the same other "
+            "answer. Read them before you take them out: a question may also be of another kind "
+            "than its set, and suffer where the mix favours the others."
+        )
+        few = [one.name for one in sets if one.n_other]
+        header = ["set", "line", "verdict", "question", "marked", "preferred", "correlation", "p"]
+        parts = [
+            table(
+                ["set", "questions", "doubtful", "trials", "best score", "without", "same order"],
+                facts,
+            ),
+            paragraph(
+                "Score: nats per byte of the best trial on the set, with all questions and without "
+                "the doubtful ones. Same order: rank correlation of the trials' two scores."
+            ),
+        ]
+        if doubtful:
+            parts += [
+                paragraph(text),
+                table(header, [row for _, row in doubtful[:_MOST_QUESTIONS]]),
+            ]
+        else:
+            parts.append(paragraph("No question's answer gets less likely as the models improve."))
+        if len(doubtful) > _MOST_QUESTIONS:
+            parts.append(paragraph(f"{len(doubtful) - _MOST_QUESTIONS} more are less certain."))
+        if few:
+            parts.append(
+                paragraph(f"Trials asked another version of {', '.join(few)} are left out.")
+            )
+        return section("The questions themselves", *parts)
+
+    def _sealed(self) -> str:
+        seal = self.seal
+        if seal is None:
+            return ""
+        names = ", ".join(seal.names)
+        if seal.opened is None:
+            return section(
+                "Sealed questions",
+                paragraph(
+                    f"{seal.n_trials} trials have answered {names}. Their scores were shown to "
+                    "nobody, the search included; carbs unseal opens them, on the record."
+                ),
+            )
+        text = f"{names}: opened by {seal.opened['who']} at {seal.opened['when']}. "
+        text += (
+            f"{seal.n_after} trials have finished since: choices between them may rest on what was "
+            "seen."
+            if seal.n_after
+            else "No trial has finished since, so no choice of the search rests on them."
+        )
+        outputs = self.done.set_index("number")["output"]
+        on_front = self.on_front[["number", "cost", "output"]]
+        header = ["trial", f"cost ({self.unit})", "output"]
+        columns, agreements = [], []
+        for one in seal.sets:
+            numbers = one.trials.tolist()
+            scores, accuracies = (
+                dict(zip(numbers, values.tolist(), strict=True))
+                for values in (one.scores, one.accuracies)
+            )
+            header += [f"{one.name} (nats per byte)", f"{one.name} (accuracy)"]
+            columns += [scores, accuracies]
+            known = [n for n in numbers if n in outputs.index]
+            if len(known) > 2:
+                order = _agreement(outputs[known].to_numpy(), np.array([scores[n] for n in known]))
+                agreements.append(f"{order:.2f} for {one.name}")
+        rows = [
+            [int(number), cost, output, *(column.get(int(number)) for column in columns)]
+            for number, cost, output in on_front.itertuples(index=False)
+        ]
+        agreement = (
+            "Rank correlation with the output, over all trials that have both: "
+            f"{', '.join(agreements)}. Near 1, what the search found on its own questions holds on "
+            "these."
+        )
+        return section(
+            "Sealed questions",
+            paragraph(text),
+            paragraph(agreement) if agreements else "",
+            paragraph("The trials on the front:"),
+            table(header, rows),
+        )
+
     def _failures(self) -> str:
         if not len(self.failed):
             return section("Failures", paragraph("No trial failed."))
@@ -578,6 +703,28 @@ def _share(curve: Curve, i: int) -> str:
     if np.isnan(curve.median[i]):
         return "–"
     return f"{curve.median[i]:.0%} ({curve.low[i]:.0%} to {curve.high[i]:.0%})"
+
+
+def _agreement(first: FloatArray, second: FloatArray) -> float:
+    """The rank correlation of two values of each trial."""
+    return float(rank_correlations(first[:, None], second[:, None])[0])
+
+
+def _doubtful_row(answered: AnsweredSet, row: pd.Series) -> list[Any]:
+    """A line of the table of doubtful questions; their texts as far as they are there."""
+    place, preferred = int(row["question"]), int(row["preferred"])
+    marked, asked = int(answered.right[place]), ""
+    texts = [f"choice {marked + 1}", f"choice {preferred + 1}"]
+    if answered.questions is not None:
+        question = answered.questions[place]
+        prompt = str(question["prompt"])
+        asked = "…" * (len(prompt) > _MOST_LETTERS) + prompt[-_MOST_LETTERS:]
+        texts = [str(question["choices"][c])[:_MOST_LETTERS] for c in (marked, preferred)]
+    return [
+        *(answered.name, place + 1, row["verdict"], asked, texts[0]),
+        f"{texts[1]} ({row['share']:.0%})",
+        *(float(row["correlation"]), float(row["p_value"])),
+    ]
 
 
 def _predicted(row: pd.Series, quantity: str) -> str | None:

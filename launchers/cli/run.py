@@ -19,6 +19,7 @@ from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.report import write_report
 from carbs.launchers.cli.progress import Progress, format_params, measured
 from carbs.launchers.cli.terminal import PLAIN, console, working
+from carbs.launchers.controller.answers import answered_sets, read_seal
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
@@ -228,6 +229,8 @@ def _write_report(
         cost_unit=sweep.config.cost_unit,
         output_unit=sweep.config.output_unit,
         is_interactive=is_interactive,
+        answers=answered_sets(sweep),
+        seal=read_seal(sweep),
     )
 
 

@@ -32,9 +32,10 @@ def export(
         raise typer.BadParameter(f"{output}: expected a file that ends in .csv or .parquet")
     with working("reading the trials"):
         from carbs.analysis import trials_frame
+        from carbs.launchers.controller.answers import read_seal, with_unsealed
 
         sweep = find(where, folder, storage)
-        trials = trials_frame(sweep.study, sweep.space)
+        trials = with_unsealed(trials_frame(sweep.study, sweep.space), read_seal(sweep))
         if output is not None:
             _write(trials, output)
     if output is None:

@@ -6,6 +6,8 @@
     a mixture's component more      had the weight zero
     one less                        what gave it any weight cannot be read, and is left out
 
+So may the data under it: where a run records versions of its data, a new one is told.
+
 Optuna keeps one list of choices and one kind of scale for each name. Where these change, or where
 nobody says what earlier runs used, the study cannot hold both.
 """
@@ -86,6 +88,28 @@ def left_out(trials: Sequence[FrozenTrial], space: SearchSpace) -> Counter[str]:
         if unflatten(space, trial.params) is None and trial.state != TrialState.WAITING:
             reasons[_why_unreadable(trial.params, space)] += 1
     return reasons
+
+
+def data_versions(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Of a run's metrics the versions of its data by component: ``data.NAME.version``, if any."""
+    data = metrics.get("data")
+    if not isinstance(data, Mapping):
+        return {}
+    return {
+        str(name): str(facts["version"])
+        for name, facts in data.items()
+        if isinstance(facts, Mapping) and "version" in facts
+    }
+
+
+def changed_data(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """A line for each component of which there is another version now."""
+    return [
+        f"the data of {name!r} are others: version {before[name]} -> {version}; outputs before and "
+        "after do not compare"
+        for name, version in after.items()
+        if before.get(name, version) != version
+    ]
 
 
 def _why_unreadable(flat: Mapping[str, Any], space: SearchSpace) -> str:

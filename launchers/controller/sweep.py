@@ -46,7 +46,13 @@ from pydantic import TypeAdapter
 from carbs.allowance import Allowance
 from carbs.launchers.cluster.executors import Executor, SlurmExecutor, make_executor
 from carbs.launchers.controller.attempts import Attempt, Ending, Jobs, Lost, PastAttempt, Run
-from carbs.launchers.controller.changes import changes, earlier_values, left_out
+from carbs.launchers.controller.changes import (
+    changed_data,
+    changes,
+    data_versions,
+    earlier_values,
+    left_out,
+)
 from carbs.launchers.controller.config import SweepConfig
 from carbs.launchers.controller.database import database_url, has_password, open_study
 from carbs.launchers.controller.ledger import OWNER, Account, Ledger
@@ -89,6 +95,7 @@ SPEED = "speed"
 SPACE = "space"
 CONSTRAINTS = "constraints"
 COST = "cost"
+DATA = "data"
 RETRY_OF = "retry_of"
 
 _ID = "sweep.id"
@@ -817,6 +824,7 @@ class Sweep:
                 if speeds is not None:
                     self.ledger.set(number, SPEED, speeds)
                 self.ledger.complete(number, result.output, cost, result.cost, result.metrics)
+                self._say_changed_data(number, data_versions(result.metrics))
                 return Ended(number, run.params, result, None)
             case StoppedRun(spent=spent) if run.is_stopped:
                 forecast = self.ledger.read(number).user_attrs[STOPPED]["output"]
@@ -838,6 +846,14 @@ class Sweep:
         """Have the loggers write what is new of a trial."""
         if self._loggers is not None:
             self._loggers.log([TrialRun.of(self.ledger.read(number), self.space)])
+
+    def _say_changed_data(self, number: int, versions: dict[str, str]) -> None:
+        """Whether a run's data were others than those of the runs before it."""
+        before = dict(self.study.user_attrs.get(DATA, {})) if versions else {}
+        for line in changed_data(before, versions):
+            self._notify(f"warning: trial {number}: {line}")
+        if before | versions != before:
+            self.study.set_user_attr(DATA, before | versions)
 
     def _trial_runs(self, owners: set[str | None] | None = None) -> list[TrialRun]:
         """The trials, for the loggers; those of other controllers too by default."""

@@ -16,6 +16,9 @@ its final one in one step, and that one holds the digest of its bytes::
 
     step-00001200-6f1ed002ab559585.pt     torch's format, read with ``weights_only=True``
 
+The reference job, whose tensors may lie in shards over several tasks, writes a folder in its place:
+see :mod:`carbs.launchers.job.sharded_checkpoint`.
+
 The two newest are kept. The newest whose bytes have the digest that its name says is the one that
 counts; with another, the file was cut short or a disk or a memory has flipped bits in it.
 """
@@ -27,6 +30,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -37,13 +41,73 @@ from carbs.launchers.job.protocol import CurvePoint, Job, Preempted, read_curve,
 
 EVERY_S = 600.0
 N_KEPT = 2
-_NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
-_UNFINISHED = ".unfinished"
+_NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})(\.pt)?")  # a folder has no suffix
+UNFINISHED = ".unfinished"
 _ABANDONED_S = 3600  # an unfinished file as old as this has no writer any more
 
 
-class Checkpoints:
-    """The checkpoints of a trial, as one attempt at it sees them.
+class CheckpointFolder:
+    """What all checkpoints of a trial have in common, as one attempt at it sees them.
+
+    Args:
+        job: says where they lie, and when one is asked for.
+        every_s: seconds between two; 0 for one after each step.
+
+    Attributes:
+        n_written: by this attempt.
+        failures: why others could not be written, a line for each.
+        skipped: what was found unreadable, a line for each.
+    """
+
+    def __init__(self, job: Job, every_s: float = EVERY_S) -> None:
+        self.job = job
+        self.every_s = every_s
+        self.n_written = 0
+        self.failures: list[str] = []
+        self.skipped: list[str] = []
+        self._unreadable: set[str] = set()
+        self._longest_s = 0.0
+        self._last = time.monotonic()
+
+    def preemption(self) -> str | None:
+        """As :meth:`Job.preemption`, with the time that the slowest checkpoint took to spare."""
+        return self.job.preemption(3 * self._longest_s)
+
+    def is_due(self) -> bool:
+        """Whether the last was written, or tried, long enough ago."""
+        return time.monotonic() - self._last >= self.every_s
+
+    def _took(self, started: float) -> None:
+        self._last = time.monotonic()
+        self._longest_s = max(self._longest_s, self._last - started)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        line = f"checkpoint at step {step} could not be written, the run goes on: {error}"
+        print(line, flush=True)
+        self.failures.append(line)
+
+    def _skip(self, path: Path, error: object) -> None:
+        line = f"checkpoint {path} is skipped: {error}"
+        print(line, flush=True)
+        self.skipped.append(line)
+        self._unreadable.add(path.name)
+
+    def _remove_old(self, written: Path) -> None:
+        folder = self.job.checkpoint_folder
+        readable = [p for p in newest_first(folder) if p.name not in self._unreadable]
+        kept = {written, *readable[:N_KEPT]}
+        old = [path for path in newest_first(folder) if path not in kept]
+        abandoned = time.time() - _ABANDONED_S
+        for path in folder.glob(f"*{UNFINISHED}"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < abandoned:
+                    old.append(path)
+        for path in old:
+            remove(path)
+
+
+class Checkpoints(CheckpointFolder):
+    """The checkpoints of a trial, each a file, as one attempt at it sees them.
 
     The learning curve that was reported so far is kept with each, and put back by :meth:`load`.
 
@@ -57,23 +121,13 @@ class Checkpoints:
         skipped: what :meth:`load` found unreadable, a line for each.
     """
 
-    def __init__(self, job: Job, every_s: float = EVERY_S) -> None:
-        self.job = job
-        self.every_s = every_s
-        self.n_written = 0
-        self.failures: list[str] = []
-        self.skipped: list[str] = []
-        self._unreadable: set[str] = set()
-        self._longest_s = 0.0
-        self._last = time.monotonic()
-
     def load(self) -> tuple[int, dict[str, Any] | None]:
         """The step of the newest readable checkpoint, and its state on the CPU; or 0 and None.
 
         What is unreadable is printed and stays where it is: it may be this node that reads wrongly.
         """
         tried: set[Path] = set()
-        while untried := [p for p in _newest_first(self.job.checkpoint_folder) if p not in tried]:
+        while untried := [p for p in newest_first(self.job.checkpoint_folder) if p not in tried]:
             path = untried[0]
             tried.add(path)
             try:
@@ -83,10 +137,7 @@ class Checkpoints:
             except FileNotFoundError:  # another attempt has written newer ones meanwhile
                 continue
             except Exception as error:  # whatever torch says of bytes that are not its own
-                line = f"checkpoint {path} is skipped: {error}"
-                print(line, flush=True)
-                self.skipped.append(line)
-                self._unreadable.add(path.name)
+                self._skip(path, error)
                 continue
             write_curve(self.job.folder, curve)
             print(f"resumed at step {step} from {path}", flush=True)
@@ -109,14 +160,6 @@ class Checkpoints:
         if reason is not None:
             raise Preempted(reason)
 
-    def preemption(self) -> str | None:
-        """As :meth:`Job.preemption`, with the time that the slowest checkpoint took to spare."""
-        return self.job.preemption(3 * self._longest_s)
-
-    def is_due(self) -> bool:
-        """Whether the last was written, or tried, long enough ago."""
-        return time.monotonic() - self._last >= self.every_s
-
     def save(self, step: int, state: Mapping[str, Any]) -> bool:
         """Write a checkpoint; whether that succeeded.
 
@@ -138,32 +181,15 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
             written = _write(folder, step, content)
         except OSError as error:
-            line = f"checkpoint at step {step} could not be written, the run goes on: {error}"
-            print(line, flush=True)
-            self.failures.append(line)
+            self._failed(step, error)
             return False
         finally:
-            self._last = time.monotonic()
-            self._longest_s = max(self._longest_s, self._last - started)
+            self._took(started)
         self.n_written += 1
         if self.n_written == 1:
             _try_to_read(written)
         self._remove_old(written)
         return True
-
-    def _remove_old(self, written: Path) -> None:
-        folder = self.job.checkpoint_folder
-        readable = [p for p in _newest_first(folder) if p.name not in self._unreadable]
-        kept = {written, *readable[:N_KEPT]}
-        old = [path for path in _newest_first(folder) if path not in kept]
-        abandoned = time.time() - _ABANDONED_S
-        for path in folder.glob(f"*{_UNFINISHED}"):
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < abandoned:
-                    old.append(path)
-        for path in old:
-            with contextlib.suppress(OSError):
-                path.unlink()
 
 
 def last_step(folder: Path) -> int:
@@ -171,10 +197,11 @@ def last_step(folder: Path) -> int:
 
     It rises from attempt to attempt as long as a trial makes progress.
     """
-    return max((_step(path) for path in _newest_first(folder)), default=0)
+    return max((_step(path) for path in newest_first(folder)), default=0)
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by their names."""
     try:
         found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     except FileNotFoundError:
@@ -186,6 +213,20 @@ def _step(path: Path) -> int:
     named = _NAME.fullmatch(path.name)
     assert named is not None
     return int(named[1])
+
+
+def name_of(step: int, digest: str) -> str:
+    """The final name of a checkpoint that is a folder, from the hexadecimal digest of its bytes."""
+    return f"step-{step:08d}-{digest[:16]}"
+
+
+def remove(path: Path) -> None:
+    """A checkpoint or an unfinished one; whoever else has removed it meanwhile is welcome."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():  # under another name first: half a checkpoint is none
+            shutil.rmtree(path.rename(path.with_suffix(UNFINISHED)), ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -219,7 +260,7 @@ def _try_to_read(path: Path) -> None:
 def _write(folder: Path, step: int, content: Mapping[str, Any]) -> Path:
     import torch
 
-    unfinished = folder / f"{uuid.uuid4().hex}{_UNFINISHED}"
+    unfinished = folder / f"{uuid.uuid4().hex}{UNFINISHED}"
     try:
         with unfinished.open("xb") as file:
             writer = _Writer(file)
@@ -234,11 +275,11 @@ def _write(folder: Path, step: int, content: Mapping[str, Any]) -> Path:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
         raise
-    _sync(folder)
+    sync(folder)
     return path
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make the names in a folder outlive a power cut, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

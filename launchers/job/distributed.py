@@ -1,14 +1,15 @@
 """Several tasks that train one model: who they are, where they meet, and what they tell each other.
 
 Slurm's ``srun``, submitit and torchrun start the tasks; this reads what they left in the
-environment. Tasks talk over NCCL between GPUs and over gloo between CPUs, and none waits for
-another longer than the time-out: where one fails, all do.
+environment. Tasks add up tensors over NCCL between GPUs, and tell each other all else over gloo
+between processors. None waits for another longer than the time-out: where one fails, all do.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class World:
     Attributes:
         rank: which of them this is, from 0.
         size: how many there are.
-        device: where the tensors lie that they tell each other.
+        device: where the tensors lie that they add up.
 
     Raises:
         TaskLostError: by every method, where another task has failed or takes too long.
@@ -46,7 +47,7 @@ class World:
             return
         ours = list(tensors)
         message = torch.cat([tensor.flatten() for tensor in ours])
-        with _answered():
+        with answered():
             dist.all_reduce(message)
         totals = torch.split(message, [tensor.numel() for tensor in ours])
         for tensor, total in zip(ours, totals, strict=True):
@@ -59,58 +60,77 @@ class World:
         buffer = io.BytesIO()
         if self.rank == 0:
             torch.save(value, buffer)
-        length = int(self.first(buffer.tell()))
-        message = torch.empty(length, dtype=torch.uint8, device=self.device)
+        (length,) = self.first(buffer.tell())
+        message = torch.empty(int(length), dtype=torch.uint8)
         if self.rank == 0:
             message.copy_(torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8))
-        with _answered():
+        with answered():
             dist.broadcast(message, src=0)
         if self.rank == 0:
             return value
-        received = io.BytesIO(message.cpu().numpy().tobytes())
+        received = io.BytesIO(message.numpy().tobytes())
         return torch.load(received, map_location="cpu", weights_only=True)
 
-    def first(self, number: float) -> float:
-        """The number that the first task has."""
+    def first(self, *numbers: float) -> tuple[float, ...]:
+        """The numbers that the first task has. They go between processors: no GPU is waited for."""
         if self.size == 1:
-            return number
-        message = torch.tensor([number], dtype=torch.float64, device=self.device)
-        with _answered():
+            return numbers
+        message = torch.tensor(numbers, dtype=torch.float64)
+        with answered():
             dist.broadcast(message, src=0)
-        return message.item()
+        return tuple(message.tolist())
 
-    def follow_first(self, action: Callable[[], object]) -> None:
+    def all(self, holds: bool) -> bool:
+        """Whether something holds in every task."""
+        if self.size == 1:
+            return holds
+        message = torch.tensor([float(holds)])
+        with answered():
+            dist.all_reduce(message, dist.ReduceOp.MIN)
+        return bool(message.item())
+
+    def follow_first(self, action: Callable[[], float | None]) -> float:
         """Do something in the first task alone, such as a report; it ends all tasks or none.
+
+        Returns:
+            The number that the action returned, 0 for None.
 
         Raises:
             StoppedEarly, Preempted: as the action does, in every task.
         """
         end: StoppedEarly | Preempted | None = None
+        answer = 0.0
         if self.rank == 0:
             try:
-                action()
+                answer = action() or 0.0
             except (StoppedEarly, Preempted) as error:
                 end = error
-        if isinstance(end, StoppedEarly):
-            told = self.first(end.cost)
-        else:
-            told = self.first(0 if end is None else _PREEMPTED)
-        if end is None and told:
-            preempted = Preempted("the first task was asked to end")
-            end = preempted if told == _PREEMPTED else StoppedEarly(told)
+        number = end.cost if isinstance(end, StoppedEarly) else answer
+        kinds = isinstance(end, StoppedEarly), isinstance(end, Preempted)
+        is_stopped, is_preempted, number = self.first(*kinds, number)
         if end is not None:
             raise end
-
-
-_PREEMPTED = -1.0  # which is no cost
+        if is_stopped:
+            raise StoppedEarly(number)
+        if is_preempted:
+            raise Preempted("the first task was asked to end")
+        return number
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def answered() -> Iterator[None]:
+    """Around what may talk to other tasks.
+
+    Raises:
+        TaskLostError: one of them does not answer. What else is wrong passes as it is.
+    """
     try:
         yield
     except RuntimeError as error:
-        raise TaskLostError(str(error)) from error
+        # Gloo's own errors have no type.
+        if isinstance(error, dist.DistError) or re.search(r"gloo|[Cc]onnection", str(error)):
+            raise TaskLostError(str(error)) from error
+        raise
 
 
 @contextmanager
@@ -132,9 +152,9 @@ def process_group(
         yield World(0, 1, device)
         return
     host, port = meeting_place()
-    with _answered():
+    with answered():
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             init_method=f"tcp://{host}:{port + meeting}",
             rank=rank,
             world_size=size,

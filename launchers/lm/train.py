@@ -1,8 +1,8 @@
 """The training function: ``train(params, job)`` trains one model and asks it the questions.
 
-``output`` is the log of answer perplexity, the mean over the question sets of their nats per byte
-(lower is better). ``cost`` is the device's seconds in the training loop alone. With the same
-parameters and seed, the output is the same to the last bit on the same machine's CPU.
+``output`` is the log of answer perplexity, the mean over the question sets, by their weights, of
+their nats per byte (lower is better). ``cost`` is the device's seconds in the training loop alone.
+With the same parameters and seed, the output is the same to the last bit on the same machine's CPU.
 
 Along the run, a few of the questions are asked, and their mean nll is reported as its learning
 curve. The looks are so few that they take some percent of the time, and like the questions at the
@@ -12,63 +12,40 @@ end they are no part of the cost.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
+import os
 import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from carbs.launchers.job.checkpoint import EVERY_S, Checkpoints
-from carbs.launchers.job.distributed import TIMEOUT_S, World, local_device, process_group
+from carbs.launchers.job.distributed import World, answered, local_device, process_group
 from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
-from carbs.launchers.lm.answers import evaluate, load_questions
-from carbs.launchers.lm.data import BUILTIN, BUILTIN_SETS, DataMix, prepare
-from carbs.launchers.lm.model import ModelConfig, Transformer
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Params(BaseModel):
-    """What a sweep may search, with what holds when it does not."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    width: int = 64  # a multiple of 16
-    depth: int = 2
-    learning_rate: float = Field(default=0.01, gt=0)  # at the end of the warm-up
-    batch_size: int = Field(default=8, ge=1)  # sequences
-    tokens: int = Field(default=262_144, ge=1)  # to train on, to the nearest whole batch
-    mix: dict[str, float] | None = None  # share of each component; equal shares by default
-    weight_decay: float = Field(default=0.1, ge=0)  # times the learning rate, at each step
-    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)  # of the steps
-
-
-class Settings(BaseModel):
-    """What stays the same over a sweep: the ``settings`` of its file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seq_len: int = Field(default=128, ge=1)  # bytes
-    # Sequences that pass through the model at once: bounds the memory, and changes only rounding.
-    micro_batch_size: int = Field(default=16, ge=1)
-    threads: int = Field(default=1, ge=1)  # of the CPU
-    data: dict[str, str] = dict.fromkeys(BUILTIN_SETS, BUILTIN)  # or a folder or glob for each
-    questions: dict[str, Path] = {}  # JSON Lines files, beside the sets made of the data
-    checkpoint_every_s: float = Field(default=EVERY_S, ge=0)
-    task_timeout_s: float = Field(default=TIMEOUT_S, gt=0)  # that one task waits for another
+from carbs.launchers.job.sharded_checkpoint import ShardedCheckpoints, State
+from carbs.launchers.lm.answers import Question
+from carbs.launchers.lm.config import Config, configure
+from carbs.launchers.lm.data import contamination
+from carbs.launchers.lm.data.corpus import Corpus, prepare
+from carbs.launchers.lm.data.mix import DataMix, Phase
+from carbs.launchers.lm.guards import DivergedError, Guards, zero
+from carbs.launchers.lm.held_out import bits_per_byte, held_out_losses
+from carbs.launchers.lm.memory import GIB, MemoryMeter, estimate_memory, peak_flops
+from carbs.launchers.lm.model import Transformer
+from carbs.launchers.lm.optimizer import build_optimizers, schedule
+from carbs.launchers.lm.parallel import Spread, local, micro_batches, whole
+from carbs.launchers.lm.question_sets import QuestionSets
 
 
 def train(params: Mapping[str, Any], job: Job) -> Result:
-    """Trains one model, as :class:`Params` and :class:`Settings` say.
+    """Trains one model, as :class:`~carbs.launchers.lm.config.Config` says.
 
     Raises:
         BadConfigurationError: the run diverged or ran out of memory.
@@ -77,86 +54,121 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
         TaskLostError: another task of this job has failed.
         ValueError: a parameter or setting is unknown or impossible. The message names it.
     """
-    p = _validate(Params, params, "parameter")
-    settings = _validate(Settings, job.settings, "setting")
-    torch.set_num_threads(settings.threads)
+    config = configure(params, job.settings)
+    torch.set_num_threads(config.threads or int(os.environ.get("SLURM_CPUS_PER_TASK", 1)))
     device = local_device()
-    with process_group(device, timeout_s=settings.task_timeout_s) as world:
-        return _train(p, settings, job, world)
+    with process_group(device, timeout_s=config.task_timeout_s) as world:
+        return _train(config, job, world)
 
 
-def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
-    config, device = ModelConfig(p.width, p.depth), world.device
-    corpus = prepare(settings.data, job.shared_folder)
-    weights = p.mix or {name: 1 / len(corpus.components) for name in corpus.components}
-    mix = DataMix(corpus, weights, settings.seq_len, job.seed)
-    questions = {
-        name: load_questions(path)
-        for name, path in {**corpus.question_sets, **settings.questions}.items()
-    }
-
-    steps = max(1, round(p.tokens / (p.batch_size * settings.seq_len)))
-    tokens = steps * p.batch_size * settings.seq_len
+def _train(config: Config, job: Job, world: World) -> Result:
+    device, steps = world.device, config.steps
+    corpus = prepare(config.data, job.shared_folder, config.tokenizer)
+    shape = config.shape(corpus.tokenizer.vocab_size)
+    asked_of = {**corpus.question_sets, **config.questions}
+    if not asked_of:
+        raise ValueError(
+            "there is no question: the held-out text gives none. Name a file of questions in the "
+            "setting 'questions', or give more text"
+        )
+    questions = QuestionSets(
+        asked_of,
+        config.sealed,
+        config.weights,
+        encode=corpus.tokenizer.encode,
+        start=corpus.tokenizer.start,
+        max_tokens=config.seq_len,
+    )
+    found = _contamination(corpus, questions.sets) if config.contamination else None
+    n_sequences = steps * config.sequences
+    tokens = n_sequences * config.seq_len
+    weights = config.mix or {name: 1 / len(corpus.components) for name in corpus.components}
+    mid_begins = round(config.mid_start * n_sequences)
+    later = [Phase(mid_begins, config.mid_mix)] if config.mid_mix else []
+    mix = DataMix(corpus, weights, config.seq_len, job.seed, later)
+    mix.refuse_repetition(n_sequences, config.max_epochs)
     n_parts = min(N_LOOKS + 1, tokens // LOOK_TOKENS)
     looks = {round(steps * part / n_parts) for part in range(1, n_parts)}
+
+    memory, expected = MemoryMeter(device), estimate_memory(config, shape, device, world.size)
+    if expected.state > memory.of:
+        raise BadConfigurationError(_out_of_memory(config, expected.state, None, memory.of))
     stopwatch = _Stopwatch(device, world.size)
-    checkpoints = Checkpoints(job, settings.checkpoint_every_s)
+    checkpoints = ShardedCheckpoints(
+        job, world, config.checkpoint_every_s, in_background=device.type == "cuda"
+    )
     try:
-        model = Transformer(config, torch.Generator().manual_seed(job.seed)).to(device)
-        # A process is slow at first, which would blur the cost of the smallest runs.
-        one = p.model_copy(update={"batch_size": 1})
-        _fit(_Training(copy.deepcopy(model), one), mix, one, 1, steps, world, stop_after=1)
-        training = _Training(model, p)
-        resumed_at, state = world.share(checkpoints.load() if world.rank == 0 else None)
-        if state is not None:
-            training.restore(state["training"])
+        model = Transformer(shape, torch.Generator().manual_seed(job.seed)).to(device)
+        training = _Training(model, config, world)
+        training.warm_up(mix, job.seed)
+        resumed_at, state = checkpoints.load(training.tensors())
+        training.begin_at(state)
         stopwatch = _Stopwatch(device, world.size, 0.0 if state is None else state["cost"])
 
-        def state_now() -> dict[str, Any]:
-            return {"training": training.state(), "cost": stopwatch.cost}
+        def state_now() -> State:
+            training.guards.read(steps)
+            values = {"guards": training.guards.state(), "cost": stopwatch.cost}
+            return training.tensors(), values
 
-        def look(step: int) -> None:
-            if step in looks:
-                asked = [q[:LOOK_QUESTIONS] for q in questions.values()]
-                nlls = [evaluate(model, q).nll_per_byte for q in asked]
-                job.report(step / steps, sum(nlls) / len(nlls), stopwatch.cost)
-            checkpoints.after_step(step, state_now)
-
-        def after_step(step: int) -> None:
-            with stopwatch.paused():
-                world.follow_first(lambda: look(step))
-
-        size = settings.micro_batch_size
-        _fit(training, mix, p, size, steps, world, stop_after=steps, after_step=after_step)
-        cost, losses = stopwatch.cost, training.losses
-        evaluations = {name: evaluate(model, asked) for name, asked in questions.items()}
-        output = sum(e.nll_per_byte for e in evaluations.values()) / len(evaluations)
-        if not math.isfinite(output):  # the last step can spoil the model as well
-            raise _DivergedError(f"the answers' nll is {output}")
-    except _DivergedError as error:
+        for step, batch in _batches(mix, resumed_at, config, job.seed, world):
+            training.step(step, batch)
+            done = step + 1
+            if done % READ_EVERY == 0 or done == steps:
+                training.guards.read(steps)
+            if done in looks:
+                with stopwatch.paused():
+                    nll = questions.look(model, LOOK_QUESTIONS)
+                    report = partial(job.report, done / steps, nll, stopwatch.cost)
+                    world.follow_first(report)
+            checkpoints.after_step(done, state_now, around=stopwatch.paused)
+        cost, losses = stopwatch.cost, training.guards.losses
+        checkpoints.finish()
+        held_out = held_out_losses(model, corpus, config.seq_len)
+        asked = questions.ask(model)
+        if not math.isfinite(asked.output):  # the last step can spoil the model as well
+            raise DivergedError(f"the answers' nll is {asked.output}")
+    except DivergedError as error:
         raise BadConfigurationError(f"diverged: {error}", cost=stopwatch.cost) from None
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        reason = f"out of memory: width {p.width}, depth {p.depth}, batch size {p.batch_size}"
+        reason = _out_of_memory(config, expected.total, memory.used, memory.of)
         raise BadConfigurationError(reason, cost=stopwatch.cost) from error
 
+    if world.rank == 0:
+        asked.save(job)
     last = losses[-math.ceil(len(losses) / 10) :]
+    train_loss = sum(last) / len(last)
+    of_last = mix.bytes_per_token(n_sequences - len(last) * config.sequences, n_sequences)
+    environment = _environment(device)
+    flops = shape.flops_per_token(config.seq_len) * tokens
+    peak = peak_flops(environment["device"])
     return Result(
-        output=output,
+        output=asked.output,
         cost=cost,
         metrics={
-            "evaluations": {
-                name: {**asdict(e), "perplexity": e.perplexity} for name, e in evaluations.items()
-            },
-            "n_params": config.n_params,
+            "evaluations": asked.evaluations,
+            "n_params": shape.n_params,
             "tokens": tokens,
             "steps": steps,
-            "flops": config.flops_per_token(settings.seq_len) * tokens,
+            "batch_tokens": config.sequences * config.seq_len,
+            "flops": flops,
             "tokens_per_second": tokens / cost,
+            "mfu": None if peak is None else flops / (cost * peak),
+            "memory": {
+                "expected_gib": expected.total / GIB,
+                "used_gib": memory.used / GIB,
+                "device_gib": memory.of / GIB,
+            },
             "tasks": world.size,
-            "final_train_loss": sum(last) / len(last),
+            "final_train_loss": train_loss,
+            "final_train_bits_per_byte": bits_per_byte(train_loss, of_last),
+            "held_out_bits_per_byte": held_out,
+            "guards": training.guards.record(),
             "mix": dict(weights),
+            "data": mix.facts(n_sequences),
+            "tokenizer": f"{corpus.tokenizer.name} {corpus.tokenizer.version}",
+            "contamination": found,
             "corpus": corpus.folder.name,
             "checkpoints": {
                 "resumed_at": resumed_at,
@@ -164,111 +176,124 @@ def _train(p: Params, settings: Settings, job: Job, world: World) -> Result:
                 "failures": checkpoints.failures,
                 "skipped": checkpoints.skipped,
             },
-            "environment": _environment(device),
+            "environment": environment,
         },
     )
 
 
-class _DivergedError(Exception):
-    """The message says what was seen, and when."""
-
-
-class _Training:
-    """A model on its way: all that a checkpoint must hold of it."""
-
-    def __init__(self, model: Transformer, p: Params) -> None:
-        self.model = model
-        self.optimizer = _optimizer(model, p)
-        self.losses: list[float] = []  # of each step, in nats per byte
-        self.smoothed = 0.0
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "losses": torch.tensor(self.losses, dtype=torch.float64),
-            "smoothed": self.smoothed,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses = state["losses"].tolist()
-        self.smoothed = state["smoothed"]
-
-
-def _fit(
-    training: _Training,
-    mix: DataMix,
-    p: Params,
-    micro_batch_size: int,
-    steps: int,
-    world: World,
-    *,
-    stop_after: int,
-    after_step: Callable[[int], None] = lambda step: None,
-) -> None:
-    """Trains in place, up to ``stop_after`` of ``steps``."""
-    model, optimizer, losses = training.model, training.optimizer, training.losses
-    device = model.embedding.device
-    for step in range(len(losses), stop_after):
-        for group in optimizer.param_groups:
-            group["lr"] = p.learning_rate * schedule(step, steps, p.warmup_fraction)
-        batch = mix.batch(step, p.batch_size).to(device)
-        optimizer.zero_grad()
-        total = torch.zeros((), device=device)
-        ours = batch.tensor_split(world.size)[world.rank]
-        n_parts = math.ceil(len(ours) / micro_batch_size)  # a small batch may have none for us
-        for part in ours.chunk(n_parts) if n_parts else ():
-            with _precision(device):
-                logits = model(part[:, :-1])
-            loss = F.cross_entropy(logits.float().flatten(0, 1), part[:, 1:].flatten())
-            loss = loss * (len(part) / len(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        world.add([total, *_gradients(model)])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-        losses.append(total.item())
-        past = training.smoothed if step else losses[0]
-        training.smoothed = SMOOTHING * past + (1 - SMOOTHING) * losses[-1]
-        rising = step >= steps / 10 and training.smoothed > losses[0] + DIVERGED_NATS
-        if rising or not math.isfinite(losses[-1]):
-            raise _DivergedError(f"loss is {losses[-1]:.3g} at step {step + 1} of {steps}")
-        after_step(step + 1)
-
-
-def _gradients(model: Transformer) -> list[torch.Tensor]:
-    for parameter in model.parameters():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def _contamination(corpus: Corpus, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+    texts = {
+        name: [question.prompt + question.choices[question.answer] for question in asked]
+        for name, asked in questions.items()
+    }
+    return contamination.measure(corpus, texts)
 
 
 N_LOOKS = 9  # along a run, at the most
 LOOK_TOKENS = 8_192  # at least so many are trained on between two looks
 LOOK_QUESTIONS = 4  # of each set, the same at every look of every run
-SMOOTHING = 0.9  # share of the past in the running mean of the loss
-DIVERGED_NATS = 0.5  # above the loss of the first step
+READ_EVERY = 10  # steps; nothing waits for the device in between
 
 
-def schedule(step: int, steps: int, warmup_fraction: float) -> float:
-    """The share of the peak learning rate at a step: a linear rise, then a linear fall to zero."""
-    warmup = round(warmup_fraction * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return (steps - step) / (steps - warmup)
+class _Training:
+    """A model on its way, spread over the tasks: all that a checkpoint must hold of it."""
+
+    def __init__(self, model: Transformer, config: Config, world: World) -> None:
+        self.model, self.config, self.world = model, config, world
+        compiled = world.device.type == "cuda" if config.compile is None else config.compile
+        self._spread = Spread(model, world, config.parallel, compile=compiled)
+        self._optimizers = build_optimizers(model, config)
+        self.guards = Guards(world.device, skip_spikes=config.skip_spikes)
+        self._initial: list[torch.Tensor] = []
+
+    def step(self, step: int, batch: _Batch) -> None:
+        """One step, counted from 0. Nothing here waits for the device."""
+        config, world, parameters = self.config, self.world, list(self.model.parameters())
+        share = schedule(step, config.steps, config)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * share
+        # Each task's gradients are divided by their number, where those of all are added up.
+        n_tokens = config.sequences * config.seq_len
+        loss = torch.zeros((), device=world.device)
+        for number, (tokens, targets, keys) in enumerate(batch, start=1):
+            with self._spread.backward(is_last=number == len(batch)):
+                with _precision(world.device):
+                    nll = self._spread.loss(
+                        tokens, targets=targets, dropout_keys=keys if config.dropout else None
+                    )
+                (nll * (world.size / n_tokens)).backward()
+            loss += nll.detach() / n_tokens
+        world.add([loss])
+        with answered():
+            norm = whole(torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm))
+            skipped = self.guards.check(step, loss, norm)
+            zero((local(p.grad) for p in parameters if p.grad is not None), skipped)
+            for optimizer in self._optimizers:
+                optimizer.step()
+
+    def warm_up(self, mix: DataMix, seed: int) -> None:
+        """Part of a step, to be undone: a process's first is slow, and no part of the cost."""
+        self._initial = [local(p).detach().clone() for p in self.model.parameters()]
+        self.step(0, _micro_batches(mix, 0, self.config, seed, self.world)[:2])
+
+    def begin_at(self, state: Mapping[str, Any] | None) -> None:
+        """Undoes the warm-up, unless a checkpoint has, whose plain values these are."""
+        self.guards.begin_at(None if state is None else state["guards"])
+        if state is None:
+            with torch.no_grad():
+                for parameter, initial in zip(self.model.parameters(), self._initial, strict=True):
+                    local(parameter).copy_(initial)
+                for optimizer in self._optimizers:
+                    for moments in optimizer.state.values():
+                        for moment in moments.values():
+                            local(moment).zero_()
+        self._initial = []
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of a checkpoint, by name; what is written into them is what counts."""
+        found = {"guards.recent": self.guards.recent}
+        for name, parameter in self.model.named_parameters():
+            found[f"model.{name}"] = parameter.detach()
+            for optimizer in self._optimizers:
+                for key, moment in optimizer.state.get(parameter, {}).items():
+                    found[f"optimizer.{name}.{key}"] = moment
+        return found
 
 
-def _optimizer(model: Transformer, p: Params) -> torch.optim.Optimizer:
-    blocks = list(model.blocks.parameters())
-    ends = [model.embedding, model.unembedding]
-    groups = [
-        {"params": blocks, "weight_decay": p.weight_decay},
-        {"params": ends, "weight_decay": 0.0},
+_Batch = list[tuple[torch.Tensor, ...]]  # tokens, targets and dropout keys of each micro-batch
+
+
+def _batches(
+    mix: DataMix, start: int, config: Config, seed: int, world: World
+) -> Iterator[tuple[int, _Batch]]:
+    """Each step and its batch; beside a GPU, the next is made while one is trained on."""
+    steps = range(start, config.steps)
+    make = partial(_micro_batches, mix, config=config, seed=seed, world=world)
+    if world.device.type == "cpu":
+        yield from ((step, make(step)) for step in steps)
+        return
+    with ThreadPoolExecutor(1, "batches") as thread:
+        made = thread.submit(make, start)
+        for step in steps:
+            batch = made.result()
+            if step + 1 in steps:
+                made = thread.submit(make, step + 1)
+            yield step, batch
+
+
+def _micro_batches(mix: DataMix, step: int, config: Config, seed: int, world: World) -> _Batch:
+    batch = mix.batch(step, config.sequences)
+    rng = np.random.default_rng([seed, step, len(batch)])
+    keys = torch.from_numpy(rng.integers(2**63, size=len(batch)))
+    parts = micro_batches(batch, keys, world, config.micro_batch_size)
+    if world.device.type == "cpu":
+        return parts
+    return [
+        tuple(tensor.pin_memory().to(world.device, non_blocking=True) for tensor in part)
+        for part in parts
     ]
-    return torch.optim.AdamW(groups, lr=p.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def _precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -320,7 +345,17 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _environment(device: torch.device) -> dict[str, str | None]:
+def _out_of_memory(config: Config, expected: int, used: int | None, of: int) -> str:
+    sequences = min(config.sequences, config.micro_batch_size)
+    most = "" if used is None else f"{used / GIB:.3g} GiB were used at the most, "
+    return (
+        f"out of memory: width {config.width}, depth {config.depth}, {sequences} sequences of "
+        f"{config.seq_len} at once: {expected / GIB:.3g} GiB were expected, {most}"
+        f"and the device has {of / GIB:.3g}"
+    )
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
     is_cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
@@ -343,15 +378,3 @@ def _git_revision() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _validate(model: type[Model], values: Mapping[str, Any], kind: str) -> Model:
-    try:
-        return model.model_validate(dict(values))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(model.model_fields)
-            raise ValueError(f"unknown {kind} {name!r}; there are {known}") from error
-        raise ValueError(f"{kind} {name!r}: {problem['msg']}") from error

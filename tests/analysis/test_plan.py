@@ -279,18 +279,22 @@ def test_too_few_runs_are_an_error_that_says_so() -> None:
 
 @cache
 def study() -> optuna.Study:
-    """The sweep as a study of a sampler, with FLOPs and versions among the metrics."""
+    """The sweep as a study of a sampler, with FLOPs, versions and data among the metrics."""
     made = optuna.create_study(directions=["minimize", "minimize"])
     known = distributions(SPACE)
     for i, run in enumerate(sweep().observations):
         flops = 1e12 * run.cost
         environment = {"torch": "2.0" if i % 2 else "2.1"}
+        data = {
+            "a": {"version": "0f3c" if i < 90 else "91ab", "unique_tokens": 1},
+            "b": {"version": "77de", "unique_tokens": 10**9},
+        }
         made.add_trial(
             optuna.trial.create_trial(
                 params=flatten(run.params),
                 distributions={name: known[name] for name in flatten(run.params)},
                 values=[run.output, run.cost],
-                user_attrs={"metrics": {"flops": flops, "environment": environment}},
+                user_attrs={"metrics": {"flops": flops, "environment": environment, "data": data}},
             )
         )
     return made
@@ -368,6 +372,19 @@ def test_epochs_over_few_unique_tokens_are_warned_of() -> None:
     assert planned.tokens == planned.params["tokens"]
     assert planned.epochs == pytest.approx(planned.tokens / 2)
     assert any("epochs" in warning for warning in planned.warnings)
+
+
+def test_a_plan_says_what_its_runs_recorded_of_their_data() -> None:
+    planned = plan(study(), 800.0, space=SPACE)
+    assert planned.tokens is not None
+    epochs = planned.tokens * planned.params["mix"]["a"]  # type: ignore[index]
+    assert epochs > 4
+    told = [warning for warning in planned.warnings if "epochs" in warning]
+    assert len(told) == 1
+    assert told[0].startswith(f"{epochs:.1f} epochs over component 'a', which has 1 tokens")
+    differ = "the sweep's runs differ in the data of a: versions 0f3c, 91ab"
+    assert differ in planned.warnings
+    assert not any("data of b" in warning for warning in planned.warnings)
 
 
 def test_the_ladder_is_cheap_and_expects_what_comes_out() -> None:

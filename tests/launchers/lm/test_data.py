@@ -15,10 +15,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from carbs.launchers.lm import data
 from carbs.launchers.lm.answers import START, load_questions
 from carbs.launchers.lm.continuations import MAX_ANSWER, MAX_PROMPT
-from carbs.launchers.lm.data import BUILTIN_SETS, Corpus, DataMix, prepare, read_split
+from carbs.launchers.lm.data import shards
+from carbs.launchers.lm.data.corpus import BUILTIN_SETS, Corpus, prepare
+from carbs.launchers.lm.data.mix import DataMix
 
 BUILTIN = dict.fromkeys(BUILTIN_SETS, "builtin")
 
@@ -44,6 +45,18 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return prepare({letter: str(root / letter) for letter in "abc"}, root / "prepared")
 
 
+def text(corpus: Corpus, component: str) -> bytes:
+    """What is trained on, where tokens are bytes."""
+    tokens = corpus.components[component].tokens()
+    return tokens.read(0, len(tokens)).tobytes()
+
+
+def documents(corpus: Corpus, component: str) -> tuple[list[str], list[str]]:
+    """What is trained on, and what is held out."""
+    held_out = [t for shard in corpus.components[component].shards for t in shard.held_out_texts()]
+    return text(corpus, component).decode().split(START)[1:], held_out
+
+
 def write_lines(folder: Path, n_files: int) -> Path:
     folder.mkdir()
     for i in range(n_files):
@@ -53,7 +66,7 @@ def write_lines(folder: Path, n_files: int) -> Path:
 
 
 def test_no_question_occurs_in_any_training_text(corpus: Corpus) -> None:
-    texts = [corpus.text(name).tobytes() for name in corpus.components]
+    texts = [text(corpus, name) for name in corpus.components]
     for path in corpus.question_sets.values():
         for question in load_questions(path):
             asked = (question.prompt + question.choices[question.answer]).encode()
@@ -61,27 +74,27 @@ def test_no_question_occurs_in_any_training_text(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("component", BUILTIN_SETS)
-def test_no_held_out_text_is_trained_on(component: str) -> None:
-    split = read_split(component)
-    assert not set(split.train) & set(split.held_out)
-    held_out, train = (sum(map(len, side)) for side in (split.held_out, split.train))
+def test_no_held_out_text_is_trained_on(corpus: Corpus, component: str) -> None:
+    sides = documents(corpus, component)
+    assert not set.intersection(*map(set, sides))
+    train, held_out = (sum(map(len, side)) for side in sides)
     assert 0.02 < held_out / (held_out + train) < 0.2
 
 
 def test_code_is_trained_on_without_its_docstrings(corpus: Corpus) -> None:
-    code = corpus.text("code").tobytes()
+    code = text(corpus, "code")
     assert b"def dedent(text):" in code
     assert b"Remove any common leading whitespace" not in code  # the docstring of that
     # What is left parses, docstrings gone, but for functions that had no other statement.
     parsed = 0
-    documents = read_split("code").train
-    for text in documents:
+    programs, _ = documents(corpus, "code")
+    for program in programs:
         with contextlib.suppress(SyntaxError):
-            nodes = ast.walk(ast.parse(text))
+            nodes = ast.walk(ast.parse(program))
             functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
             assert not any(map(ast.get_docstring, functions))
             parsed += 1
-    assert parsed > 0.7 * len(documents)
+    assert parsed > 0.7 * len(programs)
 
 
 def test_the_sets_are_full_and_their_questions_fit_in_a_sequence(corpus: Corpus) -> None:
@@ -104,26 +117,30 @@ def test_values_are_what_python_prints(corpus: Corpus, capsys: pytest.CaptureFix
 
 def test_preparing_again_finds_the_same(corpus: Corpus, shared: Path, tmp_path: Path) -> None:
     assert prepare(BUILTIN, shared) == corpus
-    files = {path: path.stat().st_mtime_ns for path in corpus.folder.iterdir()}
+    files = [path for path in shared.rglob("*") if path.is_file()]
+    dates = {path: path.stat().st_mtime_ns for path in files}
     prepare(dict(reversed(BUILTIN.items())), shared)
-    assert {path: path.stat().st_mtime_ns for path in corpus.folder.iterdir()} == files
+    assert {path: path.stat().st_mtime_ns for path in files} == dates
     afresh = prepare(BUILTIN, tmp_path)
-    for path in files:
+    assert afresh.folder.name == corpus.folder.name
+    for path in corpus.question_sets.values():
         assert (afresh.folder / path.name).read_bytes() == path.read_bytes()
+    assert all(text(afresh, name) == text(corpus, name) for name in corpus.components)
 
 
-def test_jobs_that_prepare_at_once_build_one_corpus(
+def test_jobs_that_prepare_at_once_make_each_shard_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build, builds = data._build, []
+    write, written = shards._write_shard, []
 
-    def slow_build(*args: Any) -> None:
-        builds.append(args)
+    def slow_write(*args: Any) -> None:
+        written.append(args)
         time.sleep(0.2)  # widens the window in which a missing lock would show; nothing waits on it
-        build(*args)
+        write(*args)
 
-    monkeypatch.setattr(data, "_build", slow_build)
-    where = {"mine": str(write_lines(tmp_path / "mine", 5))}
+    monkeypatch.setattr(shards, "_write_shard", slow_write)
+    where = {name: str(write_lines(tmp_path / name, 5)) for name in ("mine", "yours")}
+    (tmp_path / "yours" / "page-5.txt").write_text("which makes the two differ")
     made: list[Corpus] = []
     jobs = [
         threading.Thread(target=lambda: made.append(prepare(where, tmp_path / "shared")))
@@ -134,17 +151,9 @@ def test_jobs_that_prepare_at_once_build_one_corpus(
     for job in jobs:
         job.join()
     assert len(made) == 8
-    assert len(builds) == 1
+    folders = [ready for *_, ready in written]
+    assert len(folders) == len(set(folders)) >= 2
     assert all(corpus == made[0] for corpus in made)
-    assert [path for path in (tmp_path / "shared").iterdir() if path.is_dir()] == [made[0].folder]
-
-
-def test_what_a_killed_job_left_is_not_used(tmp_path: Path) -> None:
-    where = {"mine": str(write_lines(tmp_path / "mine", 5))}
-    ready = prepare(where, tmp_path / "shared").folder
-    left = ready.rename(ready.with_suffix(".part"))
-    (left / "mine.npy").write_bytes(b"half a file")
-    assert prepare(where, tmp_path / "shared").text("mine").size > 1000
 
 
 @pytest.mark.parametrize("n_files", [2, 3, 20])
@@ -153,8 +162,7 @@ def test_a_component_of_ones_own(tmp_path: Path, pattern: str, n_files: int) -> 
     folder = write_lines(tmp_path / "mine", n_files)
     corpus = prepare({"mine": f"{folder}{pattern}", "exercises": "builtin"}, tmp_path / "shared")
     assert set(corpus.question_sets) == {"mine", "values"}
-    text = corpus.text("mine").tobytes().decode()
-    trained = set(re.findall(r"file (\d+) ", text))
+    trained = set(re.findall(r"file (\d+) ", text(corpus, "mine").decode()))
     asked = {
         re.findall(r"file (\d+) ", question.choices[question.answer])[0]
         for question in load_questions(corpus.question_sets["mine"])
@@ -169,15 +177,16 @@ def test_a_changed_file_makes_another_corpus(tmp_path: Path) -> None:
     for path in folder.iterdir():
         path.write_text(path.read_text() + "And one more line.\n")
     after = prepare({"mine": str(folder)}, tmp_path / "shared")
-    assert b"one more" in after.text("mine").tobytes()
-    assert b"one more" not in before.text("mine").tobytes()
+    assert b"one more" in text(after, "mine")
+    assert b"one more" not in text(before, "mine")
 
 
 def test_a_copy_of_a_training_file_is_not_held_out(tmp_path: Path) -> None:
     for i in range(30):
         (tmp_path / f"{i}.txt").write_text(f"{'The same text. ' if i else 'Another text. '}" * 9)
-    split = read_split("mine", str(tmp_path))
-    assert not set(split.train) & set(split.held_out)
+    train, held_out = documents(prepare({"mine": str(tmp_path)}, tmp_path / "shared"), "mine")
+    assert (len(train), len(held_out)) == (1, 1)
+    assert train != held_out
 
 
 @pytest.mark.parametrize(
@@ -185,9 +194,9 @@ def test_a_copy_of_a_training_file_is_not_held_out(tmp_path: Path) -> None:
     [
         ({}, "no data"),
         ({"novels": "builtin"}, r"'novels'.*code, prose, exercises"),
-        ({"mine": "{folder}/nowhere"}, r"'mine'.*nowhere.*0 files"),
-        ({"mine": "{folder}/empty"}, r"'mine'.*0 files.*two or more"),
-        ({"mine": "{folder}/one"}, r"'mine'.*1 file"),
+        ({"mine": "{folder}/nowhere"}, r"'mine'.*nowhere has no files"),
+        ({"mine": "{folder}/empty"}, r"'mine'.*no files.*a folder, or a glob"),
+        ({"mine": "{folder}/one"}, r"'mine'.*1 documents.*two or more"),
         ({"mine": "{folder}/binary"}, r"'mine'.*\.bin is not UTF-8"),
         ({"mine": "{folder}/nul"}, r"'mine'.*NUL"),
         ({"my own": "{folder}/two"}, r"'my own'.*letters"),
@@ -227,9 +236,9 @@ def test_a_batch_follows_from_seed_and_step_alone(corpus: Corpus) -> None:
 
 
 def test_sequences_are_passages_of_the_text(corpus: Corpus) -> None:
-    text = corpus.text("prose").tobytes()
+    prose = text(corpus, "prose") * 2
     for row in DataMix(corpus, {"prose": 1.0}, 64, seed=0).batch(0, 16):
-        assert bytes(row.tolist()) in text
+        assert bytes(row.tolist()) in prose
 
 
 @settings(deadline=None, max_examples=25)
@@ -271,5 +280,5 @@ def test_weights_may_be_off_by_rounding(letters: Corpus) -> None:
 
 
 def test_a_component_shorter_than_a_sequence_is_named(letters: Corpus) -> None:
-    with pytest.raises(ValueError, match=r"'a' has \d+ bytes.*lower seq_len"):
+    with pytest.raises(ValueError, match=r"'a' has \d+ tokens.*lower seq_len"):
         DataMix(letters, {"a": 1.0}, 10_000, seed=0)

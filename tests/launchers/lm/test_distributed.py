@@ -56,7 +56,7 @@ def new_job(tmp_path: Path) -> Callable[..., Path]:
         job_file = JobFile(
             function=function,
             python_path=[str(tmp_path)],
-            params=SMALL,
+            params={name: value for name, value in SMALL.items() if name not in settings},
             seed=3,
             settings={"data": {"mine": str(tmp_path / "text")}, "seq_len": 64, **settings},
             shared_folder=tmp_path / "shared",
@@ -103,6 +103,27 @@ def run(folder: Path, n: int = 2) -> JobReport | None:
     return read_report(folder)
 
 
+def preempted_at(step: int) -> str:
+    """Around the reference function: the machine is taken away at a step."""
+    return f"""
+def train(params, job):
+    batch = module.DataMix.batch
+    def asking(self, step, size):
+        if step == {step} and task()[0] == 0:
+            job.request_checkpoint("a test")
+        return batch(self, step, size)
+    module.DataMix.batch = asking
+    return module.train(params, job)
+"""
+
+
+def undisturbed(folder: Path) -> None:
+    """The next attempt runs the function itself."""
+    job_file = json.loads((folder / "job.json").read_text())
+    job_file["function"] = "carbs.launchers.lm.train:train"
+    (folder / "job.json").write_text(json.dumps(job_file))
+
+
 def test_two_tasks_train_as_one_does_and_go_on_as_one_does(
     new_job: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -117,28 +138,42 @@ def test_two_tasks_train_as_one_does_and_go_on_as_one_does(
     assert [p.progress for p in read_curve(tmp_path / "both")] == [
         p.progress for p in read_curve(tmp_path / "alone")
     ]
-    preempted = """
-def train(params, job):
-    batch = module.DataMix.batch
-    def asking(self, step, size):
-        if step == 30 and task()[0] == 0:
-            job.request_checkpoint("a test")
-        return batch(self, step, size)
-    module.DataMix.batch = asking
-    return module.train(params, job)
-"""
-    folder = new_job("preempted", preempted)
+    folder = new_job("preempted", preempted_at(30))
     assert run(folder) is None
     assert last_step(tmp_path / "checkpoints" / "preempted") == 31
-    job_file = json.loads((folder / "job.json").read_text())
-    (folder / "job.json").write_text(
-        json.dumps({**job_file, "function": "carbs.launchers.lm.train:train"})
-    )
+    undisturbed(folder)
     resumed = run(folder)
     assert isinstance(resumed, Finished)
     assert resumed.result.metrics["checkpoints"]["resumed_at"] == 31
     assert resumed.result.output == both.result.output
     assert resumed.result.metrics["final_train_loss"] == losses[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_shards_train_as_the_whole_does_and_one_task_reads_what_two_wrote(
+    new_job: Callable[..., Path], tmp_path: Path, optimizer: str
+) -> None:
+    """Of an odd batch, with dropout and one matrix at both ends."""
+    settings = {
+        "batch_size": 5,
+        "dropout": 0.1,
+        "tied_embeddings": True,
+        "optimizer": optimizer,
+        "learning_rate": 0.005,
+    }
+    alone = run(new_job("alone", **settings), n=1)
+    assert isinstance(alone, Finished)
+    for how in ("ddp", "fsdp"):
+        folder = new_job(how, preempted_at(40), parallel=how, micro_batch_size=2, **settings)
+        assert run(folder) is None
+        assert last_step(tmp_path / "checkpoints" / how) == 41
+        undisturbed(folder)
+        resumed = run(folder, n=1)
+        assert isinstance(resumed, Finished)
+        assert resumed.result.metrics["checkpoints"]["resumed_at"] == 41
+        assert resumed.result.output == pytest.approx(alone.result.output, abs=1e-4)
+        looks = [read_curve(tmp_path / name)[0].output for name in ("alone", how)]
+        assert looks[1] == pytest.approx(looks[0], abs=1e-4)
 
 
 def test_all_tasks_stop_when_the_first_is_told_to(new_job: Callable[..., Path]) -> None:

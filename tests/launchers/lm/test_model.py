@@ -10,9 +10,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from carbs.launchers.lm.model import ModelConfig, Transformer
+from carbs.launchers.lm.model import NO_TARGET, ModelConfig, Transformer
 
-SHAPES = [(16, 1), (48, 3), (128, 2)]
+CONFIGS = [
+    ModelConfig(16, 1),
+    ModelConfig(48, 3),
+    ModelConfig(128, 2),
+    ModelConfig(128, 2, head_width=32, mlp_ratio=4, vocab_size=100, tied_embeddings=True),
+    ModelConfig(64, 3, head_width=16, parametrization="mup", base_width=16, base_depth=1),
+]
 
 
 def build(width: int, depth: int, seed: int = 0) -> Transformer:
@@ -48,21 +54,21 @@ def test_a_causal_mask_is_the_default() -> None:
     torch.testing.assert_close(model(tokens), model(tokens, mask=mask))
 
 
-@pytest.mark.parametrize(("width", "depth"), SHAPES)
-def test_parameters_are_counted(width: int, depth: int) -> None:
-    model = build(width, depth)
-    ends = model.embedding.numel() + model.unembedding.numel()
-    assert model.config.n_params == sum(p.numel() for p in model.parameters()) - ends
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameters_are_counted(config: ModelConfig) -> None:
+    model = Transformer(config, torch.Generator().manual_seed(0))
+    assert config.n_params == sum(p.numel() for p in model.blocks.parameters())
+    assert config.n_params_with_ends == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("width", "depth"), SHAPES)
-def test_flops_are_those_that_torch_counts(width: int, depth: int) -> None:
-    model, tokens = build(width, depth), random_bytes(2, 33)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_flops_are_those_that_torch_counts(config: ModelConfig) -> None:
+    model = Transformer(config, torch.Generator().manual_seed(0))
+    tokens = random_bytes(2, 33) % config.vocab_size
     # The counter knows no fused attention on the CPU, and would count it as nothing.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        logits = model(tokens[:, :-1])
-        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    assert counter.get_total_flops() == 2 * 32 * model.config.flops_per_token(seq_len=32)
+        model(tokens[:, :-1], targets=tokens[:, 1:]).backward()
+    assert counter.get_total_flops() == 2 * 32 * config.flops_per_token(seq_len=32)
 
 
 @pytest.mark.parametrize("width", [16, 64, 256])
@@ -79,6 +85,27 @@ def test_weights_follow_from_the_generator_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first.blocks[0].qkv, same.blocks[0].qkv)
     assert not torch.equal(first.blocks[0].qkv, other.blocks[0].qkv)
+
+
+def test_heads_are_64_wide_where_the_width_allows() -> None:
+    shapes = {width: ModelConfig(width, 1) for width in (16, 48, 96, 128, 192)}
+    assert [shape.head_size for shape in shapes.values()] == [16, 16, 32, 64, 64]
+    assert shapes[192].n_heads == 3
+    assert ModelConfig(192, 1, head_width=96).n_heads == 2
+
+
+def test_hidden_widths_suit_the_device() -> None:
+    assert [ModelConfig(width, 1).hidden_width for width in (32, 64, 1024)] == [96, 176, 2752]
+    assert ModelConfig(96, 1, mlp_ratio=4).hidden_width == 384
+
+
+def test_a_target_may_not_count() -> None:
+    model, tokens = build(32, 2), random_bytes(2, 20)
+    targets = tokens.clone()
+    targets[:, 10:] = NO_TARGET
+    logits = model(tokens)[:, :10]
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, :10].flatten(), reduction="sum")
+    torch.testing.assert_close(model(tokens, targets=targets), expected)
 
 
 @pytest.mark.parametrize(

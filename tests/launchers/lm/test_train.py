@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from carbs.launchers.job.checkpoint import Checkpoints, last_step
+from carbs.launchers.job.checkpoint import last_step
 from carbs.launchers.job.protocol import (
     BadConfigurationError,
     Job,
@@ -24,8 +24,11 @@ from carbs.launchers.job.protocol import (
     read_curve,
     stop,
 )
+from carbs.launchers.job.sharded_checkpoint import ShardedCheckpoints
 from carbs.launchers.lm import train as module
-from carbs.launchers.lm.train import schedule, train
+from carbs.launchers.lm.config import Config, configure
+from carbs.launchers.lm.optimizer import schedule
+from carbs.launchers.lm.train import train
 
 SMALL = {"width": 32, "depth": 1, "tokens": 16_384, "batch_size": 4, "learning_rate": 0.02}
 
@@ -115,13 +118,13 @@ def test_a_run_reports_its_progress_without_being_changed_by_it(
 
 def test_looking_is_no_part_of_the_cost(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    evaluate = module.evaluate
+    look = module.QuestionSets.look
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any) -> float:
         clock[0] += 1000.0
-        return evaluate(*arguments)
+        return look(*arguments)
 
-    monkeypatch.setattr(module, "evaluate", slow)
+    monkeypatch.setattr(module.QuestionSets, "look", slow)
     monkeypatch.setattr(module, "_now", lambda device: clock[0] + time.process_time())
     assert run(tokens=32_768).cost < 1000
 
@@ -158,7 +161,7 @@ def test_a_run_that_is_cut_off_twice_ends_as_one_that_never_was(
     whole = train(params, Job(tmp_path / "whole", shared, 3))
     # Every fifth step, so that steps are lost and one of the reports with them.
     counts = itertools.count(1)
-    monkeypatch.setattr(Checkpoints, "is_due", lambda self: next(counts) % 5 == 0)
+    monkeypatch.setattr(ShardedCheckpoints, "is_due", lambda self: next(counts) % 5 == 0)
     for attempt, last in enumerate((18, 47), start=1):
         with monkeypatch.context() as dying, pytest.raises(CutOffError):
             cut_off_after(last, dying)
@@ -186,20 +189,20 @@ def attempt_at(folder: Path, shared: Path, attempt: int) -> Job:
 def test_what_a_checkpoint_holds_is_paid_for_once(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock of one second a step and ten an evaluation: only steps cost, each of them once."""
-    batch, evaluate, now = module.DataMix.batch, module.evaluate, [0.0]
+    """A clock of one second a step and ten a look: only steps cost, each of them once."""
+    step, look, now = module._Training.step, module.QuestionSets.look, [0.0]
 
-    def a_second(self: module.DataMix, at: int, size: int) -> torch.Tensor:
-        now[0] += 1 if size > 1 else 100  # warming up is no part of it
-        return batch(self, at, size)
+    def a_second(self: module._Training, at: int, parts: Any) -> None:
+        now[0] += 1
+        step(self, at, parts)
 
-    def ten_seconds(*arguments: Any) -> Any:
+    def ten_seconds(*arguments: Any) -> float:
         now[0] += 10
-        return evaluate(*arguments)
+        return look(*arguments)
 
     monkeypatch.setattr(module, "_now", lambda device: now[0])
-    monkeypatch.setattr(module.DataMix, "batch", a_second)
-    monkeypatch.setattr(module, "evaluate", ten_seconds)
+    monkeypatch.setattr(module._Training, "step", a_second)
+    monkeypatch.setattr(module.QuestionSets, "look", ten_seconds)
     for attempt, last in enumerate((7, 20), start=1):
         with monkeypatch.context() as dying, pytest.raises(Preempted, match="SIGTERM"):
             counts = itertools.count(1)
@@ -228,7 +231,7 @@ def test_micro_batches_change_the_output_by_rounding_alone(run: Run) -> None:
 
 
 def test_every_parameter_has_a_default(shared: Path, tmp_path: Path) -> None:
-    assert set(module.Params().model_dump()) >= set(SMALL)
+    assert set(Config().model_dump()) >= set(SMALL)
     # Only fewer tokens, to be quick.
     assert train({"tokens": 4096}, Job(tmp_path, shared)).metrics["steps"] == 4
 
@@ -257,7 +260,8 @@ def test_running_out_of_memory_is_the_configurations_fault(
         torch.empty(2**60)
 
     monkeypatch.setattr(module.DataMix, "batch", exhausted)
-    with pytest.raises(BadConfigurationError, match="out of memory: width 32") as caught:
+    expected = r"out of memory: width 32, .* GiB were expected, .* GiB were used at the most"
+    with pytest.raises(BadConfigurationError, match=expected) as caught:
         run()
     assert caught.value.cost is not None
 
@@ -274,8 +278,8 @@ def test_other_errors_are_passed_on(run: Run, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("params", "settings", "named"),
     [
-        ({"lr": 0.1}, {}, "unknown parameter 'lr'; there are width, depth, learning_rate"),
-        ({}, {"sequence": 1}, "unknown setting 'sequence'; there are seq_len"),
+        ({"lr": 0.1}, {}, "unknown parameter 'lr'; there are width, depth, head_width"),
+        ({}, {"sequence": 1}, "unknown setting 'sequence'; there are width"),
         ({"tokens": 0}, {}, "parameter 'tokens'"),
         ({"width": 33}, {}, "width must be"),
         ({"depth": 1.5}, {}, "parameter 'depth'"),
@@ -310,10 +314,43 @@ def test_ones_own_data_and_questions(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_rises_then_falls_to_zero() -> None:
-    shares = [schedule(step, 100, 0.1) for step in range(100)]
+    config = Config(warmup_fraction=0.1)
+    shares = [schedule(step, 100, config) for step in range(100)]
     assert shares[:11] == sorted(shares[:11])
     assert shares[10:] == sorted(shares[10:], reverse=True)
     assert max(shares) == shares[10] == 1.0
     assert 0 < shares[-1] < 0.02
     assert 0 < shares[0] < 0.1
-    assert schedule(0, 1, 0.5) > 0
+    assert schedule(0, 1, Config(warmup_fraction=0.5)) > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (Config(schedule="cosine", warmup_fraction=0), {0: 1, 25: 0.8536, 50: 0.5, 75: 0.1464}),
+        (Config(schedule="wsd", warmup_fraction=0.1), {10: 1, 80: 1, 90: 0.5, 99: 0.05}),
+        (Config(schedule="wsd", decay_fraction=1, warmup_fraction=0.1), {10: 1, 55: 0.5}),
+        (Config(final_fraction=0.1, warmup_fraction=0), {0: 1, 50: 0.55}),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(config: Config, expected: dict[int, float]) -> None:
+    shares = {step: schedule(step, 100, config) for step in expected}
+    assert shares == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_parameter_or_a_setting_or_a_dotted_name() -> None:
+    config = configure(
+        {"width": 128, "mix.code": 0.75}, {"width": 64, "depth": 3, "mix": {"code": 0.5, "b": 0.25}}
+    )
+    assert (config.width, config.depth, config.tokens) == (128, 3, Config().tokens)
+    assert config.mix == {"code": 0.75, "b": 0.25}
+    assert configure({"mix__code": 1.0}, {}).mix == {"code": 1.0}
+    with pytest.raises(ValueError, match=r"setting 'mix\.code'"):
+        configure({}, {"mix.code": "much"})
+
+
+def test_a_batch_may_be_said_in_tokens() -> None:
+    config = Config(batch_tokens=4000, seq_len=128, tokens=40_000)
+    assert (config.sequences, config.steps) == (31, 10)
+    with pytest.raises(ValueError, match="batch_tokens is 10, less than a sequence"):
+        configure({"batch_tokens": 10}, {})
