@@ -2,11 +2,12 @@
 
 The response surface (:mod:`carbs.analysis.front.response_surface`) continues a scaling law with an
 irreducible loss; the search's surrogate (:mod:`carbs.surrogate`) continues a trend in log
-parameters. Neither is right, and what each believes of its own uncertainty is a belief. So both are
-tried inside the sweep, where the answer is known: fitted to the cheap runs, each predicts the
-dearer ones near the front. How well each foretold them gives its weight, and how far off both
-together were, in units of their own deviation, widens the interval. Random splits would not do:
-they ask for what lies between the runs.
+parameters. The surface is nearly always closer, far out by several times, and gets most of the
+weight beforehand; but neither is right, and what each believes of its own uncertainty is a belief.
+So both are tried inside the sweep, where the answer is known: fitted to the cheap runs, each
+predicts the dearer ones near the front. How well each foretold them moves its weight, and how far
+off both together were, in units of their own deviation, widens the interval. Random splits would
+not do: they ask for what lies between the runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from scipy.special import ndtr, ndtri, softmax
 
 from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.response_surface import ResponseSurface
+from carbs.analysis.front.success import SuccessLaw
 from carbs.spaces import FloatArray
 from carbs.surrogate import fit_surrogate
 from carbs.threads import on_one_thread
@@ -28,8 +30,9 @@ from carbs.threads import on_one_thread
 SPLITS = (1 / 3, 1 / 8)
 # Least number of runs to fit to.
 _N_FITTED = 16
-# What a prior of "one form is as good as the other", and one of "as wide as they say", counts,
-# in splits.
+# Weights of surface and surrogate before any split is looked at.
+_WEIGHTS = np.array([0.95, 0.05])
+# What that prior, and one of "as wide as they say", counts, in splits.
 _PRIOR_OF_WEIGHTS, _PRIOR_OF_WIDTH = 2.0, 2.0
 _GRID: list[float] = ndtr(np.linspace(-4, 4, 161)).tolist()
 
@@ -42,7 +45,7 @@ class SweepBacktest:
         share: of the largest cost that the runs fitted to had at most.
         factors: each dear run's cost over the largest fitted to, ``(n,)``.
         measured: their outputs, ``(n,)``.
-        predicted, low, high: at the 90% level, the forms in equal parts, ``(n,)`` each.
+        predicted, low, high: at the 90% level, with the weights of before, ``(n,)`` each.
         scores: normal quantiles of the measurements' places in the predictions, ``(n,)``.
         log_density: mean of each form's predictive log density, ``(2,)``.
     """
@@ -64,12 +67,14 @@ class Expectation:
     Attributes:
         weights: of the surface and of the surrogate.
         widening: of the mixture's distance from its median.
+        success: whether there will be anything to measure.
     """
 
     front: FrontModel
     backtests: tuple[SweepBacktest, ...]
     weights: tuple[float, float]
     widening: float
+    success: SuccessLaw
 
     @classmethod
     def of(cls, front: FrontModel) -> Expectation:
@@ -77,18 +82,23 @@ class Expectation:
         backtests = backtest_sweep(front)
         # A split is one chance, not as many as it has runs: they share its error.
         n = len(backtests)
-        log_weights = np.sum([test.log_density for test in backtests] or [np.zeros(2)], axis=0)
-        weights = _PRIOR_OF_WEIGHTS * 0.5 + n * softmax(log_weights)
+        log_densities = np.sum([test.log_density for test in backtests] or [np.zeros(2)], axis=0)
+        weights = _PRIOR_OF_WEIGHTS * _WEIGHTS + n * softmax(np.log(_WEIGHTS) + log_densities)
         weights /= _PRIOR_OF_WEIGHTS + n
         squares = sum(float(np.mean(np.square(test.scores))) for test in backtests)
         widening = math.sqrt((_PRIOR_OF_WIDTH + squares) / (_PRIOR_OF_WIDTH + n))
-        return cls(front, backtests, (float(weights[0]), float(weights[1])), widening)
+        success = SuccessLaw.fit(front.space, front.observations, front.failures)
+        return cls(front, backtests, (float(weights[0]), float(weights[1])), widening, success)
 
-    def middle(self, Z: FloatArray) -> FloatArray:
-        """About the median of a new measurement, ``(n,)``: quick, to compare many points."""
+    def score(self, Z: FloatArray) -> FloatArray:
+        """The lower, the better a configuration: the mean of what the forms expect, ``(n,)``.
+
+        To compare configurations, and not to foretell what they measure: the best of many is partly
+        a mistake of the form that calls it the best, and the other form does not share it.
+        """
         means, _, weights = self.front.surface.predict(Z)
         medians = self.front.surrogate.output_quantiles(Z, (0.5,))[:, 0]
-        return np.asarray(self.weights[0] * (weights @ means) + self.weights[1] * medians)
+        return np.asarray((weights @ means + medians) / 2)
 
     def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
         """Of a new measurement, to be minimised, at basic points ``(n, d)``: ``(n, n_levels)``."""
@@ -162,12 +172,12 @@ def backtest_sweep(
         Z = front.space.encode_all([o.params for o in dear])
         parts = [surface.quantiles(Z, _GRID), surrogate.output_quantiles(Z, _GRID)]
         y = np.array([o.output for o in dear])
-        bands = mixed(parts, (0.5, 0.5), (0.05, 0.5, 0.95))
+        bands = mixed(parts, _WEIGHTS.tolist(), (0.05, 0.5, 0.95))
         promising = np.argsort(bands[:, 1], kind="stable")[: max(2, math.ceil(len(dear) / 2))]
         parts, y, bands = [part[promising] for part in parts], y[promising], bands[promising]
         places = np.array(
             [
-                sum(0.5 * np.interp(y[i], part[i], _GRID, left=0.0, right=1.0) for part in parts)
+                _WEIGHTS @ [np.interp(y[i], part[i], _GRID, left=0.0, right=1.0) for part in parts]
                 for i in range(len(y))
             ]
         )

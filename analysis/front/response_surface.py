@@ -69,6 +69,8 @@ _EXPONENTS = (
 _LINE_SLOPE = 0.5
 # How far beside the runs near the front an optimum is believed, in basic units.
 _MARGIN = 0.3
+# For every decade beyond the sweep's dearest run, intervals are wider by this share.
+_DOUBT = 0.5
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
 _LN10 = math.log(10)
@@ -520,12 +522,15 @@ class ResponseSurface:
         """Deviation of a measured loss."""
         return self.unit * self.hyper.noise
 
-    def quantiles(
-        self, Z: FloatArray, levels: Sequence[float], widening: float = 1.0
-    ) -> FloatArray:
-        """Of a new measurement at each point, ``(n, n_levels)``."""
+    def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
+        """Of a new measurement at each point, ``(n, n_levels)``.
+
+        Beyond the dearest run they are wider than the posterior, the further the more: no law is
+        the true one, and within the sweep that does not show.
+        """
         means, deviations, weights = self.predict(Z)
-        middle = weights @ means
+        beyond = np.maximum(self.cost.scale(Z)[0] - self.c.max(), 0.0)
+        middle, widening = weights @ means, 1 + _DOUBT * beyond
         means = middle + widening * (means - middle)
         deviations = np.sqrt((widening * deviations) ** 2 + self.noise**2)
         low = (means - 8 * deviations).min(axis=0)[:, None] * np.ones(len(levels))

@@ -73,7 +73,7 @@ def decisions(
         beside[row, i] += size
         held[row, i] = True
     Z = np.concatenate([z[None], reach.at(beside, cost, held)])
-    losses = expectation.middle(Z)
+    losses = expectation.score(Z)
     c = front.surface.cost.scale(Z)[0]
     there = (np.abs(c - c[0]) < _SAME_COST) & (np.abs(Z - z).max(axis=1) > _MOVED)
     changes = [
