@@ -20,6 +20,7 @@ from scipy.special import ndtr, ndtri, softmax
 
 from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.response_surface import ResponseSurface
+from carbs.analysis.front.success import SuccessLaw
 from carbs.spaces import FloatArray
 from carbs.surrogate import fit_surrogate
 from carbs.threads import on_one_thread
@@ -64,12 +65,14 @@ class Expectation:
     Attributes:
         weights: of the surface and of the surrogate.
         widening: of the mixture's distance from its median.
+        success: whether there will be anything to measure.
     """
 
     front: FrontModel
     backtests: tuple[SweepBacktest, ...]
     weights: tuple[float, float]
     widening: float
+    success: SuccessLaw
 
     @classmethod
     def of(cls, front: FrontModel) -> Expectation:
@@ -82,7 +85,8 @@ class Expectation:
         weights /= _PRIOR_OF_WEIGHTS + n
         squares = sum(float(np.mean(np.square(test.scores))) for test in backtests)
         widening = math.sqrt((_PRIOR_OF_WIDTH + squares) / (_PRIOR_OF_WIDTH + n))
-        return cls(front, backtests, (float(weights[0]), float(weights[1])), widening)
+        success = SuccessLaw.fit(front.space, front.observations, front.failures)
+        return cls(front, backtests, (float(weights[0]), float(weights[1])), widening, success)
 
     def middle(self, Z: FloatArray) -> FloatArray:
         """About the median of a new measurement, ``(n,)``: quick, to compare many points."""

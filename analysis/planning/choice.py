@@ -20,10 +20,16 @@ WAYS = ("the front's lines", "a run carried along them", "a run scaled up")
 _SAME_COST = 0.02
 # So many of the best candidates are averaged.
 _N_AVERAGED = 3
-# A run that is less likely to succeed is planned only if all are.
-_LEAST_SUCCESS = 0.95
-# Where a configuration is forbidden, or likely to fail: how many near it are looked at,
-# and how many brought to the cost.
+# A run that is less likely to succeed is moved, by one of these steps at a time, in basic units.
+_LIKELY = 0.95
+_STEPS = (-1.6, -0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
+_N_ROUNDS = 8
+# What a failure costs beside the loss, the budget, counts as twice that again.
+_AVERSION = 10.0
+# And a run is expected to gain at least so much of what the sweep did.
+_LEAST_STAKE = 0.1
+# Where a configuration is forbidden: how many near it are looked at, and how many brought to the
+# cost.
 _N_NEAR, _N_REACHED = 4096, 512
 
 
@@ -33,15 +39,15 @@ class Candidates(NamedTuple):
     Attributes:
         ways: of planning: the place of each in ``WAYS``, ``(n,)``.
         Z: basic points, ``(n, d)``.
-        order: of their places, the best first: those that are likely to succeed, at the cost, with
-            the lowest loss to expect.
-        groups: how alike two are in the first two respects, ``(n,)``: the same number or not.
+        order: of their places, the best first: those at the cost, with the lowest loss to expect,
+            their risk counted.
+        is_off: whether the bounds keep one from the cost, ``(n,)``.
     """
 
     ways: NDArray[np.intp]
     Z: FloatArray
     order: NDArray[np.intp]
-    groups: NDArray[np.intp]
+    is_off: NDArray[np.bool_]
 
 
 def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidates:
@@ -57,44 +63,70 @@ def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidate
     scaled = reach.at(surface.Z[near], cost)
     ways = np.repeat(np.arange(3), [1, len(near), len(near)])
     Z = reach.at(np.concatenate([line, carried, scaled]), cost)
-    off = np.abs(surface.cost.scale(Z)[0] - c)
-    is_off = off > off.min() + _SAME_COST
-    is_unlikely = front.surrogate.success_probability(Z) < _LEAST_SUCCESS
-    order = np.lexsort([expectation.middle(Z), is_off, is_unlikely])
-    return Candidates(ways, Z, order, 2 * is_unlikely + is_off)
+    is_off = _is_off(front, Z, cost)
+    losses = expectation.middle(Z)
+    risk = _at_stake(expectation, losses) * (1 - expectation.success.likeliest(Z))
+    return Candidates(ways, Z, np.lexsort([losses + risk, is_off]), is_off)
 
 
 def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatArray:
     """The point to run at a predicted cost, shape ``(d,)``.
 
     The few best candidates are averaged: the very best one is partly a mistake of the model, and in
-    a bowl the mean is no worse than what it is of. Where that is forbidden, or likely to fail, the
-    nearest is taken that is not.
+    a bowl the mean is no worse than what it is of. Then it backs off from what may fail, and from
+    what is forbidden.
     """
     front, found = expectation.front, candidates(expectation, reach, cost)
     best = found.order[:_N_AVERAGED]
-    alike = best[found.groups[best] == found.groups[best[0]]]
+    alike = best[found.is_off[best] == found.is_off[best[0]]]
     z = np.asarray(reach.at(reach.snap(found.Z[alike].mean(axis=0)[None]), cost)[0])
-    is_likely = front.surrogate.success_probability(z[None])[0] >= _LEAST_SUCCESS
-    is_allowed = front.space.allows(front.space.decode(z))
-    return z if is_likely and is_allowed else _nearest(front, reach, z, cost)
+    z = _safer(expectation, reach, z, cost)
+    return z if front.space.allows(front.space.decode(z)) else _allowed(front, reach, z, cost)
 
 
-def _nearest(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> FloatArray:
-    """The nearest to ``z`` that is allowed and likely to succeed, of many around it, ``(d,)``.
+def _at_stake(expectation: Expectation, losses: FloatArray) -> FloatArray:
+    """What is lost where a run fails, ``(n,)``: one is left with the sweep's best run."""
+    surface = expectation.front.surface
+    return np.maximum(surface.floor - losses, _LEAST_STAKE * surface.unit)
 
-    What lowers the risk is paid for by whatever else drives the cost: a model that is too large for
-    the memory becomes a smaller one that sees more tokens. If none is likely, the likeliest.
+
+def _is_off(front: FrontModel, Z: FloatArray, cost: float) -> NDArray[np.bool_]:
+    off = np.abs(front.surface.cost.scale(Z)[0] - front.surface.cost.scale_of(cost))
+    return np.asarray(off > off.min() + _SAME_COST)
+
+
+def _safer(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) -> FloatArray:
+    """Away from what may fail, in the parameter where that costs least, as long as it pays.
+
+    The others make up for the cost: a model that is too large for the memory becomes a smaller one
+    that sees more tokens. A loss that is expected to be lower on the way is no reason to go there.
     """
-    space, model, rng = front.space, front.surface.cost, np.random.default_rng(0)
+    if expectation.success.likeliest(z[None])[0] >= _LIKELY:
+        return z
+    d = len(z)
+    steps = np.concatenate([size * np.eye(d) for size in _STEPS])
+    for _ in range(_N_ROUNDS):
+        Z = np.concatenate([z[None], reach.at(z + steps, cost, steps != 0)])
+        losses = expectation.middle(Z)
+        dearer = np.maximum(losses - losses[0], 0.0)
+        lost = np.where(_is_off(expectation.front, Z, cost), np.inf, dearer)
+        fails = 1 - expectation.success.probability(Z)
+        best = int(np.argmin(lost + _AVERSION * fails * _at_stake(expectation, losses)))
+        if best == 0:
+            break
+        z = Z[best]
+    return z
+
+
+def _allowed(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> FloatArray:
+    """The nearest to ``z`` that the constraints allow, of many around it, ``(d,)``."""
+    space, rng = front.space, np.random.default_rng(0)
     around = nearby(space, np.tile(z, (_N_NEAR, 1)), rng)
     # Some differ in nothing but what drives the cost; and at the cost exactly, none may be allowed.
     some = around[:: _N_NEAR // _N_REACHED]
     resized = np.where(reach.direction != 0, some, z)
-    at_cost = reach.at(np.concatenate([z[None], some, resized]), cost)
-    near = np.concatenate([at_cost, reach.snap(around)])
-    off = np.abs(model.scale(near)[0] - model.scale_of(cost))
-    risk = np.maximum(_LEAST_SUCCESS - front.surrogate.success_probability(near), 0.0).round(2)
+    near = np.concatenate([reach.at(np.concatenate([some, resized]), cost), reach.snap(around)])
+    off = np.abs(front.surface.cost.scale(near)[0] - front.surface.cost.scale_of(cost))
     distances = np.linalg.norm(near - z, axis=1) + off / COST_TOLERANCE
-    order = np.lexsort([distances, risk, off > off.min() + COST_TOLERANCE])
+    order = np.lexsort([distances, off > off.min() + COST_TOLERANCE])
     return np.asarray(near[AllowedPoints(space).first(near, order, 1)[0]])

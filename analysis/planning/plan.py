@@ -321,7 +321,7 @@ def plan(
     memory = None if n_params is None else n_params * _BYTES_PER_PARAMETER / 2**30
     curves = hyperparameter_curves(front)
     notes += _warnings(
-        front, curves, z, cost, float(costs[1]), bounds=bounds or {}, given=fixed or {}
+        expectation, curves, z, cost, float(costs[1]), bounds=bounds or {}, given=fixed or {}
     )
     if epochs is not None and epochs > _HARMLESS_EPOCHS:
         notes.append(
@@ -540,7 +540,7 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
 
 
 def _warnings(
-    front: FrontModel,
+    expectation: Expectation,
     curves: Sequence[Curve],
     z: FloatArray,
     cost: float,
@@ -548,7 +548,7 @@ def _warnings(
     bounds: Bounds,
     given: Mapping[str, Any],
 ) -> list[str]:
-    found = []
+    found, front = [], expectation.front
     extrapolation = cost / front.dearest
     if extrapolation > _FAR:
         found.append(f"{extrapolation:.0f} times the sweep's dearest run: check on the way there")
@@ -557,7 +557,7 @@ def _warnings(
             f"the space allows no such run: this one is expected to cost {median_cost:.3g} where "
             f"{cost:.3g} was asked for; widen the bounds"
         )
-    probability = float(front.surrogate.success_probability(z[None, :])[0])
+    probability = float(expectation.success.probability(z[None, :])[0])
     if probability < 0.9:
         found.append(f"the run is expected to fail with probability {1 - probability:.0%}")
     params = front.space.decode(z)

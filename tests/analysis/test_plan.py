@@ -29,6 +29,7 @@ from carbs import (
 )
 from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
+from carbs.analysis.front.success import SuccessLaw
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.planning.plan import check, fit_front_law, plan
 from carbs.study import distributions, flatten
@@ -490,8 +491,21 @@ def test_what_failed_for_its_size_is_planned_smaller_and_trained_longer() -> Non
     planned = plan(front, 3000.0)
     assert planned.cost == pytest.approx(3000.0, rel=0.3)
     assert planned.params["size"] <= 12  # type: ignore[operator]
-    odds = front.surrogate.success_probability(SPACE.encode_all([planned.params, free.params]))
+    law = SuccessLaw.fit(SPACE, front.observations, front.failures)
+    odds = law.probability(SPACE.encode_all([planned.params, free.params]))
     assert odds[0] > 1.5 * odds[1]
+
+
+@pytest.mark.parametrize("rates", [(), (30.0, 10.0)], ids=["the cap", "the cap and divergence"])
+def test_failures_elsewhere_leave_a_plan_far_out_where_it_was(rates: tuple[float, ...]) -> None:
+    """A run was ended at the cap, two diverged far above the best learning rate."""
+    free = plan(sweep(), 3000.0)
+    ended = {"size": 10.0, "tokens": 12.0, "rate": 0.3, "mix": {"a": 0.7, "b": 0.3}}
+    failures = [Failure(params=ended, reason="too dear", cost=sweep().dearest)]
+    failures += [Failure(params={**ended, "rate": rate}, reason="diverged") for rate in rates]
+    planned = plan(fit_front(SPACE, sweep().observations, failures), 3000.0)
+    for name in ("size", "tokens", "rate"):
+        assert planned.params[name] == pytest.approx(free.params[name], rel=0.25)
 
 
 def test_a_plan_says_what_a_factor_of_two_beside_each_number_would_cost() -> None:
