@@ -631,4 +631,9 @@ def _mixed_versions(metrics: pd.DataFrame) -> list[str]:
             if len(values) > 1:
                 what = name.removeprefix("environment.")
                 found.append(f"the sweep's runs differ in {what}: {', '.join(values[:5])}")
+        if name.startswith("evaluations.") and name.endswith(".version"):
+            n_versions = metrics[name].nunique()
+            if n_versions > 1:
+                what = name.removeprefix("evaluations.").removesuffix(".version")
+                found.append(f"the sweep's runs were asked {n_versions} versions of {what!r}")
     return found

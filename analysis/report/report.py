@@ -553,7 +553,7 @@ class _Page:
             "than its set, and suffer where the mix favours the others."
         )
         few = [one.name for one in sets if one.n_other]
-        header = ["set", "line", "verdict", "question", "marked", "preferred", "correlation", "p"]
+        header = ["set", "number", "verdict", "question", "marked", "preferred", "correlation", "p"]
         parts = [
             table(
                 ["set", "questions", "doubtful", "trials", "best score", "without", "same order"],

@@ -294,7 +294,14 @@ def study() -> optuna.Study:
                 params=flatten(run.params),
                 distributions={name: known[name] for name in flatten(run.params)},
                 values=[run.output, run.cost],
-                user_attrs={"metrics": {"flops": flops, "environment": environment, "data": data}},
+                user_attrs={
+                    "metrics": {
+                        "flops": flops,
+                        "environment": environment,
+                        "data": data,
+                        "evaluations": {"arc": {"version": f"{i // 7}"}, "piqa": {"version": "1"}},
+                    }
+                },
             )
         )
     return made
@@ -356,6 +363,8 @@ def test_budgets_become_costs_by_the_flops_that_were_recorded() -> None:
     assert by_flops.output == pytest.approx(by_cost.output, abs=0.02)
     assert by_flops.budget is not None and by_flops.budget.flops == 800e12
     assert any("differ in torch: 2.0, 2.1" in warning for warning in by_flops.warnings)
+    asked = [warning for warning in by_flops.warnings if "were asked" in warning]
+    assert len(asked) == 1 and asked[0].endswith("versions of 'arc'")
     hours = plan(study(), gpu_hours=by_flops.budget.gpu_hours, space=SPACE)
     assert hours.target_cost == pytest.approx(by_flops.target_cost, rel=1e-6)
     assumed = plan(sweep(), flops=800.0)
