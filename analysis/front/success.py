@@ -122,4 +122,5 @@ def _laplace(
     log_odds = X @ w
     fit = float(labels @ log_odds - np.logaddexp(0.0, log_odds).sum())
     prior = 0.5 * float(np.log(precision).sum() - precision @ np.square(w - mean))
-    return w, np.linalg.inv(hessian), fit + prior - 0.5 * float(np.linalg.slogdet(hessian)[1])
+    evidence = fit + prior - 0.5 * float(np.linalg.slogdet(hessian)[1])
+    return np.asarray(w), np.asarray(np.linalg.inv(hessian), dtype=float), evidence

@@ -270,7 +270,7 @@ class Misfit:
             at = np.linspace(values.min(), values.max(), n) if n > 1 else values[:1]
             knots.append(at)
             covariance = _matern(at, at, length) + 1e-9 * np.eye(len(at))
-            roots.append(np.linalg.cholesky(covariance))
+            roots.append(np.asarray(np.linalg.cholesky(covariance), dtype=float))
         r = np.array([1.0] + [prior.across] * (len(directions) - 1))
         top = float(along[:, 0].max())
         return Misfit(directions, r, tuple(knots), tuple(roots), length, top, prior.cheap)
@@ -326,7 +326,8 @@ class Forecast:
         J = np.concatenate([J, self.size[:, None, None] * phi], axis=2)
         variance = np.square(J @ self.root).sum(axis=2) + self.size[:, None] ** 2 * left_out
         variance += np.square(middle - self.share @ middle)
-        return np.sqrt(self.share @ (variance + self.noise[:, None] ** 2 * new_measurement))
+        noise = self.noise[:, None] ** 2 * new_measurement
+        return np.asarray(np.sqrt(self.share @ (variance + noise)))
 
     def interval(
         self, x: FloatArray, level: float, new_measurement: bool = True

@@ -412,7 +412,7 @@ def least_along_budget(
 
     def losses(predict: Callable[[FloatArray], FloatArray], log_N: FloatArray) -> FloatArray:
         x = along(log_N)
-        paid = np.isfinite(x).all(axis=1)
+        paid = np.asarray(np.isfinite(x).all(axis=1))
         return np.where(paid, predict(np.where(paid[:, None], x, 0.0)), np.inf)
 
     best, width = first, 12.0

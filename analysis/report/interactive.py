@@ -51,8 +51,8 @@ def interactive_front(
     if names is None:
         names = [
             name
-            for name in trials
-            if name not in _NOT_SEARCHED and not str(name).startswith(("predicted_", "metrics."))
+            for name in map(str, trials)
+            if name not in _NOT_SEARCHED and not name.startswith(("predicted_", "metrics."))
         ]
     figure = go.Figure()
     if law is not None:

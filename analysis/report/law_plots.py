@@ -237,13 +237,9 @@ def plot_compute_law(
     fitted = compute <= last * (1 + 1e-9)
     ax.plot(compute[fitted], loss[fitted], "o", color=style.GREY, mfc="none", ms=4, label="run")
     if not fitted.all():
-        dear = {
-            "color": style.RED,
-            "mfc": "white",
-            "ms": 4.5,
-            "label": "run, dearer than fitted to",
-        }
-        ax.plot(compute[~fitted], loss[~fitted], "s", **dear)
+        label = "run, dearer than fitted to"
+        dear = compute[~fitted], loss[~fitted]
+        ax.plot(*dear, "s", color=style.RED, mfc="white", ms=4.5, label=label)
     for low, high, line, label in (
         (start, last, "-", "compute law"),
         (last, last * beyond, "--", "compute law, extrapolated"),
