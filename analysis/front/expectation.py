@@ -31,7 +31,7 @@ SPLITS = (1 / 3, 1 / 8)
 # Least number of runs to fit to.
 _N_FITTED = 16
 # Weights of surface and surrogate before any split is looked at.
-_WEIGHTS = np.array([0.95, 0.05])
+_WEIGHTS = np.array([0.9, 0.1])
 # What that prior, and one of "as wide as they say", counts, in splits.
 _PRIOR_OF_WEIGHTS, _PRIOR_OF_WIDTH = 2.0, 2.0
 _GRID: list[float] = ndtr(np.linspace(-4, 4, 161)).tolist()
@@ -86,7 +86,8 @@ class Expectation:
         weights = _PRIOR_OF_WEIGHTS * _WEIGHTS + n * softmax(np.log(_WEIGHTS) + log_densities)
         weights /= _PRIOR_OF_WEIGHTS + n
         squares = sum(float(np.mean(np.square(test.scores))) for test in backtests)
-        widening = math.sqrt((_PRIOR_OF_WIDTH + squares) / (_PRIOR_OF_WIDTH + n))
+        # Errors inside the sweep that are smaller than believed say nothing of those beyond it.
+        widening = max(1.0, math.sqrt((_PRIOR_OF_WIDTH + squares) / (_PRIOR_OF_WIDTH + n)))
         success = SuccessLaw.fit(front.space, front.observations, front.failures)
         return cls(front, backtests, (float(weights[0]), float(weights[1])), widening, success)
 
