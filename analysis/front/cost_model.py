@@ -6,8 +6,10 @@ z        basic coordinates of a configuration, shape ``(d,)``
 c        scale: log10 of what its cost exceeds the overhead by
 e        exponents: decades of cost for a decade of each dimension, ``(d,)``
 r        what the powers miss, a Matern-5/2 process
+w        how much of the logarithm of a run's cost its scale is: ``10^c / (overhead + 10^c)``
 
-    c = level + sum_i e_i u_i + r(z) + noise,  u_i = z_i in decades
+    log10 cost = log10(overhead + 10^c) + noise
+    c = level + sum_i e_i u_i + r(z),  u_i = z_i in decades
 
 Costs have this form: operations are products of sizes, and what seconds add to them is an overhead
 and a little unevenness. So e has a normal prior around what a parameter's role says
@@ -16,6 +18,11 @@ that is fitted (automatic relevance determination, Rasmussen and Williams 2006, 
 for Machine Learning", sec. 5.1): of many hyperparameters that leave the cost alone, none takes part
 in it by chance, and noise is not taken for a function of all of them. r is small beforehand, so
 that far from the runs the powers go on.
+
+What is measured is linearised around the posterior mean of c, again and again (Gauss and Newton's
+method; Rasmussen and Williams, sec. 3.4), for a grid of overheads. A noisy cost may lie below the
+overhead: taken from the costs before their logarithm, it could not, and what it lacks would bend
+the powers.
 
 Where more is known of the cost, as an expression or from the operations that the runs counted, its
 logarithm k(z) is added to c, and all else is what that misses: e is zero beforehand.
@@ -36,15 +43,24 @@ from carbs.analysis.front.roles import COST_EXPONENTS, role_of
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, LogSpace
 
-# Shares of the least cost that may be overhead; those around the best are refined so many times.
-_OVERHEADS = (0.0, 0.3, 0.5, 0.65, 0.72, 0.77, 0.81, 0.85, 0.88, 0.92, 0.96)
-_N_REFINED, _N_REFINEMENTS = 5, 6
+# The overhead as a share of the cheap runs' cost (the quantile of them at this level); those around
+# the best are refined, at the most so many times, while the evidence tells them apart.
+_CHEAP = 0.1
+_OVERHEADS = (0.0, 0.2, 0.4, 0.55, 0.7, 0.8, 0.87, 0.93, 1.0, 1.1)
+_N_REFINED, _N_REFINEMENTS, _APART = 3, 8, 0.05
+_N_LINEARISED = 3
+# A run whose scale is less of its cost than this says nothing of it.
+_LEAST_SHARE = 1e-3
 # Priors of deviations, by their logarithms. Of an exponent from what the role says, and from zero:
 _EXPONENT, _OTHER_EXPONENT, _SPREAD_OF_EXPONENTS = 0.03, 0.02, 1.5
+# from what is known of the cost:
+_MISSED_EXPONENT = 0.005
 # of r and of one measurement, in decades of cost.
 _REST, _SPREAD_OF_REST = 0.03, 1.0
 _NOISE, _SPREAD_OF_NOISE = 0.02, 1.5
 _LEAST_VARIANCE = 1e-10
+# No cost is foretold better than this, in decades.
+_LEAST_NOISE = 1e-3
 
 Known = Callable[[FloatArray], FloatArray]
 
@@ -62,8 +78,9 @@ class CostModel:
         widths: r's lengthscales, in basic units, ``(d,)``.
         U: of the runs, ``(n, d)``.
         known: k, of basic points ``(n, d)``, shape ``(n,)``; None for nothing.
-        factor, weights: the runs' covariance's lower Cholesky factor, ``(n, n)``, and its solution
-            for their distance from the prior, ``(n,)``.
+        shares: w of the runs, ``(n,)``.
+        factor, weights: the linearised runs' covariance's lower Cholesky factor, ``(n, n)``, and
+            its solution for their distance from the prior, ``(n,)``.
     """
 
     overhead: float
@@ -74,6 +91,7 @@ class CostModel:
     deviations: FloatArray
     widths: FloatArray
     U: FloatArray
+    shares: FloatArray
     factor: FloatArray
     weights: FloatArray
     known: Known | None
@@ -103,9 +121,10 @@ class CostModel:
         for _ in range(_N_REFINEMENTS):
             tried = sorted(fits)
             i = max(range(len(tried)), key=lambda i: fits[tried[i]][0])
-            if i == 0:
+            around = [fits[share][0] for share in tried[max(i - 1, 0) : i + 2]]
+            if i == 0 or max(around) - min(around) < _APART:
                 break
-            above = tried[i + 1] if i + 1 < len(tried) else (1 + tried[i]) / 2
+            above = tried[i + 1] if i + 1 < len(tried) else 1.2 * tried[i]
             for share in np.linspace(tried[i - 1], above, _N_REFINED + 2)[1:-1].tolist():
                 if share not in fits:
                     fits[share] = fit.with_overhead(share)
@@ -117,6 +136,7 @@ class CostModel:
         variances = np.square(self.deviations[:-1])
         slopes, rest = variances[:-1], variances[-1]
         covariance = 1 + (U * slopes) @ self.U.T + rest * _matern(U, self.U, self.widths)
+        covariance *= self.shares
         whitened = solve_triangular(self.factor, covariance.T, lower=True)
         variance = 1 + np.square(U) @ slopes + rest - np.square(whitened).sum(axis=0)
         mean = self.level + U @ self.exponents + covariance @ self.weights
@@ -126,7 +146,7 @@ class CostModel:
 
     def mean_exponents(self) -> FloatArray:
         """Posterior means of e, with the slopes of k in the middle of the runs, ``(d,)``."""
-        slopes = np.square(self.deviations[:-2]) * (self.U.T @ self.weights)
+        slopes = np.square(self.deviations[:-2]) * (self.U.T @ (self.shares * self.weights))
         if self.known is not None:
             steps = 0.5 * np.eye(len(self.middle)) / self.units
             slopes += self.known(self.middle + steps) - self.known(self.middle - steps)
@@ -145,8 +165,10 @@ class CostModel:
     def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
         """Of a new measurement's cost, ``(n, n_levels)``."""
         mean, std = self.scale(Z)
-        std = np.hypot(std, self.deviations[-1])
-        return self.cost_of(mean[:, None] + std[:, None] * ndtri(np.array(levels)))
+        share = 1 / (1 + self.overhead * 10.0 ** np.clip(-mean, -300, 300))
+        std = np.hypot(share * std, max(self.deviations[-1], _LEAST_NOISE))
+        middle = np.log10(self.cost_of(mean))
+        return np.asarray(10.0 ** np.minimum(middle[:, None] + np.outer(std, ndtri(levels)), 300.0))
 
 
 class _Fit:
@@ -160,7 +182,8 @@ class _Fit:
         exponents: Mapping[Role, float],
         known: Known | None,
     ) -> None:
-        self._costs, self._middle, self._known = costs, Z.mean(axis=0), known
+        self._y, self._middle, self._known = np.log10(costs), Z.mean(axis=0), known
+        self._cheap = float(np.quantile(costs, _CHEAP))
         self._k = np.zeros(len(Z)) if known is None else known(Z)
         d = space.n_dims
         self._units, self._exponents, deviations = np.ones(d), np.zeros(d), np.full(d, np.nan)
@@ -175,30 +198,40 @@ class _Fit:
         # In u, as all else: half the root of the dimension, in the box of the runs.
         self._widths = 0.5 * math.sqrt(d) * np.maximum(np.ptp(Z, axis=0), 1.0) * self._units
         self._correlation = _matern(self._U, self._U, self._widths)
+        if known is not None:
+            deviations = np.minimum(deviations, _MISSED_EXPONENT)
         self._prior = np.log([*deviations, _REST, _NOISE])
         spreads = [_SPREAD_OF_EXPONENTS] * d + [_SPREAD_OF_REST, _SPREAD_OF_NOISE]
         self._spreads = np.array(spreads)
         self._theta = self._prior
 
     def with_overhead(self, share: float) -> tuple[float, CostModel]:
-        """Log evidence of an overhead, as a share of the least cost, and its model."""
+        """Log evidence of an overhead, as a share of the cheap runs' cost, and its model."""
         from scipy.optimize import minimize  # slow to import
 
-        overhead = share * float(self._costs.min())
-        c = np.log10(self._costs - overhead) - self._k
-        level = float(c.mean())
-        y = c - level - self._U @ self._exponents
-        fit = minimize(
-            self._objective,
-            self._theta,
-            args=(y,),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(-14.0, 3.0)] * len(self._prior),
-            options={"maxiter": 100},
-        )
-        self._theta = fit.x
-        factor, _ = dpotrf(self._covariance(np.exp(2 * fit.x)), lower=1, clean=1)
+        overhead = share * self._cheap
+        scales = np.log10(np.maximum(10.0**self._y - overhead, 0.1 * 10.0**self._y))
+        level = float((scales - self._k).mean())
+        prior = level + self._k + self._U @ self._exponents
+        for _ in range(_N_LINEARISED if share else 1):
+            total = overhead + 10.0 ** np.minimum(scales, 300.0)
+            shares = np.maximum(10.0 ** np.minimum(scales, 300.0) / total, _LEAST_SHARE)
+            y = self._y - np.log10(total) + shares * (scales - prior)
+            linear = _Linear(shares, self._U, self._correlation)
+            fit = minimize(
+                self._objective,
+                self._theta,
+                args=(y, linear),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[(-14.0, 3.0)] * len(self._prior),
+                options={"maxiter": 100},
+            )
+            self._theta = fit.x
+            variances = np.exp(2 * fit.x)
+            factor, _ = dpotrf(linear.covariance(variances), lower=1, clean=1)
+            weights = cho_solve((factor, True), y)
+            scales = prior + linear.between(variances) @ (shares * weights)
         model = CostModel(
             overhead,
             level,
@@ -208,36 +241,54 @@ class _Fit:
             np.exp(fit.x),
             self._widths,
             self._U,
+            shares,
             factor,
-            cho_solve((factor, True), y),
+            weights,
             self._known,
         )
-        evidence = -float(fit.fun) - float(np.log(self._costs - overhead).sum())
         # A tie goes to no overhead.
-        return evidence - 2.0 * (share > 0), model
+        return -float(fit.fun) - 2.0 * (share > 0), model
 
-    def _covariance(self, variances: FloatArray) -> FloatArray:
-        K = 1 + (self._U * variances[:-2]) @ self._U.T + variances[-2] * self._correlation
-        K[np.diag_indices(len(K))] += variances[-1] + _LEAST_VARIANCE
-        return np.asarray(K)
-
-    def _objective(self, theta: FloatArray, y: FloatArray) -> tuple[float, FloatArray]:
+    def _objective(
+        self, theta: FloatArray, y: FloatArray, linear: _Linear
+    ) -> tuple[float, FloatArray]:
         """Negative log posterior of the deviations' logarithms, and its gradient."""
         variances = np.exp(2 * theta)
-        L, info = dpotrf(self._covariance(variances), lower=1)
+        L, info = dpotrf(linear.covariance(variances), lower=1)
         if info:
             return math.inf, np.zeros_like(theta)
         weights = cho_solve((L, True), y)
         inverse, _ = dpotri(L, lower=1)
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
-        U, off = self._U, (theta - self._prior) / self._spreads
+        U, off = linear.U, (theta - self._prior) / self._spreads
         value = -0.5 * y @ weights - np.log(L.diagonal()).sum() - 0.5 * off @ off
         gradient = np.empty_like(theta)
         gradient[:-2] = np.square(U.T @ weights) - np.einsum("ij,ij->j", U, inverse @ U)
-        gradient[-2] = weights @ self._correlation @ weights - np.vdot(inverse, self._correlation)
+        rest = linear.correlation
+        gradient[-2] = weights @ rest @ weights - np.vdot(inverse, rest)
         gradient[-1] = weights @ weights - inverse.diagonal().sum()
         return -float(value), -(variances * gradient - off / self._spreads)
+
+
+class _Linear:
+    """Covariances of ``w c``, from those of c, and of its measurements."""
+
+    def __init__(self, shares: FloatArray, U: FloatArray, correlation: FloatArray) -> None:
+        self.constant = np.outer(shares, shares)
+        self.U, self.correlation = shares[:, None] * U, self.constant * correlation
+        self._plain = U, correlation
+
+    def covariance(self, variances: FloatArray) -> FloatArray:
+        """Of the linearised measurements, ``(n, n)``."""
+        K = self.constant + (self.U * variances[:-2]) @ self.U.T + variances[-2] * self.correlation
+        K[np.diag_indices(len(K))] += variances[-1] + _LEAST_VARIANCE
+        return np.asarray(K)
+
+    def between(self, variances: FloatArray) -> FloatArray:
+        """Of c at the runs, ``(n, n)``, noise excluded."""
+        U, correlation = self._plain
+        return np.asarray(1 + (U * variances[:-2]) @ U.T + variances[-2] * correlation)
 
 
 def _matern(U: FloatArray, other: FloatArray, widths: FloatArray) -> FloatArray:

@@ -50,6 +50,22 @@ def test_a_fixed_overhead_is_told_from_the_cost_and_does_not_bend_it() -> None:
     assert CostModel.fit(SPACE, Z, costs - 3.0).overhead == 0.0
 
 
+def test_noisy_costs_of_an_overhead_do_not_bend_the_powers() -> None:
+    """Noise of 30%, an overhead above a third of the costs, some of which come out below it."""
+    far = SPACE.encode_all([{"size": 60.0, "steps": 60.0, "rate": 0.1}])
+    off = []
+    for seed in range(12):
+        known = runs(seed, overhead=3.0)
+        Z = SPACE.encode_all([run.params for run in known])
+        noise = np.exp(0.3 * np.random.default_rng(seed).standard_normal(len(known)))
+        costs = noise * np.array([run.cost for run in known])
+        assert costs.min() < 3.0
+        median = CostModel.fit(SPACE, Z, costs, known=lambda Z: Z[:, 0] + Z[:, 1])
+        off.append(math.log(median.quantiles(far, (0.5,))[0, 0] / 3603.0))
+    assert np.abs(off).max() < 0.25
+    assert abs(np.mean(off)) < 0.05
+
+
 def test_it_holds_the_loss_of_the_best_run_at_thirty_times_the_cost() -> None:
     inside = 0
     for seed in range(4):
