@@ -263,7 +263,7 @@ def fit_form(family: Family, runs: Runs, told: Told, n_resamples: int, seed: int
     most_E = float(forecast.predict(far)[0])
     too_high = best[0] > most_E
     if too_high:
-        doubts.append(
+        kept = (
             f"fitted alone, E would be {math.exp(best[0]):.4g}, which runs of a hundred times the "
             "compute are expected to undercut: kept below that"
         )
@@ -302,7 +302,8 @@ def fit_form(family: Family, runs: Runs, told: Told, n_resamples: int, seed: int
         doubts.append(f"{n} runs are few for {n_coefficients} coefficients")
     if doubts:
         warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
-    return Fitted(best, resamples, forecast, tuple(doubts), undetermined)
+    # So it is with most published runs: to be said of the law, and no reason to warn of it.
+    return Fitted(best, resamples, forecast, (*doubts, *([kept] if too_high else [])), undetermined)
 
 
 def _at_bound(family: Family, runs: Runs, told: Told, theta: FloatArray) -> list[str]:

@@ -59,8 +59,8 @@ def growth(sizes: list[int], name: str, **fields: Any) -> dict[str, float]:
 def test_under_mup_activations_change_as_much_at_every_width(fields: dict[str, Any]) -> None:
     standard = growth(WIDTHS, "width", **fields)
     mup = growth(WIDTHS, "width", parametrization="mup", **fields)
-    assert max(standard.values()) > 0.3
-    assert all(abs(power) < 0.15 for power in mup.values())
+    assert max(standard.values()) > 0.5
+    assert all(abs(power) < 0.25 for power in mup.values())
 
 
 def test_under_mup_activations_change_as_much_at_every_depth() -> None:

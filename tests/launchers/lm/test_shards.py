@@ -119,8 +119,11 @@ def test_several_processes_make_what_one_makes(
     together = prepare(*args, folder / "together", str(tokenizer_file), n_processes=2)
     assert content(together.components["mine"]) == content(alone.components["mine"])
     assert together.components == {"mine": _at(folder / "together", alone.components["mine"])}
-    (asked,), (also_asked,) = alone.question_sets.values(), together.question_sets.values()
-    assert asked.read_bytes() == also_asked.read_bytes()
+    asked, also_asked = (
+        {name: path.read_bytes() for name, path in corpus.question_sets.items()}
+        for corpus in (alone, together)
+    )
+    assert asked == also_asked
 
 
 def _at(folder: Path, component: Component) -> Component:
