@@ -114,6 +114,13 @@ class Expectation:
         widened = middle + self.widening * (others - middle)
         return np.asarray(np.exp(widened) if self.is_positive else widened)
 
+    def chance_of_less(self, z: FloatArray) -> tuple[float, float]:
+        """The sweep's best output, and how likely a run at ``z`` ``(d,)`` is to come out better."""
+        sign = 1.0 if self.front.direction == "minimize" else -1.0
+        best = min(sign * o.output for o in self.front.observations)
+        quantiles = self.quantiles(z[None, :], _GRID)[0]
+        return sign * best, float(np.interp(best, quantiles, _GRID))
+
     @property
     def is_positive(self) -> bool:
         """Whether what is minimised was never negative, as losses in nats are not."""

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _FAR = 10.0
 # And this far, a budget in FLOPs beside a cost of unknown unit is a mistake.
 _FARTHEST = 1e5
+# A dearer run than any should be better than all, with this probability.
+_LEAST_CHANCE = 0.9
 # A law is uncertain when its band is wider than this many decades where it is used.
 _WIDE = 0.6
 # Check runs: shares of the large run's cost, of which some are proposed that cost together at most
@@ -567,6 +569,12 @@ def _warnings(
         found.append(
             f"the space allows no such run: this one is expected to cost {median_cost:.3g} where "
             f"{cost:.3g} was asked for; widen the bounds"
+        )
+    best, chance = expectation.chance_of_less(z)
+    if chance < _LEAST_CHANCE:
+        found.append(
+            f"it comes out better than the sweep's best run, {best:.4g}, with a probability of only "
+            f"{chance:.0%}: search on, nearer to that cost"
         )
     probability = float(expectation.success.probability(z[None, :])[0])
     if probability < 0.9:

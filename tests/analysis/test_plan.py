@@ -605,3 +605,15 @@ def test_a_plan_is_a_picture(direction: str) -> None:
     low, high = ax.get_ylim()
     assert low < planned.output_interval[0] < planned.output_interval[1] < high
     assert ax.get_xlim()[1] > planned.cost
+
+
+def test_a_plan_that_may_be_no_better_than_the_best_run_says_so() -> None:
+    """Once where dearer runs gain much, once where cost hardly helped and noise is large."""
+    assert not any("best run" in warning for warning in plan(sweep(), 3000.0).warnings)
+    rng = np.random.default_rng(0)
+    flat = [
+        run.model_copy(update={"output": 3.0 - 0.01 * math.log(run.cost) + 0.1 * rng.normal()})
+        for run in sweep().observations
+    ]
+    (found,) = (w for w in plan(fit_front(SPACE, flat), 3000.0).warnings if "best run" in w)
+    assert f"{min(run.output for run in flat):.4g}" in found
