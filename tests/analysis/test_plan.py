@@ -312,8 +312,8 @@ def test_curves_come_from_a_study_a_frame_or_a_front_alike() -> None:
     of_frame = hyperparameter_curves(trials_frame(study(), SPACE), space=SPACE)
     of_front = hyperparameter_curves(as_front(study(), space=SPACE))
     for one, other, third in zip(of_study, of_frame, of_front, strict=True):
-        assert one.slope == pytest.approx(third.slope)
-        assert other.slope == pytest.approx(third.slope)
+        assert one.slope == pytest.approx(third.slope, rel=1e-3)
+        assert other.slope == pytest.approx(third.slope, rel=1e-3)
     guessed = hyperparameter_curves(trials_frame(study(), SPACE))
     assert {curve.name: curve.law for curve in guessed} == {
         "size": "log-linear",
