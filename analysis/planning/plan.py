@@ -573,8 +573,8 @@ def _warnings(
     best, chance = expectation.chance_of_less(z)
     if chance < _LEAST_CHANCE:
         found.append(
-            f"it comes out better than the sweep's best run, {best:.4g}, with a probability of only "
-            f"{chance:.0%}: search on, nearer to that cost"
+            f"it comes out better than the sweep's best run, {best:.4g}, with a probability of "
+            f"only {chance:.0%}: search on, nearer to that cost"
         )
     probability = float(expectation.success.probability(z[None, :])[0])
     if probability < 0.9:
@@ -585,7 +585,9 @@ def _warnings(
         if is_chosen and isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
             value = params[param.name]
             ends = [*param.space.limits(), *bounds.get(param.name, ())]
+            # Given; or a count, of which there cannot be less than one.
             is_fixed = math.isclose(*param.space.limits())
+            is_fixed |= isinstance(param.space, LogSpace) and param.space.is_integer and value == 1
             if not is_fixed and any(end is not None and math.isclose(value, end) for end in ends):  # type: ignore[arg-type]  # a number
                 found.append(f"{param.name} = {value:g} lies on its bound: widen it")
     for curve in curves:

@@ -617,3 +617,25 @@ def test_a_plan_that_may_be_no_better_than_the_best_run_says_so() -> None:
     ]
     (found,) = (w for w in plan(fit_front(SPACE, flat), 3000.0).warnings if "best run" in w)
     assert f"{min(run.output for run in flat):.4g}" in found
+
+
+@pytest.mark.parametrize(
+    ("least", "said"), [(1, []), (2, ["depth = 2 lies on its bound: widen it"])]
+)
+def test_a_bound_is_named_where_it_can_be_widened(least: int, said: list[str]) -> None:
+    """A depth as low as it may be, where lower would be better; there is none below one."""
+    space = SearchSpace(
+        [
+            Param("tokens", LogSpace(scale=0.5), 1.0),
+            Param("depth", LogSpace(min=least, is_integer=True, scale=0.5), least),
+        ]
+    )
+    rng, observations = np.random.default_rng(0), []
+    for _ in range(60):
+        cost, depth = 10 ** rng.uniform(0, 2), least + int(rng.integers(3))
+        output = 1 + cost**-0.3 + math.log10(depth)
+        params = {"tokens": cost, "depth": depth}
+        observations.append(Observation(params=params, output=output, cost=cost))
+    planned = plan(fit_front(space, observations), 1000.0)
+    assert planned.params["depth"] == least
+    assert [warning for warning in planned.warnings if "bound" in warning] == said
