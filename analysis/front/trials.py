@@ -247,7 +247,8 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
         rows.append(row)
     frame = pd.DataFrame(rows)
     numbers = [c for c in frame.columns if c in ("output", "cost") or c.startswith("predicted")]
-    return frame.astype(dict.fromkeys(numbers, float))
+    # In one piece: metrics are many, and pandas warns of a frame of a hundred.
+    return frame.astype(dict.fromkeys(numbers, float)).copy()
 
 
 def run_metrics(data: Study | pd.DataFrame, space: SearchSpace | None = None) -> pd.DataFrame:

@@ -50,6 +50,18 @@ def test_every_state_has_its_row() -> None:
     assert frame.loc[3, "cost"] == 2.0
 
 
+def test_a_frame_of_many_metrics_can_be_added_to() -> None:
+    """Pandas warns of a frame that is in many pieces, and warnings are errors here."""
+    study = create_study("frame", None)
+    study.sampler = CarbsSampler(PARAMS)
+    for _ in range(3):
+        trial = study.ask()
+        trial.set_user_attr("metrics", {f"metric {i}": float(i) for i in range(150)})
+        study.tell(trial, [2.5, 3.0])
+    frame = trials_frame(study, SearchSpace(PARAMS))
+    assert frame.assign(inside=True)["inside"].all()
+
+
 def test_an_inactive_parameter_has_a_column_without_a_value() -> None:
     params = [
         Param("optimizer", ChoiceSpace(["adam", "sgd"]), "adam"),
