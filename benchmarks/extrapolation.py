@@ -53,6 +53,7 @@ def main() -> None:
     chinchilla = pd.read_csv(data / "chinchilla.csv").query("keep_epoch_filter == 1")
     steplaw = pd.read_csv(data / "steplaw_dense.csv")
     refit(chinchilla)
+    many_rows()
     extrapolated_loss(chinchilla)
     best_of_cells(steplaw)
     misspecified()
@@ -78,6 +79,21 @@ def refit(runs: pd.DataFrame) -> None:
         ["coefficient", "estimate", "90% interval"],
         rows,
     )
+
+
+def many_rows(n: int = 2000) -> None:
+    """How long a law of many runs takes, each run by itself or all checkpoints of a hundred."""
+    rng = np.random.default_rng(0)
+    N, ratio = 10 ** rng.uniform(7.5, 9.5, n), 20 * np.exp(rng.normal(0, 1, n))
+    D = ratio * N
+    L = 1.7 + 400 * N**-0.34 + 1500 * D**-0.36
+    L *= np.exp(0.003 * rng.standard_normal(n))
+    rows = []
+    for name, groups in {"runs": None, "checkpoints of 100 runs": np.arange(n) % 100}.items():
+        start = time.process_time()
+        fit_loss_law(N, D, L, groups)
+        rows.append([f"{n} {name}", f"{time.process_time() - start:.1f} s"])
+    show("Many rows (bar: 2 s)", ["rows", "CPU time"], rows)
 
 
 def extrapolated_loss(runs: pd.DataFrame) -> None:

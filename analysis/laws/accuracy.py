@@ -37,6 +37,7 @@ from carbs.analysis.laws.backtest import Law
 from carbs.analysis.laws.power import UndeterminedLawWarning
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
+from carbs.threads import on_one_thread
 
 # Of the logit of the ceiling: 0.96 of what is above chance, in all likelihood above 0.75; Student's
 # t with so many degrees of freedom.
@@ -191,6 +192,7 @@ class AccuracyChain:
         return self.accuracy._drawn(expected * np.exp(deviation * z), paired=True)
 
 
+@on_one_thread
 def fit_accuracy_law(
     answer_loss: ArrayLike,
     accuracy: ArrayLike,
@@ -259,7 +261,7 @@ def fit_accuracy_law(
     if np.subtract(*np.quantile(theta[:, 0], [0.75, 0.25])) > _GUESS * 1.35 * _CEILING[1]:
         undetermined["ceiling"] = "hardly more than the prior: near one"
     if doubts:
-        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=2)
+        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
     n_runs = int(group.max()) + 1
     return AccuracyLaw(
         chance=chance,

@@ -21,7 +21,6 @@ near what is usual.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,8 +28,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from carbs.analysis.laws.fitting import Form
-from carbs.analysis.laws.forecast import Family, Member, Prior
+from carbs.analysis.laws.fitting import Form, stacked
+from carbs.analysis.laws.forecast import Family, Member, Prior, Runs
 from carbs.analysis.laws.power import (
     FLOPS_PER_TOKEN,
     Law,
@@ -45,6 +44,7 @@ from carbs.analysis.laws.power_fits import (
     enough,
     fit_form,
     loss_terms,
+    off_usual,
     positive_rows,
 )
 from carbs.spaces import FloatArray
@@ -95,10 +95,10 @@ class ExpertLaw(Law):
     omega: float
     gamma: float
     zeta: float
-    kappa: float | None
     n_active: FloatArray = field(repr=False)
     expansion: FloatArray = field(repr=False)
     n_tokens: FloatArray = field(repr=False)
+    kappa: float | None = None
 
     def predict(
         self,
@@ -247,7 +247,7 @@ def fit_expert_law(
     scales = [N, D, worth_of_expansion(X)]
     if granularity is not None:
         scales.append(positive_rows(loss=L, granularity=granularity)[1])
-    runs, center = as_runs(scales, FLOPS_PER_TOKEN * N * D, L, groups, weights)
+    runs = as_runs(scales, FLOPS_PER_TOKEN * N * D, L, groups, weights)
     enough(runs, 10)
     axes: dict[str, tuple[str, ...]] = {
         "n_active": ("alpha",),
@@ -264,24 +264,8 @@ def fit_expert_law(
         exponents = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
         return np.stack([np.exp(e), *exponents, *theta.T[5:]], axis=1)
 
-    E, alpha, beta, *others = (float(value) for value in coefficients(fitted.best[None])[0])
-    named = {"kappa": None, **dict(zip(_NAMES, others, strict=False))}
-    return ExpertLaw(
-        E=E,
-        alpha=alpha,
-        beta=beta,
-        **named,  # type: ignore[arg-type]
-        n_active=N,
-        expansion=X,
-        n_tokens=D,
-        loss=L,
-        center=center,
-        resamples=coefficients(fitted.resamples),
-        residuals=fitted.forecast.predict(runs.x) - runs.y,
-        forecast=fitted.forecast,
-        doubts=fitted.doubts,
-        undetermined=fitted.undetermined,
-    )
+    names = ["E", "alpha", "beta", *(_NAMES if granularity is not None else _NAMES[:-1])]
+    return fitted.law(ExpertLaw, names, coefficients, n_active=N, expansion=X, n_tokens=D, loss=L)
 
 
 def _family(with_granularity: bool) -> Family:
@@ -313,8 +297,8 @@ def _family(with_granularity: bool) -> Family:
         first = LOSS_FAMILY.starts(y)
         return np.column_stack([first, np.tile(mean, (len(first), 1))])
 
-    def expected(prior: Prior, y: FloatArray) -> Mapping[int, tuple[float, float]]:
-        return {**LOSS_FAMILY.expected(prior, y), **usual}
+    def expected(prior: Prior, runs: Runs) -> Form:
+        return stacked(LOSS_FAMILY.expected(prior, runs), off_usual(usual))
 
     directions = np.eye(k)
     directions[:2, :2] = LOSS_FAMILY.directions
@@ -326,4 +310,5 @@ def _family(with_granularity: bool) -> Family:
         usual=lambda y: {**LOSS_FAMILY.usual(y), **usual},
         expected=expected,
         directions=directions,
+        tail=LOSS_FAMILY.tail,
     )

@@ -141,3 +141,13 @@ def descend(
         if not going.all():
             active, r, J = active[going], r[going], J[going]
     return Fits(theta, current)
+
+
+def stacked(first: Form, second: Form) -> Form:
+    """The values of two forms of the same coefficients, one after the other."""
+
+    def form(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+        (values, J), (others, J_others) = first(theta), second(theta)
+        return np.concatenate([values, others], axis=1), np.concatenate([J, J_others], axis=1)
+
+    return form

@@ -18,8 +18,9 @@ the form, many runs at one place tell no more than that place, coefficients that
 tell stay at what is usual, and an interval grows with the distance from the runs (a Gaussian
 process on the residuals, as Kennedy and O'Hagan 2001, "Bayesian calibration of computer models").
 
-Theta and u are at their posterior mode under a Huber loss, with the Gaussian of its curvature
-around it; s and a are averaged over a grid, each by its evidence. What is usual is a
+Theta and u are at their posterior mode under a Huber loss, which holds for what is expected of
+theta as for runs: where many runs contradict it, it yields. Around the mode is the Gaussian of its
+curvature; s and a are averaged over a grid, each by its evidence. What is usual is a
 :class:`Prior`, chosen by how well published runs kept back are predicted (``docs/laws.md``).
 """
 
@@ -32,10 +33,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.stats import t as student
 
-from carbs.analysis.laws.fitting import Fits, Form, descend
+from carbs.analysis.laws.fitting import Fits, Form, descend, stacked
 from carbs.spaces import FloatArray
 
-_TAIL = 5.0  # degrees of freedom of an error
 _DELTA = 2.0  # of the Huber loss of a forecast, in units of the noise
 # How far s and a may lie from what is usual: deviations of their logs, and the grid's steps.
 _SCALE_WIDTH = 1.0
@@ -59,7 +59,7 @@ class Prior:
     """What a law expects before any run says something: (median, deviation of the log).
 
     Attributes:
-        irreducible: E over the least loss.
+        term: ``A N^-alpha`` and ``B D^-beta`` over E, at 1e9 parameters and 2e10 tokens.
         exponent: alpha.
         ratio: beta over alpha.
         noise: s, a median.
@@ -69,11 +69,11 @@ class Prior:
         cheap: g grows as ``C^(-cheap/2)`` towards the cheap runs.
     """
 
-    irreducible: tuple[float, float] = (0.5, 0.14)
-    exponent: tuple[float, float] = (0.3, 0.1)
-    ratio: tuple[float, float] = (1.0, 0.2)
+    term: tuple[float, float] = (0.3, 0.25)
+    exponent: tuple[float, float] = (0.3, 0.2)
+    ratio: tuple[float, float] = (1.0, 0.3)
     noise: float = 3e-3
-    misfit: float = 3e-3
+    misfit: float = 2e-3
     length: float = 1.0
     across: float = 2.0
     cheap: float = 0.12
@@ -108,8 +108,10 @@ class Family:
         published: the fit that gives a law its coefficients.
         usual: y -> mean and deviation of coefficients before any run says something, by index:
             where the runs do not tell what is published, and as vague as people's fits differ.
-        expected: (prior, y) -> the same of the forecast.
+        expected: (prior, runs) -> how far coefficients are from what is expected of the forecast's,
+            in units of its width.
         directions: in which g moves, ``(j, k)``, the first that of compute; the others are across.
+        tail: degrees of freedom of an error of the forecast.
     """
 
     form: Callable[[FloatArray], Form]
@@ -117,8 +119,9 @@ class Family:
     starts: Callable[[FloatArray], FloatArray]
     published: Member
     usual: Callable[[FloatArray], Mapping[int, tuple[float, float]]]
-    expected: Callable[[Prior, FloatArray], Mapping[int, tuple[float, float]]]
+    expected: Callable[[Prior, Runs], Form]
     directions: FloatArray
+    tail: float = 5.0
 
     def fit(
         self,
@@ -215,7 +218,7 @@ class Runs:
     """Rows to fit.
 
     Attributes:
-        x: shape ``(n, k)``; log_compute, y: shape ``(n,)``.
+        x: shape ``(n, k)``, centred around ``center``, ``(k,)``; log_compute, y: shape ``(n,)``.
         weights: of the rows, ``(n,)``.
         group: which run a row is of, 0 to g - 1, ``(n,)``.
     """
@@ -225,11 +228,17 @@ class Runs:
     y: FloatArray
     weights: FloatArray
     group: np.ndarray
+    center: FloatArray
 
     def only(self, chosen: np.ndarray) -> Runs:
         _, group = np.unique(self.group[chosen], return_inverse=True)
-        return Runs(
-            self.x[chosen], self.log_compute[chosen], self.y[chosen], self.weights[chosen], group
+        return replace(
+            self,
+            x=self.x[chosen],
+            log_compute=self.log_compute[chosen],
+            y=self.y[chosen],
+            weights=self.weights[chosen],
+            group=group,
         )
 
     def resampled(self, n_resamples: int, rng: np.random.Generator) -> FloatArray:
@@ -334,7 +343,7 @@ class Forecast:
     ) -> tuple[FloatArray, FloatArray]:
         """Log losses (low, high), each ``(n,)``."""
         center = self.predict(x)
-        half = student.ppf(0.5 + level / 2, _TAIL) * self.deviation(x, new_measurement)
+        half = student.ppf(0.5 + level / 2, self.family.tail) * self.deviation(x, new_measurement)
         return center - half, center + half
 
     def draws(self, n_draws: int, seed: int = 0) -> Callable[[FloatArray], FloatArray]:
@@ -360,29 +369,38 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
     lower, upper = family.bounds(y)
     p = len(lower)
     misfit = Misfit.over(runs.x, family.directions, prior)
-    mean, deviation = np.zeros(p), np.full(p, np.inf)
-    for index, (m, d) in family.expected(prior, y).items():
-        mean[index], deviation[index] = m, d
+    expected = family.expected(prior, runs)
+    theta = family.starts(y)
+    n_expected = expected(theta)[0].shape[1]
     # Rows of a run are one observation; what else weighs a row is how well it is known.
     observations = per_run(runs.group)
     weights = runs.weights * observations
     log_s, log_a = math.log(prior.noise), math.log(prior.misfit)
 
+    def posterior(rows: np.ndarray, scales: FloatArray) -> tuple[Form, FloatArray, FloatArray]:
+        """Form, aims and weights: of the rows, and of what is expected."""
+        x = runs.x[rows]
+        of_rows = _with_misfit(family.form(x), misfit(x)[0], p)
+        measured = y[rows] / np.exp(scales[:, :1])
+        return (
+            stacked(of_rows, expected),
+            np.pad(measured, [(0, 0), (0, n_expected)]),
+            np.pad(weights[rows], (0, n_expected), constant_values=1.0),
+        )
+
     def descended(rows: np.ndarray, theta: FloatArray, u: FloatArray, scales: FloatArray) -> Fits:
         m = u.shape[1]
         open_ended = np.full(2 + m, np.inf)
+        form, aims, worth = posterior(rows, scales)
         return descend(
-            _with_misfit(family.form(runs.x[rows]), misfit(runs.x[rows])[0], p),
-            y[rows] / np.exp(scales[:, :1]),
+            form,
+            aims,
             np.concatenate([theta, scales, u], axis=1),
             lower=np.concatenate([lower, -open_ended]),
             upper=np.concatenate([upper, open_ended]),
             delta=_DELTA,
-            weights=weights[rows],
-            prior=(
-                np.concatenate([mean, np.zeros(2 + m)]),
-                np.concatenate([deviation, [np.inf, np.inf], np.ones(m)]),
-            ),
+            weights=worth,
+            prior=(np.zeros(p + 2 + m), np.array([np.inf] * (p + 2) + [1.0] * m)),
             tolerance=1e-5,
             max_steps=_MAX_STEPS,
         )
@@ -391,7 +409,6 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
     some = every
     if len(y) > 2 * _MANY_ROWS:  # which valley is the deepest, a share of the rows tells
         some = np.argsort(runs.log_compute, kind="stable")[:: len(y) // _MANY_ROWS]
-    theta = family.starts(y)
     m = misfit(runs.x[:1])[0].shape[1]
     usual = np.tile([log_s, log_a], (len(theta), 1))
     first = descended(some, theta, np.zeros((len(theta), m)), usual).best()
@@ -406,13 +423,14 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
     )
     theta, u = fits.theta[:, :p], fits.theta[:, p + 2 :]
     # The curvature there: the evidence, and how far the coefficients may be off.
-    values, J = _with_misfit(family.form(runs.x), misfit(runs.x)[0], p)(fits.theta)
+    form, aims, worth = posterior(every, scales)
+    values, J = form(fits.theta)
     J = np.delete(J, [p, p + 1], axis=2)
-    r = np.abs(values - y / np.exp(scales[:, :1]))
-    w = weights * np.minimum(1.0, _DELTA / np.maximum(r, 1e-300))
+    r = np.abs(values - aims)
+    w = worth * np.minimum(1.0, _DELTA / np.maximum(r, 1e-300))
     H = np.matmul((w[:, :, None] * J).transpose(0, 2, 1), J)
     diagonal = np.arange(p + m)
-    H[:, diagonal, diagonal] += np.concatenate([deviation**-2.0, np.ones(m)]) + 1e-9
+    H[:, diagonal, diagonal] += np.array([0.0] * p + [1.0] * m) + 1e-9
     log_evidence = (
         -fits.objective
         - observations.sum() * scales[:, 0]

@@ -34,6 +34,7 @@ from scipy.stats import norm, spearmanr
 from carbs.analysis.laws.fitting import Form, descend
 from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
 from carbs.spaces import FloatArray
+from carbs.threads import on_one_thread
 
 _FEATURES: tuple[Callable[[FloatArray], FloatArray], ...] = (
     lambda W: np.log(W + 0.003),
@@ -196,6 +197,7 @@ class MixingLaw:
         return middle, np.sqrt(np.mean(variances, axis=0) + between)
 
 
+@on_one_thread
 def fit_mixing_law(weights: ArrayLike | pd.DataFrame, loss: ArrayLike, seed: int = 0) -> MixingLaw:
     """Fit held-out loss as a function of the training mixture.
 

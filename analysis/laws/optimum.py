@@ -40,6 +40,7 @@ from carbs.analysis.laws.fitting import Form, descend
 from carbs.analysis.laws.power import UndeterminedLawWarning
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
+from carbs.threads import on_one_thread
 
 # Of log loss above the cell's best.
 _WINDOWS = (0.01, 0.02, 0.04)
@@ -131,6 +132,7 @@ class OptimumLaw(Shown):
         return np.stack(np.broadcast_arrays(np.ones(()), *logs), axis=-1)
 
 
+@on_one_thread
 def fit_optimum_law(
     runs: pd.DataFrame,
     optimum_of: Sequence[str],
@@ -208,7 +210,7 @@ def fit_optimum_law(
             f"deviation of {_EXPONENT_PRIOR:g}"
         )
     if doubts:
-        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=2)
+        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
     used = ", ".join(
         f"{name} {_few(np.exp(grid.x[:, j + 1] + grid.x_center[j]))}"
         for j, name in enumerate(scales_with)

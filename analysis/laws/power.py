@@ -44,6 +44,8 @@ _SERVED_FLOPS_PER_TOKEN = 2.0
 _FAR_DECADES = 2.05  # a hundredfold, and a rounding
 # The split of a budget is known if the interval of the best model size is no wider than this.
 _WIDEST_SPLIT = 30.0
+# Runs of a budget must differ by that in tokens a parameter to tell which is best.
+_LEAST_SPLITS = math.log(1.5)
 # Muennighoff et al. measured up to so many epochs.
 _MOST_EPOCHS = 44.0
 # Of a budget's optimum.
@@ -330,7 +332,7 @@ class LossLaw(Law):
         first = 0.5 * math.log(compute_flops / FLOPS_PER_TOKEN)
         middle, low, high = least_along_budget(self.forecast, along, first, level)
         guessed = any("hardly varies" in why for why in self.undetermined.values())
-        if guessed or high - low > math.log(_WIDEST_SPLIT):
+        if guessed or self._grew_together() or high - low > math.log(_WIDEST_SPLIT):
             warnings.warn(
                 f"the runs do not tell how to divide a budget: models of {math.exp(low):.2g} to "
                 f"{math.exp(high):.2g} parameters may be best. Vary the tokens for each parameter",
@@ -366,6 +368,14 @@ class LossLaw(Law):
             loss_interval=(float(loss_low[0]), float(loss_high[0])),
             epochs=D / unique_tokens if unique_tokens else 1.0,
         )
+
+    def _grew_together(self) -> bool:
+        """Whether runs of a budget were all divided alike."""
+        log_C = np.log(self.n_tokens * self.n_params)
+        log_C -= log_C.mean()
+        log_ratio = np.log(self.n_tokens / self.n_params)
+        slope = log_C @ log_ratio / max(float(log_C @ log_C), 1e-12)
+        return bool(np.ptp(log_ratio - slope * log_C) < _LEAST_SPLITS)
 
     def isoflop(self, compute_flops: float, n_points: int = 41, level: float = 0.9) -> pd.DataFrame:
         """The loss along one budget, over model sizes from a thirtieth to thirty times the best.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from carbs.analysis.laws.fitting import Form
+from carbs.analysis.laws.fitting import Form, stacked
 from carbs.analysis.laws.forecast import (
     Family,
     Forecast,
@@ -25,6 +26,7 @@ from carbs.analysis.laws.forecast import (
 from carbs.analysis.laws.power import (
     FLOPS_PER_TOKEN,
     ComputeLaw,
+    Law,
     LossLaw,
     UndeterminedLawWarning,
     effective_tokens,
@@ -32,6 +34,8 @@ from carbs.analysis.laws.power import (
 from carbs.analysis.laws.untuned import USUAL_EDGE, EdgePrior, LowerEdge, lower_edge
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
+
+AnyLaw = TypeVar("AnyLaw", bound=Law)
 
 _LARGEST_EXPONENT = 3.0
 
@@ -82,7 +86,7 @@ def fit_compute_law(
         ValueError: too few rows, or rows that are not finite and positive; names them.
     """
     C, L = positive_rows(compute_flops=compute_flops, loss=loss)
-    runs, center = as_runs([C], C, L, groups, weights)
+    runs = as_runs([C], C, L, groups, weights)
     enough(runs, 3)
     told = Told({0: "E", 2: "g"}, {"compute": ("k", "g")}, {1: ("k", "g")})
     fitted = fit_form(COMPUTE_FAMILY, runs, told, n_resamples, seed)
@@ -90,22 +94,9 @@ def fit_compute_law(
     def coefficients(theta: FloatArray) -> FloatArray:
         e, a, log_g = theta.T
         g = np.exp(log_g)
-        return np.stack([np.exp(e), np.exp(a + g * center[0]), g], axis=1)
+        return np.stack([np.exp(e), np.exp(a + g * runs.center[0]), g], axis=1)
 
-    E, k, g = coefficients(fitted.best[None])[0]
-    return ComputeLaw(
-        E=float(E),
-        k=float(k),
-        g=float(g),
-        compute=C,
-        loss=L,
-        center=center,
-        resamples=coefficients(fitted.resamples),
-        residuals=fitted.forecast.predict(runs.x) - runs.y,
-        forecast=fitted.forecast,
-        doubts=fitted.doubts,
-        undetermined=fitted.undetermined,
-    )
+    return fitted.law(ComputeLaw, ["E", "k", "g"], coefficients, compute=C, loss=L)
 
 
 @on_one_thread
@@ -150,7 +141,7 @@ def fit_loss_law(
     C = FLOPS_PER_TOKEN * N * D
     if unique_tokens is not None:
         D = effective_tokens(D, positive_rows(n_tokens=D, unique_tokens=unique_tokens)[1])
-    runs, center = as_runs([N, D], C, L, groups, weights)
+    runs = as_runs([N, D], C, L, groups, weights)
     enough(runs, 5)
     edge = None
     if not tuned or hyperparameters is not None:
@@ -180,26 +171,17 @@ def fit_loss_law(
     def coefficients(theta: FloatArray) -> FloatArray:
         e, a, b, log_alpha, log_ratio = theta.T
         alpha, beta = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
-        A, B = np.exp(a + alpha * center[0]), np.exp(b + beta * center[1])
+        A, B = np.exp(a + alpha * runs.center[0]), np.exp(b + beta * runs.center[1])
         return np.stack([np.exp(e), A, B, alpha, beta], axis=1)
 
-    E, A, B, alpha, beta = (float(value) for value in coefficients(fitted.best[None])[0])
-    return LossLaw(
-        E=E,
-        A=A,
-        B=B,
-        alpha=alpha,
-        beta=beta,
+    return fitted.law(
+        LossLaw,
+        ["E", "A", "B", "alpha", "beta"],
+        coefficients,
         n_params=N,
         n_tokens=D,
         loss=L,
         edge=_said_of_edge(edge) if edge is not None else "",
-        center=center,
-        resamples=coefficients(fitted.resamples),
-        residuals=fitted.forecast.predict(runs.x) - runs.y,
-        forecast=fitted.forecast,
-        doubts=fitted.doubts,
-        undetermined=fitted.undetermined,
     )
 
 
@@ -231,11 +213,37 @@ class Fitted:
     ``doubts`` and ``undetermined`` are those of the law.
     """
 
+    runs: Runs
     best: FloatArray
     resamples: FloatArray
     forecast: Forecast
     doubts: tuple[str, ...]
     undetermined: Mapping[str, str]
+
+    def law(
+        self,
+        kind: Callable[..., AnyLaw],
+        names: Sequence[str],
+        coefficients: Callable[[FloatArray], FloatArray],
+        **of_kind: object,
+    ) -> AnyLaw:
+        """A law of that kind, ``of_kind`` being its own fields.
+
+        Args:
+            names: of the coefficients as published.
+            coefficients: theta ``(b, p)`` -> these, ``(b, c)``.
+        """
+        estimates = map(float, coefficients(self.best[None])[0])
+        return kind(
+            **dict(zip(names, estimates, strict=True)),
+            **of_kind,
+            center=self.runs.center,
+            resamples=coefficients(self.resamples),
+            residuals=self.forecast.predict(self.runs.x) - self.runs.y,
+            forecast=self.forecast,
+            doubts=self.doubts,
+            undetermined=self.undetermined,
+        )
 
 
 def fit_form(family: Family, runs: Runs, told: Told, n_resamples: int, seed: int) -> Fitted:
@@ -263,7 +271,7 @@ def fit_form(family: Family, runs: Runs, told: Told, n_resamples: int, seed: int
     most_E = float(forecast.predict(far)[0])
     too_high = best[0] > most_E
     if too_high:
-        kept = (
+        doubts.append(
             f"fitted alone, E would be {math.exp(best[0]):.4g}, which runs of a hundred times the "
             "compute are expected to undercut: kept below that"
         )
@@ -301,9 +309,8 @@ def fit_form(family: Family, runs: Runs, told: Told, n_resamples: int, seed: int
     if n < 2 * n_coefficients:
         doubts.append(f"{n} runs are few for {n_coefficients} coefficients")
     if doubts:
-        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
-    # So it is with most published runs: to be said of the law, and no reason to warn of it.
-    return Fitted(best, resamples, forecast, (*doubts, *([kept] if too_high else [])), undetermined)
+        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=4)
+    return Fitted(runs, best, resamples, forecast, tuple(doubts), undetermined)
 
 
 def _at_bound(family: Family, runs: Runs, told: Told, theta: FloatArray) -> list[str]:
@@ -430,8 +437,11 @@ _USUAL_EXPONENT, _USUAL_RATIO, _COMPUTE_EXPONENT = (
     (0.0, 0.5),
     (math.log(0.2), 0.7),
 )
-# How far a term of the loss is from a third of the least loss, at the middle of the runs.
+# How far a term is from a third of the least loss, at the middle of the runs.
 _TERM = (math.log(0.3), 1.5)
+# Logs of the parameters and tokens at which terms of language models are known better. Runs of
+# fewer than the least are counted in millions, or are of something else.
+_REFERENCE, _LEAST_SCALES = np.log([1e9, 2e10]), np.log([1e5, 1e6])
 
 
 def _usual_compute(y: FloatArray) -> dict[int, tuple[float, float]]:
@@ -443,22 +453,50 @@ def _usual_loss(y: FloatArray) -> dict[int, tuple[float, float]]:
     return {0: (level, _USUAL_SHARE[1]), 3: _USUAL_EXPONENT, 4: _USUAL_RATIO}
 
 
-def _expected_compute(prior: Prior, y: FloatArray) -> dict[int, tuple[float, float]]:
+def _expected_compute(prior: Prior, runs: Runs) -> Form:
     # Of sweeps of anything: their exponents are not those of language models.
-    return {**_usual_compute(y), 1: _term(y)}
+    return off_usual({**_usual_compute(runs.y), 1: _term(runs.y)})
 
 
-def _expected_loss(prior: Prior, y: FloatArray) -> dict[int, tuple[float, float]]:
-    share, exponent, ratio = (
+def _expected_loss(prior: Prior, runs: Runs) -> Form:
+    (term, width), exponent, ratio = (
         (math.log(median), deviation)
-        for median, deviation in (prior.irreducible, prior.exponent, prior.ratio)
+        for median, deviation in (prior.term, prior.exponent, prior.ratio)
     )
-    level = (float(y.min()) + share[0], share[1])
-    return {0: level, 1: _term(y), 2: _term(y), 3: exponent, 4: ratio}
+    expected = {0: _usual_loss(runs.y)[0], 3: exponent, 4: ratio}
+    if (runs.center[:2] < _LEAST_SCALES).any():
+        return off_usual({**expected, 1: _term(runs.y), 2: _term(runs.y)})
+    n, d = _REFERENCE - runs.center[:2]
+
+    def terms_off(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+        e, a, b, log_alpha, log_ratio = theta[:, :5].T
+        alpha, beta = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
+        off = np.stack([a - alpha * n, b - beta * d], axis=1) - e[:, None] - term
+        J = np.zeros((*off.shape, theta.shape[1]))
+        J[:, :, 0] = -1
+        J[:, 0, 1] = J[:, 1, 2] = 1
+        J[:, 0, 3] = -alpha * n
+        J[:, 1, 3] = J[:, 1, 4] = -beta * d
+        return off / width, J / width
+
+    return stacked(off_usual(expected), terms_off)
 
 
 def _term(y: FloatArray) -> tuple[float, float]:
     return float(y.min()) + _TERM[0], _TERM[1]
+
+
+def off_usual(usual: Mapping[int, tuple[float, float]]) -> Form:
+    """How far coefficients are from means, in deviations; both by index."""
+    index = list(usual)
+    mean, deviation = np.array(list(usual.values())).T
+
+    def off(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+        J = np.zeros((len(theta), len(index), theta.shape[1]))
+        J[:, np.arange(len(index)), index] = 1 / deviation
+        return (theta[:, index] - mean) / deviation, J
+
+    return off
 
 
 COMPUTE_FAMILY = Family(
@@ -480,6 +518,7 @@ LOSS_FAMILY = Family(
     usual=_usual_loss,
     expected=_expected_loss,
     directions=np.array([[1.0, 1.0], [-1.0, 1.0]]),
+    tail=10.0,
 )
 
 
@@ -487,10 +526,10 @@ def as_runs(
     scales: list[FloatArray],
     C: FloatArray,
     L: FloatArray,
-    groups: ArrayLike | None,
-    weights: ArrayLike | None,
-) -> tuple[Runs, FloatArray]:
-    """The rows, and the center of their logs ``(k,)``."""
+    groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Runs:
+    """The rows."""
     n = len(L)
     w = np.ones(n) if weights is None else positive_rows(loss=L, weights=weights)[1]
     labels = np.arange(n) if groups is None else np.asarray(groups)
@@ -499,7 +538,7 @@ def as_runs(
     group = np.unique(labels, return_inverse=True)[1].reshape(-1)
     x = np.log(np.stack(scales, axis=1))
     center = x.mean(axis=0)
-    return Runs(x - center, np.log(C), np.log(L), w, group), center
+    return Runs(x - center, np.log(C), np.log(L), w, group, center)
 
 
 def enough(runs: Runs, n_coefficients: int) -> None:

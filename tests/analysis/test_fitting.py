@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import least_squares
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from carbs.analysis import fit_accuracy_law, fit_mixing_law, fit_optimum_law
 from carbs.analysis.laws.fitting import descend
 
 X = np.linspace(0.0, 3.0, 30)
@@ -60,3 +65,38 @@ def test_bounds_hold_and_a_prior_draws() -> None:
         decay, y, STARTS, delta=1.0, prior=(np.zeros(3), np.array([np.inf, np.inf, 1e-3])), **FREE
     ).best()
     assert abs(drawn[2]) < 0.01
+
+
+def mixing(rng: np.random.Generator) -> None:
+    W = rng.dirichlet(np.ones(3), 12)
+    fit_mixing_law(W, 2 + W @ [0.1, 0.3, 0.5])
+
+
+def accuracy(rng: np.random.Generator) -> None:
+    L = np.linspace(1.4, 0.6, 12)
+    fit_accuracy_law(L, 0.25 + 0.7 / (1 + np.exp((L - 1) / 0.1)))
+
+
+def optimum(rng: np.random.Generator) -> None:
+    rows = [(D, lr) for D in (1e9, 3e9, 1e10, 3e10) for lr in 2.0 ** np.arange(-12.0, -4.0)]
+    runs = pd.DataFrame(rows, columns=["n_tokens", "lr"])
+    off = np.log(runs["lr"] / 0.01 * (runs["n_tokens"] / 1e9) ** 0.3)
+    runs["loss"] = 2 + 5 * runs["n_tokens"] ** -0.1 + 0.02 * off**2 + 1e-3 * rng.random(len(runs))
+    fit_optimum_law(runs, ["lr"], ["n_tokens"], n_resamples=5)
+
+
+@pytest.mark.parametrize("fit", [mixing, accuracy, optimum])
+def test_laws_are_fitted_on_one_thread(
+    fit: Callable[[np.random.Generator], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, default_rng = [], np.random.default_rng
+
+    def spied(seed: int) -> np.random.Generator:
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        seen.append(max(pool["num_threads"] for pool in pools))
+        return default_rng(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", spied)
+    with threadpool_limits(2, user_api="blas"):
+        fit(default_rng(0))
+    assert set(seen) == {1}

@@ -56,7 +56,8 @@ def test_a_split_that_no_run_has_tried_is_not_claimed_to_be_known() -> None:
         found = law.compute_optimal(1e20)
     low, high = found.n_params_interval
     assert low < found.n_params < high
-    assert high > 30 * low
+    best = min(np.geomspace(1e8, 1e10, 1001), key=lambda n: truth(n, 1e20 / 6 / n))
+    assert low < best < high and high > 4 * low
 
 
 def test_the_summary_holds_the_truth(law: LossLaw) -> None:
@@ -156,7 +157,10 @@ def test_the_optimum_is_where_simulated_laws_have_it() -> None:
         C = 10 ** rng.uniform(18, 20.5, 60)
         N = np.sqrt(C / 120) * np.exp(rng.normal(0, 0.5, 60))
         D = C / 6 / N
-        law = fit_loss_law(N, D, loss(N, D) * np.exp(0.003 * rng.standard_t(5, 60)), n_resamples=2)
+        L = loss(N, D) * np.exp(0.003 * rng.standard_t(5, 60))
+        with warnings.catch_warnings():  # of an E kept below what is expected
+            warnings.simplefilter("ignore", UndeterminedLawWarning)
+            law = fit_loss_law(N, D, L, n_resamples=2)
         budget = 10 * C.max()
         sizes = np.geomspace(1e7, 1e13, 20_001)
         best = sizes[np.argmin(loss(sizes, budget / 6 / sizes))]
@@ -213,7 +217,7 @@ def test_an_axis_that_hardly_varies_leaves_its_exponent_a_guess() -> None:
     with pytest.warns(UndeterminedSplitWarning):
         best = law.compute_optimal(1e21)
     assert 1.4 < best.loss < 2.3
-    assert best.loss_interval[1] - best.loss_interval[0] > 0.3
+    assert best.loss_interval[1] - best.loss_interval[0] > 0.12
 
 
 def test_one_model_size_tells_no_exponent_of_the_parameters() -> None:
@@ -253,6 +257,36 @@ def test_coefficients_at_a_bound_are_named_and_not_certain() -> None:
     assert table.loc["E", "note"] == "at a bound of the fit"
     assert table.loc["E", "estimate"] > 1e-2
     assert table.loc["E", "high"] > 1.2 * table.loc["E", "low"]
+
+
+def test_a_few_small_runs_lead_to_where_language_models_do() -> None:
+    # Of eight runs below 2e18 FLOPs the terms at larger scales are known from other models.
+    N, D, L = runs(200)
+    small = np.flatnonzero(6 * N * D < 2e18)[:8]
+    with pytest.warns(UndeterminedLawWarning, match="8 runs are few"):
+        law = fit_loss_law(N[small], D[small], L[small], n_resamples=10)
+    np.testing.assert_allclose(law.predict(8e8, 1.6e10), truth(8e8, 1.6e10), rtol=0.03)
+
+
+def test_parameters_counted_in_millions_are_no_tiny_models() -> None:
+    N, D, L = runs(40)
+    cheap = np.quantile(6 * N * D, 0.7) > 6 * N * D
+    law = fit_loss_law(N[cheap] / 1e6, D[cheap] / 1e9, L[cheap], n_resamples=10)
+    expected = law.predict(N[~cheap] / 1e6, D[~cheap] / 1e9)
+    assert np.abs(expected / truth(N[~cheap], D[~cheap]) - 1).mean() < 0.01
+
+
+def test_an_irreducible_loss_that_larger_runs_undercut_is_warned_of() -> None:
+    # Runs that flatten towards the dearest, as if there were nothing left to learn.
+    rng = np.random.default_rng(0)
+    C = 10 ** (17.5 + 2 * rng.random(40))
+    N = np.sqrt(C / 120) * np.exp(rng.normal(0, 0.35, 40))
+    flattened = 1 + 0.02 * np.cos(2 * math.pi / 3 * np.log10(C / C.max()))
+    with pytest.warns(UndeterminedLawWarning, match="undercut: kept below that") as warned:
+        law = fit_loss_law(N, C / 6 / N, truth(N, C / 6 / N) * flattened, n_resamples=20)
+    assert warned[0].filename == __file__
+    assert guesses(law).loc["E", "note"] == "larger runs are expected to undercut it"
+    assert law.predict(*np.sqrt([C.max() / 2, 200 * C.max()])) > law.E
 
 
 def test_runs_that_tell_the_law_bring_no_doubts(law: LossLaw) -> None:
