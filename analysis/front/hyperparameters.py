@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from optuna.study import Study
 
 from carbs.analysis.front.model import FrontModel, as_front, decades_of_unit
+from carbs.analysis.laws.shown import Shown
 from carbs.records import Direction
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogitSpace, LogSpace, MixtureSpace
@@ -31,7 +32,7 @@ LawKind = Literal["log-linear", "logit", "log-ratio", "linear"]
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Shown):
     """One number's optimum along the front. A mixture has one curve a component.
 
     Attributes:
@@ -94,6 +95,25 @@ class Curve:
         if self.law == "log-ratio":
             return np.asarray(np.clip(power - self.offset, 0.0, 1.0))
         return np.asarray(power)
+
+    @property
+    def fitted_to(self) -> str:
+        """In words: of what, over which costs, and what to know of it."""
+        said = [f"{self.name} at costs from {self.costs[0]:.3g} to {self.costs[-1]:.3g}"]
+        if not self.matters:
+            said.append("not seen to matter")
+        if self.at_bound:
+            said.append(f"on its {self.at_bound} bound")
+        if self.bends:
+            said.append("bends")
+        return ", ".join(said)
+
+    def __repr__(self) -> str:
+        law = ""
+        if self.slope is not None:
+            middle, low, high = self.slope
+            law = f"; {self.summary()['coefficient'][0]} {middle:.2g} [{low:.2g}, {high:.2g}]"
+        return f"Curve({self.fitted_to}{law})"
 
     def summary(self) -> pd.DataFrame:
         """One row a coefficient of the law: estimate, interval, and what to know of it."""

@@ -33,7 +33,7 @@ from carbs.analysis.planning.choice import WAYS, best_at_cost, candidates
 from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
-from carbs.display import in_a_line
+from carbs.display import in_a_line, with_interval
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
 from carbs.search_space import Role, SearchSpace
@@ -188,6 +188,11 @@ class Plan(Shown):
             ],
             columns=["quantity", "estimate", "low", "high"],
         )
+
+    def __repr__(self) -> str:
+        output = with_interval(self.output, self.output_interval)
+        cost = with_interval(self.cost, self.cost_interval)
+        return f"Plan({in_a_line(self.params)}; output {output}, cost {cost})"
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
