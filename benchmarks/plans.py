@@ -128,7 +128,7 @@ def judged_published(name: str, seed: int) -> Outcomes:
 
 def plans_of(task: Task, seed: int, bests: Mapping[float, tuple[Values, float]]) -> Outcomes:
     """Of one search: at each factor of the cap, where the best values and their loss are known."""
-    ours = Ours(task, seed)
+    ours = Ours(replace(task, told={"n_trials": N_TRIALS}), seed)
     search(task, ours, 1000 + seed, 1, N_TRIALS)
     optimizer = ours.optimizer
     runs, params = (optimizer.observations, optimizer.failures), optimizer.space.params
