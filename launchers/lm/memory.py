@@ -41,7 +41,7 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """The memory that one of ``n_tasks`` needs.
 
-    Of each token, a block keeps some 11 d + 4 h numbers: the inputs of its norms and products,
+    Of each token, a block keeps some 9 d + 4 h numbers: the inputs of its norms and products,
     queries, keys, values and the result of attention, and gate, up and their product. A compiler
     may keep fewer.
     """
@@ -55,7 +55,7 @@ def estimate_memory(
     is_gpu = device.type == "cuda"
     size = 2 if is_gpu else 4  # bytes: bfloat16 or float32
     d, h = shape.width, shape.hidden_width
-    kept = size * (shape.depth * (11 * d + 4 * h) + 3 * d)
+    kept = size * (shape.depth * (9 * d + 4 * h) + 3 * d)
     if shape.dropout:
         kept += (2 * shape.depth + 1) * d  # which were kept, a byte each
     # The logits; in float32 their softmax and its gradient, on a GPU the logits again.
