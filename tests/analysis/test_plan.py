@@ -526,6 +526,31 @@ def test_failures_elsewhere_leave_a_plan_far_out_where_it_was(rates: tuple[float
         assert planned.params[name] == pytest.approx(free.params[name], rel=0.25)
 
 
+def diverging(*constraints: Any) -> FrontModel:
+    """Every run diverges at a rate above 0.27, whatever its size."""
+    rng = np.random.default_rng(0)
+    kept = [run for run in sweep().observations if float(run.params["rate"]) < 0.27]  # type: ignore[arg-type]
+    failures = [
+        Failure(params={**run.params, "rate": 10 ** rng.uniform(-0.55, 0.2)}, reason="diverged")
+        for run in kept[:40]
+    ]
+    return fit_front(SearchSpace(SPACE.params, constraints), kept, failures)
+
+
+def test_what_is_moved_to_where_it_is_allowed_is_not_moved_to_where_it_fails() -> None:
+    free = plan(diverging(), 300.0)
+    rate = float(free.params["rate"])  # type: ignore[arg-type]
+    assert 0.12 < rate < 0.27 and not any("fail" in warning for warning in free.warnings)
+    planned = plan(diverging("rate >= 0.3 or rate <= 0.05"), 300.0)
+    assert planned.params["rate"] <= 0.05  # type: ignore[operator]  # 0.3 is nearer
+    assert not any("fail" in warning for warning in planned.warnings)
+
+
+def test_a_plan_that_may_fail_with_what_was_asked_for_says_so() -> None:
+    planned = plan(diverging(), 300.0, fixed={"rate": 0.35})
+    assert any("expected to fail" in said and "with rate as" in said for said in planned.warnings)
+
+
 def test_a_plan_says_what_a_factor_of_two_beside_each_number_would_cost() -> None:
     planned = plan(sweep(), 2000.0)
     found = {one.name: one for one in planned.decisions}
