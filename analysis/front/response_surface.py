@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -169,6 +169,11 @@ class Hyperparameters:
     noise: float
     fading: FloatArray
 
+    def scaled(self, factor: float) -> Hyperparameters:
+        """The same of losses that are ``factor`` times as large."""
+        deviations = {name: factor * getattr(self, name) for name in ("bowl", "rest", "noise")}
+        return replace(self, **deviations)
+
 
 class ResponseSurface:
     """Fitted to runs.
@@ -180,6 +185,7 @@ class ResponseSurface:
         losses: to be minimised, ``(n,)``.
         deviations: of losses that are forecasts, ``(n,)``.
         known_cost: as for :meth:`CostModel.fit`.
+        like: a surface whose hyperparameters it has; its own by default.
     """
 
     def __init__(
@@ -190,6 +196,7 @@ class ResponseSurface:
         losses: FloatArray,
         deviations: FloatArray | None = None,
         known_cost: Known | None = None,
+        like: ResponseSurface | None = None,
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
@@ -205,7 +212,8 @@ class ResponseSurface:
         relative = np.maximum(excess, 0.0) / self.unit
         self.extra = (_TAPER * relative**2) ** 2 + (deviations / self.unit) ** 2
         self.varies = (self.s.std(axis=0) > 1e-9) & (np.arange(Z.shape[1]) != self.chart.driver)
-        self.hyper = self._climb()
+        self.hyper: Hyperparameters
+        self.hyper = self._climb() if like is None else like.hyper.scaled(like.unit / self.unit)
         self.forms = self._weigh()
 
     @classmethod
@@ -214,6 +222,7 @@ class ResponseSurface:
         space: SearchSpace,
         observations: Sequence[Observation],
         known_cost: Known | None = None,
+        like: ResponseSurface | None = None,
     ) -> ResponseSurface:
         """Fitted to observations whose outputs are to be minimised."""
         return cls(
@@ -223,6 +232,7 @@ class ResponseSurface:
             np.array([observation.output for observation in observations]),
             np.array([observation.output_deviation for observation in observations]),
             known_cost,
+            like,
         )
 
     # The chart

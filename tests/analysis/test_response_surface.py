@@ -114,6 +114,14 @@ def test_the_gradient_is_that_of_the_evidence() -> None:
     assert surface.misfit(v, law)[1] == pytest.approx(slopes, rel=1e-4, abs=1e-4)
 
 
+def test_a_surface_like_another_has_its_noise_whatever_its_own_losses_span() -> None:
+    known = sorted(runs(0), key=lambda run: run.cost)
+    full = ResponseSurface.of(SPACE, known)
+    cheap = ResponseSurface.of(SPACE, known[:30], like=full)
+    assert cheap.unit != pytest.approx(full.unit, rel=0.1)
+    assert cheap.noise == pytest.approx(full.noise)
+
+
 def test_a_fit_needs_no_torch() -> None:
     """It takes longer to import than all the rest of a plan, and brings threads of its own."""
     code = (
