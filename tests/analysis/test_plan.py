@@ -86,6 +86,15 @@ def test_exponents_lie_inside_their_intervals() -> None:
         assert high - low < 0.6
 
 
+def test_no_band_is_narrower_than_what_the_draws_do_not_know() -> None:
+    curves = {curve.name: curve for curve in hyperparameter_curves(sweep())}
+    rate = curves["rate"]
+    for side in (rate.high / rate.median, rate.median / rate.low):
+        assert np.all(np.log10(side) > 0.14)  # 0.3 basic units, of half a decade each
+    share = curves["mix.a"]
+    assert np.all((share.low < share.median) & (share.median < share.high) & (share.high <= 1))
+
+
 def test_a_mixture_has_a_curve_for_each_component_and_finds_the_best_share() -> None:
     curves = {curve.name: curve for curve in hyperparameter_curves(sweep())}
     share = curves["mix.a"]
