@@ -27,6 +27,9 @@ from carbs.threads import on_one_thread
 
 # Fewer draws than this share say nothing of a conditional parameter that they have.
 _LEAST_SHARE = 0.1
+# How much further than the draws' an optimum's band goes, in basic units: they know of bowls, and
+# of what was tried, alone.
+_BESIDE = 0.3
 
 LawKind = Literal["log-linear", "logit", "log-ratio", "linear"]
 
@@ -38,7 +41,8 @@ class Curve(Shown):
     Attributes:
         name: of the parameter, with its component: ``mix.code``.
         costs: shape ``(m,)``, rising.
-        median, low, high: of the optimum at each cost, in the parameter's unit, shape ``(m,)``. Of
+        median, low, high: of the optimum at each cost, in the parameter's unit, shape ``(m,)``;
+            the band is somewhat wider than the draws', which miss what no bowl has. Of
             a conditional parameter: among the draws that have it, NaN where they are few.
         exponent: of the parameter in cost, for parameters on a logarithmic scale: median, low,
             high. None for others.
@@ -170,6 +174,8 @@ def hyperparameter_curves(
                 chosen = values[is_active[:, i], i]
                 optimum[:, i] = np.quantile(chosen, [tail, 0.5, 1 - tail])
             low, median, high = optimum
+            low[has_optimum] = _moved(param, low[has_optimum], -_BESIDE)
+            high[has_optimum] = _moved(param, high[has_optimum], _BESIDE)
             slope, lines = None, np.empty((0, 2))
             if throughout.mean() >= _LEAST_SHARE:
                 lines = _unwarped_lines(front, param, k)[throughout]
@@ -195,6 +201,19 @@ def hyperparameter_curves(
                 )
             )
     return curves
+
+
+def _moved(param: Param, values: FloatArray, step: float) -> FloatArray:
+    """Values of a number, or a share, ``(n,)``, moved by basic units, as far as the space goes."""
+    space = param.space
+    if isinstance(space, MixtureSpace):
+        power = (values + space.offset) * 10.0 ** (space.scale * step)
+        return np.asarray(np.clip(power - space.offset, 0.0, 1.0))
+    Z = space.encode_all(values.tolist(), param.search_center) + step
+    numbers = [space.decode(z, param.search_center) for z in space.snap(Z, param.search_center)]
+    # A whole number may be rounded to the other side of what was between two of them.
+    further = np.minimum if step < 0 else np.maximum
+    return np.asarray(further(values, np.array(numbers, dtype=float)))
 
 
 def _unwarped_lines(front: FrontModel, param: Param, k: int) -> FloatArray:
