@@ -1,6 +1,7 @@
 # make demo    the main job in small: search, report, check run
 # make test    the tests
 # make docs    the site, in build/docs
+# make links   asks every address that the site names: the one check that needs the network
 # make check   lint, types and tests: what CI runs
 # make bench-gpu   how fast the reference job trains on this machine's GPU, or its CPU
 
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types docs check bench-gpu clean
+.PHONY: install demo test lint types docs links check bench-gpu clean
 
 install: $(VENV)/installed
 
@@ -36,6 +37,9 @@ types: install
 
 docs: install
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+
+links: install
+	$(BIN)/sphinx-build -q -b linkcheck docs build/links
 
 check: lint types test
 

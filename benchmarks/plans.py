@@ -2,6 +2,7 @@
 
     python benchmarks/plans.py --worlds 48 --half report
     CARBS_DATA=... python benchmarks/plans.py --published --seeds 8
+    python benchmarks/plans.py --worlds 48 --half report --curves
 
 Each world (``worlds.py``) is searched once, with 100 trials up to its cap; then a run is planned at
 10, 30 and 100 times the cap and judged by its true loss. Worlds whose bounds allow no such run are
@@ -21,6 +22,9 @@ cliff, or too large for a memory whose limit the search may not have met) counts
 not in the regret. ``same cost`` is the share within 10% of what was asked, without noise;
 ``holds`` are the shares of the 90% intervals that hold the true loss and a measured cost; ``width``
 is the median of the loss's, in percent of it.
+
+With ``--curves`` it is the curves along the front, inside the sweep: the share of each parameter's
+bands, at nine costs, that hold the true optimum there, rounded as the parameter is.
 """
 
 from __future__ import annotations
@@ -42,10 +46,11 @@ from tasks import TASKS, Task
 from worlds import HALVES, world
 
 from carbs import CARBS
-from carbs.analysis import fit_front, plan
+from carbs.analysis import fit_front, hyperparameter_curves, plan
 from carbs.pareto import pareto_front
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, NumericSpace
+from carbs.study import flatten
 
 FACTORS = (10.0, 30.0, 100.0)
 LOWERED = {"synthetic": 30.0, "step-law": 10.0}
@@ -126,11 +131,38 @@ def judged_published(name: str, seed: int) -> Outcomes:
     return plans_of(lowered, seed, {factor: ({}, float(task.front[1][-1]))})
 
 
+def searched(task: Task, seed: int) -> CARBS:
+    ours = Ours(replace(task, told={"n_trials": N_TRIALS}), seed)
+    search(task, ours, 1000 + seed, 1, N_TRIALS)
+    return ours.optimizer
+
+
+def bands_held(number: int, seed: int) -> dict[str, list[bool]]:
+    """By curve of one world's search: whether its band holds the optimum, at each cost."""
+    task, found = world(number), {}
+    if task.optimum is None:
+        return {}
+    optimizer = searched(task, seed)
+    space = optimizer.space
+    for curve in hyperparameter_curves(
+        fit_front(space, optimizer.observations, optimizer.failures)
+    ):
+        held = []
+        for cost, low, high in zip(curve.costs, curve.low, curve.high, strict=True):
+            best = task.optimum(cost)
+            if best is None or math.isnan(low):
+                continue
+            values = flatten(fitting(space, best[0]))
+            if curve.name in values:
+                slack = 1e-6 * max(abs(low), abs(high))
+                held.append(bool(low - slack <= values[curve.name] <= high + slack))
+        found[curve.name] = held
+    return found
+
+
 def plans_of(task: Task, seed: int, bests: Mapping[float, tuple[Values, float]]) -> Outcomes:
     """Of one search: at each factor of the cap, where the best values and their loss are known."""
-    ours = Ours(task, seed)
-    search(task, ours, 1000 + seed, 1, N_TRIALS)
-    optimizer = ours.optimizer
+    optimizer = searched(task, seed)
     runs, params = (optimizer.observations, optimizer.failures), optimizer.space.params
     names = [param.name for param in params]
     cost_known = next((text for name, text in KNOWN_COSTS.items() if name in names), "D")
@@ -198,6 +230,7 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=48)
     parser.add_argument("--half", choices=list(HALVES), default="report")
     parser.add_argument("--published", action="store_true")
+    parser.add_argument("--curves", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()
@@ -208,6 +241,9 @@ def main() -> None:
     calls = [(one, seed) for one in asked for seed in range(parsed.seeds)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parsed.jobs, context, start_worker) as pool:
+        if parsed.curves:
+            print_bands(list(pool.map(bands_held, *zip(*calls, strict=True))))
+            return
         results = list(pool.map(call, *zip(*calls, strict=True)))
     if parsed.published:
         for name, factor in LOWERED.items():
@@ -218,6 +254,21 @@ def main() -> None:
         here = [found for found in results if ("plan", factor) in found]
         title = f"at {factor:g} times the cap, {len(here)} searches ({parsed.half})"
         print_table(title, here, factor)
+
+
+def print_bands(found: Sequence[Mapping[str, Sequence[bool]]]) -> None:
+    """Of all curves, of those of sizes and of shares; and of the worlds that did worst."""
+    kinds: dict[str, Callable[[str], bool]] = {
+        "all": lambda name: True,
+        "sizes": lambda name: name in SIZES,
+        "shares of a mix": lambda name: "." in name,
+        "others": lambda name: name not in SIZES and "." not in name,
+    }
+    for kind, is_one in kinds.items():
+        worlds = [[x for name in one if is_one(name) for x in one[name]] for one in found]
+        shares = [float(np.mean(held)) for held in worlds if held]
+        every, worst = np.mean([x for held in worlds for x in held]), np.quantile(shares, 0.1)
+        print(f"{kind}: {every:.1%}; worst tenth of {len(shares)} worlds {worst:.0%}")
 
 
 def print_table(title: str, results: Sequence[Outcomes], factor: float) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 # cheap runs teach the law, dear ones prove it.
 _COST_EXPONENT = 0.3
 _HALF_LIFE = 10.0
+# The share of a known number of trials that is left when cost counts no more.
+_LAST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Allowance:
         With both limits it counts the less, the more the budget has left for each trial: trials
         spread evenly over the logarithm of cost would cost ``(high - low) / log(high / low)`` on
         average, and where the budget pays for that, the number of trials is what is scarce.
-        Otherwise it counts fully at first, and ever less, whatever the one limit is: schedules that
-        knew it were no better (``docs/search.md``).
+        Otherwise it counts fully at first, and ever less. In the last fifth of a known number of
+        trials, where there is a cap, it counts no more: what cheap runs have taught is taken there.
 
         Args:
             n_started: runs so far, failed and pending ones too.
@@ -68,4 +70,7 @@ class Allowance:
         if self.n_trials is not None and self.budget is not None and low and high and low < high:
             affordable = (self.budget - spent) / max(self.n_trials - n_started, 1)
             return min(max(1 - affordable * math.log(high / low) / (high - low), 0.0), 1.0)
+        is_last = self.n_trials is not None and n_started >= (1 - _LAST_SHARE) * self.n_trials
+        if is_last and high is not None:
+            return 0.0
         return float(_COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_started / _HALF_LIFE))

@@ -70,7 +70,7 @@ class DefineByRunSpace:
         trials: of the study, by which conditions and the centre are known.
 
     Attributes:
-        space: over the same parameters; a dot in a name is written ``%2E`` there.
+        space: over the same parameters.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class DefineByRunSpace:
         start = enqueued(trials[0]) if trials else {}
         conditions = _conditions(search_space, trials)
         self._asked = {
-            name: _Asked.of(name, distribution)
+            name: _Asked.of(distribution)
             for name, distribution in search_space.items()
             if not distribution.single()
         }
@@ -98,16 +98,20 @@ class DefineByRunSpace:
             if center is None or not contains(one.distribution, center):
                 center = middle(one.distribution)
             when: dict[str, Any] = {
-                self._asked[parent].name: [self._asked[parent].value(choice) for choice in choices]
+                parent: [self._asked[parent].value(choice) for choice in choices]
                 for parent, choices in (conditions[name] or {}).items()
             }
-            params.append(Param(one.name, one.space, one.value(center), when))
+            params.append(Param(name, one.space, one.value(center), when))
         self.space = SearchSpace(params)
 
     @property
     def is_own(self) -> str:
         """Why the space is not the one that a list of parameters would make; empty if it is."""
-        renamed = sorted(name for name, one in self._asked.items() if one.name != name)
+        shares = sorted(
+            name
+            for name, one in self._asked.items()
+            if "." in name and one.distribution == FloatDistribution(0.0, 1.0)
+        )
         labelled = sorted(
             name
             for name, one in self._asked.items()
@@ -122,7 +126,7 @@ class DefineByRunSpace:
         )
         reasons = {
             "ranges that stand for none": unbounded,
-            "names with a dot or a percent sign": renamed,
+            "what may be shares of a mixture": shares if len(shares) > 1 else [],
             "choices that are no plain values": labelled,
             "parameters that exist for other reasons than choices": sorted(self._may_lack),
         }
@@ -133,17 +137,16 @@ class DefineByRunSpace:
         assert self.space is not None
         try:
             known = {
-                one.name: one.value(flat[name]) for name, one in self._asked.items() if name in flat
+                name: one.value(flat[name]) for name, one in self._asked.items() if name in flat
             }
         except ValueError:  # a choice that is gone
             return None
         params: Params = {}
         active = self.space.active_names(known)
-        names = {one.name: name for name, one in self._asked.items()}
         for param in self.space.params:
             if param.name not in active:
                 continue
-            if param.name not in known and names[param.name] not in self._may_lack:
+            if param.name not in known and param.name not in self._may_lack:
                 return None
             params[param.name] = known.get(param.name, param.search_center)
         return params
@@ -156,8 +159,8 @@ class DefineByRunSpace:
         """A configuration of the space as the trial knows it."""
         found = dict(self._constants)
         for name, one in self._asked.items():
-            if one.name in params:
-                found[name] = one.external(params[one.name])
+            if name in params:
+                found[name] = one.external(params[name])
         return found
 
 
@@ -165,18 +168,16 @@ class DefineByRunSpace:
 class _Asked:
     """One parameter in both worlds."""
 
-    name: str
     distribution: BaseDistribution
     space: LinearSpace | LogSpace | ChoiceSpace
     labels: tuple[Scalar, ...] = ()
 
     @classmethod
-    def of(cls, name: str, distribution: BaseDistribution) -> _Asked:
-        name = name.replace("%", "%25").replace(".", "%2E")
+    def of(cls, distribution: BaseDistribution) -> _Asked:
         if isinstance(distribution, CategoricalDistribution):
             labels = _labels(distribution)
-            return cls(name, distribution, ChoiceSpace(labels), labels)
-        return cls(name, distribution, _space(distribution))
+            return cls(distribution, ChoiceSpace(labels), labels)
+        return cls(distribution, _space(distribution))
 
     def value(self, external: Any) -> Value:
         """Of the space.

@@ -160,8 +160,19 @@ class _Saved(BaseModel):
 def _encode(space: SearchSpace, values: Mapping[str, Any], defaults: Params) -> FloatArray:
     """Basic coordinates, shape ``(d,)``; ``ValueError`` where the space cannot express a value."""
     centers = {param.name: param.search_center for param in space.params}
-    known = centers | defaults | {name: values[name] for name in centers if name in values}
+    known = centers | defaults | _of_the_run(space, values)
     return space.encode({param.name: _as_data(param, known[param.name]) for param in space.params})
+
+
+def _of_the_run(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of its values that the space has; a study's trial has each component's by itself."""
+    found = {param.name: values[param.name] for param in space.params if param.name in values}
+    for param in space.params:
+        of_it = f"{param.name}."
+        parts = {n.removeprefix(of_it): w for n, w in values.items() if n.startswith(of_it)}
+        if isinstance(param.space, MixtureSpace) and parts:
+            found[param.name] = parts
+    return found
 
 
 def _as_data(param: Param, value: Any) -> Value:

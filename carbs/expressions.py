@@ -1,8 +1,8 @@
 """Expressions over the parameters, as users write them.
 
 An expression knows the parameters by their names, numbers, strings, tuples and lists, the operators
-of Python, a component of a mixture as ``mix['code']``, and the functions in ``_FUNCTIONS``; it
-cannot reach anything else.
+of Python, a component of a mixture as ``mix.code`` or ``mix['code']``, and the functions in
+``_FUNCTIONS``; it cannot reach anything else.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Expression:
     def __init__(self, text: str, examples: Mapping[str, Any], kind: str) -> None:
         self.saved, self._kind = text, kind
         try:
-            self._tree = ast.parse(text.strip(), mode="eval").body
+            self._tree = _Dotted(examples).visit(ast.parse(text.strip(), mode="eval").body)
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"{self} is no expression: {error}") from None
         self.names = self._parameter_names(set(examples))
@@ -136,3 +136,19 @@ class Expression:
             raise EvaluationError(
                 f"{self} cannot be evaluated at {dict(names)}: {type(error).__name__}: {error}"
             ) from None
+
+
+class _Dotted(ast.NodeTransformer):
+    """Reads ``model.width`` as one name, and ``mix.code`` as a component, where there are such."""
+
+    def __init__(self, examples: Mapping[str, Any]) -> None:
+        self._examples = examples
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        name = ast.unparse(node)
+        if name in self._examples:
+            return ast.Name(name, ast.Load())
+        whole = ast.unparse(node.value)
+        if isinstance(self._examples.get(whole), Mapping):
+            return ast.Subscript(ast.Name(whole, ast.Load()), ast.Constant(node.attr), ast.Load())
+        return node

@@ -25,6 +25,7 @@ from carbs.spaces import (
     LARGEST_GRID,
     ChoiceSpace,
     FloatArray,
+    MixtureSpace,
     NumericSpace,
     Params,
     Scalar,
@@ -39,7 +40,8 @@ class Param(BaseModel):
     """A searched parameter: its name, its space, and where the search starts.
 
     Args:
-        name: not empty, without dots (a dot separates a mixture from its component in a study).
+        name: not empty. Dots are as good as letters, so that it may be that of a field of a field,
+            ``model.width``; but nothing lies inside of a mixture except its components.
         space: one of :mod:`carbs.spaces`.
         search_center: a good, cheap value; the first suggestion is made of these.
         when: the parameter exists only when each :class:`ChoiceSpace` parameter named here is
@@ -55,7 +57,7 @@ class Param(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, pattern=r"^[^.]*$")
+    name: str = Field(min_length=1)
     space: Space
     search_center: Any
     when: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = {}
@@ -131,8 +133,9 @@ class SearchSpace:
         center_params: its configuration.
 
     Raises:
-        ValueError: params is no list of Params, names occur twice, a ``when`` cannot be met, a
-            constraint is no expression over the parameters, or the centre violates it.
+        ValueError: params is no list of Params, names occur twice or lie inside of a mixture, a
+            ``when`` cannot be met, a constraint is no expression over the parameters, or the centre
+            violates it.
     """
 
     def __init__(
@@ -153,6 +156,13 @@ class SearchSpace:
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"parameter names must be distinct, but {twice} occur twice")
+        for mix in (param.name for param in self.params if isinstance(param.space, MixtureSpace)):
+            inside = [name for name in names if name.startswith(f"{mix}.")]
+            if inside:
+                raise ValueError(
+                    f"parameter {inside[0]!r} reads as a component of the mixture {mix!r}: give "
+                    "one of them another name"
+                )
         sizes = [param.space.n_dims for param in self.params]
         ends = np.cumsum(sizes).tolist()
         self.n_dims: int = ends[-1]

@@ -189,8 +189,8 @@ def inferred_space(study: Study) -> SearchSpace:
     """What the trials of a study have asked for (see :mod:`carbs.define_by_run`).
 
     Raises:
-        ValueError: they have asked for nothing yet, or for what no list of parameters says: names
-            with dots, choices that are no plain values, parameters that exist for other reasons
+        ValueError: they have asked for nothing yet, or for what no list of parameters says: shares
+            of a mixture, choices that are no plain values, parameters that exist for other reasons
             than choices.
     """
     trials = kept_trials(study)
@@ -221,7 +221,7 @@ def earlier_sweep(
         ValueError: the study's objectives are others, or a completed trial has a cost that is not
             positive.
     """
-    found = _records(kept_trials(study), lambda trial: _nested(trial.params), cost)
+    found = _records(kept_trials(study), lambda trial: dict(trial.params) or None, cost)
     return EarlierSweep(
         direction=_direction(study),
         observations=tuple(found.observations),
@@ -250,18 +250,6 @@ def with_values(trial: FrozenTrial, values: Mapping[str, Any]) -> FrozenTrial:
     filled = copy(trial)
     filled.params = {**values, **trial.params}
     return filled
-
-
-def _nested(flat: Mapping[str, Any]) -> Params | None:
-    """A trial's parameters with mixtures as mappings; None where the trial has none at all."""
-    params: Params = {}
-    for key, value in flat.items():
-        name, dot, component = key.partition(".")
-        if dot:
-            params[name] = {**params.get(name, {}), component: value}  # type: ignore[dict-item]
-        else:
-            params[name] = value
-    return params or None
 
 
 def _records(

@@ -28,6 +28,7 @@ nb_merge_streams = True
 
 # Reference.
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 napoleon_numpy_docstring = False

@@ -1,4 +1,4 @@
-"""The code of the guides is run: blocks of Python one after the other, sweep files are checked.
+"""The code of the pages is run: blocks of Python one after the other, sweep files are checked.
 
 What a reader need not see stands in a comment (``% invisible-code-block: python``).
 """
@@ -48,7 +48,7 @@ pytest_collect_file = Sybil(
         CodeBlockParser(language="yaml", evaluator=check_sweep_file),
         SkipParser(),
     ],
-    patterns=["start.md", "questions.md", "guides/*.md"],
+    patterns=["start.md", "questions.md", "guides/*.md", "laws.md", "search.md", "slurm.md"],
     setup=begin,
     teardown=end,
 ).pytest()

@@ -6,8 +6,10 @@ parameters. The surface is nearly always closer, far out by several times, and g
 weight beforehand; but neither is right, and what each believes of its own uncertainty is a belief.
 So both are tried inside the sweep, where the answer is known: fitted to the cheap runs, each
 predicts the dearer ones near the front. How well each foretold them moves its weight, and how far
-off both together were, in units of their own deviation, widens the interval. Random splits would
-not do: they ask for what lies between the runs.
+off both together were, in units of their own deviation, widens the interval. The surface keeps its
+hyperparameters, of noise and of what the law misses, on trial: what the dear runs have taught of
+these is in its deviation beyond the sweep, and would be counted twice. Random splits would not do:
+they ask for what lies between the runs.
 """
 
 from __future__ import annotations
@@ -175,7 +177,7 @@ def backtest_sweep(
         dear = [o for o in measured if o.cost > share * largest]
         if len(cheap) < _N_FITTED or len(dear) < 2 or len({o.cost for o in cheap}) < 4:
             continue
-        surface = ResponseSurface.of(front.space, cheap, front.known_cost)
+        surface = ResponseSurface.of(front.space, cheap, front.known_cost, like=front.surface)
         surrogate = fit_surrogate(front.space, cheap)
         Z = front.space.encode_all([o.params for o in dear])
         parts = [surface.quantiles(Z, _GRID), surrogate.output_quantiles(Z, _GRID)]

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from optuna.study import Study
 
 from carbs.analysis.front.model import FrontModel, as_front, decades_of_unit
+from carbs.analysis.laws.shown import Shown
 from carbs.records import Direction
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogitSpace, LogSpace, MixtureSpace
@@ -26,18 +27,22 @@ from carbs.threads import on_one_thread
 
 # Fewer draws than this share say nothing of a conditional parameter that they have.
 _LEAST_SHARE = 0.1
+# How much further than the draws' an optimum's band goes, in basic units: they know of bowls, and
+# of what was tried, alone.
+_BESIDE = 0.3
 
 LawKind = Literal["log-linear", "logit", "log-ratio", "linear"]
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(Shown):
     """One number's optimum along the front. A mixture has one curve a component.
 
     Attributes:
         name: of the parameter, with its component: ``mix.code``.
         costs: shape ``(m,)``, rising.
-        median, low, high: of the optimum at each cost, in the parameter's unit, shape ``(m,)``. Of
+        median, low, high: of the optimum at each cost, in the parameter's unit, shape ``(m,)``;
+            the band is somewhat wider than the draws', which miss what no bowl has. Of
             a conditional parameter: among the draws that have it, NaN where they are few.
         exponent: of the parameter in cost, for parameters on a logarithmic scale: median, low,
             high. None for others.
@@ -95,6 +100,25 @@ class Curve:
             return np.asarray(np.clip(power - self.offset, 0.0, 1.0))
         return np.asarray(power)
 
+    @property
+    def fitted_to(self) -> str:
+        """In words: of what, over which costs, and what to know of it."""
+        said = [f"{self.name} at costs from {self.costs[0]:.3g} to {self.costs[-1]:.3g}"]
+        if not self.matters:
+            said.append("not seen to matter")
+        if self.at_bound:
+            said.append(f"on its {self.at_bound} bound")
+        if self.bends:
+            said.append("bends")
+        return ", ".join(said)
+
+    def __repr__(self) -> str:
+        law = ""
+        if self.slope is not None:
+            middle, low, high = self.slope
+            law = f"; {self.summary()['coefficient'][0]} {middle:.2g} [{low:.2g}, {high:.2g}]"
+        return f"Curve({self.fitted_to}{law})"
+
     def summary(self) -> pd.DataFrame:
         """One row a coefficient of the law: estimate, interval, and what to know of it."""
         if self.slope is None:
@@ -150,6 +174,8 @@ def hyperparameter_curves(
                 chosen = values[is_active[:, i], i]
                 optimum[:, i] = np.quantile(chosen, [tail, 0.5, 1 - tail])
             low, median, high = optimum
+            low[has_optimum] = _moved(param, low[has_optimum], -_BESIDE)
+            high[has_optimum] = _moved(param, high[has_optimum], _BESIDE)
             slope, lines = None, np.empty((0, 2))
             if throughout.mean() >= _LEAST_SHARE:
                 lines = _unwarped_lines(front, param, k)[throughout]
@@ -175,6 +201,19 @@ def hyperparameter_curves(
                 )
             )
     return curves
+
+
+def _moved(param: Param, values: FloatArray, step: float) -> FloatArray:
+    """Values of a number, or a share, ``(n,)``, moved by basic units, as far as the space goes."""
+    space = param.space
+    if isinstance(space, MixtureSpace):
+        power = (values + space.offset) * 10.0 ** (space.scale * step)
+        return np.asarray(np.clip(power - space.offset, 0.0, 1.0))
+    Z = space.encode_all(values.tolist(), param.search_center) + step
+    numbers = [space.decode(z, param.search_center) for z in space.snap(Z, param.search_center)]
+    # A whole number may be rounded to the other side of what was between two of them.
+    further = np.minimum if step < 0 else np.maximum
+    return np.asarray(further(values, np.array(numbers, dtype=float)))
 
 
 def _unwarped_lines(front: FrontModel, param: Param, k: int) -> FloatArray:

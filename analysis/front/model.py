@@ -30,6 +30,7 @@ from optuna.study import Study
 from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.front.response_surface import ResponseSurface
 from carbs.analysis.front.trials import frame_records, run_metrics, study_records
+from carbs.display import table
 from carbs.records import Direction, Failure, Observation
 from carbs.search_space import AllowedPoints, Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace
@@ -75,6 +76,23 @@ class FrontModel:
     scales: FloatArray
     intercepts: FloatArray
     slopes: FloatArray
+
+    def __repr__(self) -> str:
+        names = ", ".join(param.name for param in self.space.params)
+        costs = [observation.cost for observation in self.observations]
+        return (
+            f"FrontModel({len(costs)} runs over {names}; "
+            f"cost {min(costs):.4g} to {max(costs):.4g}, {len(self.failures)} failed)"
+        )
+
+    def _repr_html_(self) -> str:
+        """The best configuration at some of the costs."""
+        rows = []
+        for log10_cost in np.linspace(self.levels[0], self.levels[-1], 5):
+            params = self.space.decode(self.best_at(log10_cost))
+            rows.append([10**log10_cost, *(params.get(p.name, "") for p in self.space.params)])
+        header = ["cost", *(param.name for param in self.space.params)]
+        return table(header, rows, f"{self!r}\nThe best configuration, by the model")
 
     @property
     def known_cost(self) -> Known | None:

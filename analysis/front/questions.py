@@ -23,7 +23,7 @@ words that happened to be in its choices.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class AnsweredSet:
         right: the choice that is marked as right, ``(Q,)``.
         questions: each with its ``prompt`` and ``choices``; None where they are gone.
         n_other: trials that were asked another version of the set, and are left out.
+        version: of the questions.
     """
 
     name: str
@@ -58,6 +59,7 @@ class AnsweredSet:
     right: IntArray
     questions: Sequence[Mapping[str, Any]] | None = None
     n_other: int = 0
+    version: str = ""
 
     @property
     def scores(self) -> FloatArray:
@@ -84,6 +86,8 @@ class Seal:
         opened: ``who`` and ``when`` (UTC, ISO); None where nobody has.
         n_after: trials that have finished since.
         sets: what was answered; empty before they are opened.
+        check: what the check run answered, by the name of the set: its score in nats per byte, and
+            its accuracy. Empty before they are opened, and where there was none.
     """
 
     names: tuple[str, ...]
@@ -91,6 +95,7 @@ class Seal:
     opened: Mapping[str, Any] | None = None
     n_after: int = 0
     sets: tuple[AnsweredSet, ...] = ()
+    check: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def question_evidence(

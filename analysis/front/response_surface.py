@@ -27,12 +27,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 from scipy.special import logsumexp, ndtr
 
@@ -168,6 +169,11 @@ class Hyperparameters:
     noise: float
     fading: FloatArray
 
+    def scaled(self, factor: float) -> Hyperparameters:
+        """The same of losses that are ``factor`` times as large."""
+        deviations = {name: factor * getattr(self, name) for name in ("bowl", "rest", "noise")}
+        return replace(self, **deviations)
+
 
 class ResponseSurface:
     """Fitted to runs.
@@ -179,6 +185,7 @@ class ResponseSurface:
         losses: to be minimised, ``(n,)``.
         deviations: of losses that are forecasts, ``(n,)``.
         known_cost: as for :meth:`CostModel.fit`.
+        like: a surface whose hyperparameters it has; its own by default.
     """
 
     def __init__(
@@ -189,6 +196,7 @@ class ResponseSurface:
         losses: FloatArray,
         deviations: FloatArray | None = None,
         known_cost: Known | None = None,
+        like: ResponseSurface | None = None,
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
@@ -204,7 +212,8 @@ class ResponseSurface:
         relative = np.maximum(excess, 0.0) / self.unit
         self.extra = (_TAPER * relative**2) ** 2 + (deviations / self.unit) ** 2
         self.varies = (self.s.std(axis=0) > 1e-9) & (np.arange(Z.shape[1]) != self.chart.driver)
-        self.hyper = self._climb()
+        self.hyper: Hyperparameters
+        self.hyper = self._climb() if like is None else like.hyper.scaled(like.unit / self.unit)
         self.forms = self._weigh()
 
     @classmethod
@@ -213,6 +222,7 @@ class ResponseSurface:
         space: SearchSpace,
         observations: Sequence[Observation],
         known_cost: Known | None = None,
+        like: ResponseSurface | None = None,
     ) -> ResponseSurface:
         """Fitted to observations whose outputs are to be minimised."""
         return cls(
@@ -222,6 +232,7 @@ class ResponseSurface:
             np.array([observation.output for observation in observations]),
             np.array([observation.output_deviation for observation in observations]),
             known_cost,
+            like,
         )
 
     # The chart
@@ -356,57 +367,24 @@ class ResponseSurface:
     # The fit
 
     def _climb(self) -> Hyperparameters:
-        import torch  # slow to import, and only a fit needs it
-
+        """At the mode of the evidence for a few g, each from the best so far."""
         d = int(self.varies.sum())
-        S = torch.as_tensor(self.s[:, self.varies])
-        x = torch.as_tensor(self.c - self.chart.middle)
-        y = torch.as_tensor(self.y)
-        extra = torch.as_tensor(self.extra)
-        eye = torch.eye(len(y), dtype=torch.float64)
-        prior_mean = torch.tensor(
-            [math.log(0.4)] * d + [math.log(0.3), math.log(0.05), 0.5, math.log(0.02)] + [0.1] * d,
-            dtype=torch.float64,
+        prior_mean = np.array(
+            [math.log(0.4)] * d + [math.log(0.3), math.log(0.05), 0.5, math.log(0.02)] + [0.1] * d
         )
-        prior_sd = torch.tensor([1.2] * d + [1.0, 1.2, 0.7, 1.2] + [0.1] * d, dtype=torch.float64)
+        prior_sd = np.array([1.2] * d + [1.0, 1.2, 0.7, 1.2] + [0.1] * d)
 
-        def objective(theta: FloatArray, g: float) -> tuple[float, FloatArray]:
-            v = torch.tensor(theta, requires_grad=True)
-            t = S * v[:d].exp()
-            bowl, rest, length, noise = v[d : d + 4].exp()
-            root = 10.0 ** (-0.5 * v[d + 4 :] * x[:, None])
-            crossed = ((t * root) @ (t * root).T) ** 2
-            alone = (t * root) ** 2 @ ((t * root) ** 2).T
-            inner = alone + _INTERACTION**2 * (crossed - alone)
-            outer = (t * root**2) @ (t * root**2).T
-            dot = t @ t.T
-            law = torch.as_tensor(self._decline(self.c, g))
-            K = 1.0 + torch.outer(law, law)
-            K = K + bowl**2 * (outer * (1 + 0.25 * torch.outer(x, x)) + inner)
-            squares = dot.diagonal()
-            r2 = (squares[:, None] + squares[None, :] - 2 * dot) / length**2
-            r2 = r2 + (x[:, None] - x[None, :]) ** 2
-            r = torch.sqrt(5 * r2.clamp(min=0) + 1e-12)
-            K = K + rest**2 * (1 + r + r * r / 3) * torch.exp(-r)
-            K = K + torch.diag(noise**2 + extra) + 1e-9 * eye
-            residual = y - law
-            L, info = torch.linalg.cholesky_ex(K)
-            if info:
-                return 1e10, np.zeros_like(theta)
-            w = torch.linalg.solve_triangular(L, residual[:, None], upper=False)
-            value = 0.5 * (w**2).sum() + L.diagonal().log().sum()
-            value = value + 0.5 * (((v - prior_mean) / prior_sd) ** 2).sum()
-            value.backward()
-            assert v.grad is not None
-            return float(value.detach()), v.grad.numpy()
+        def objective(v: FloatArray, law: FloatArray) -> tuple[float, FloatArray]:
+            value, gradient = self.misfit(v, law)
+            off = (v - prior_mean) / prior_sd
+            return value + 0.5 * float(off @ off), gradient + off / prior_sd
 
-        theta = prior_mean.numpy().copy()
         best: tuple[float, FloatArray] | None = None
         for g in (0.2, 0.1, 0.37):
             fit = minimize(
                 objective,
-                theta if best is None else best[1],
-                args=(g,),
+                prior_mean if best is None else best[1],
+                args=(self._decline(self.c, g),),
                 jac=True,
                 method="L-BFGS-B",
                 bounds=[(math.log(1e-3), math.log(30.0))] * (d + 3)
@@ -422,6 +400,56 @@ class ResponseSurface:
         full[self.varies], fading[self.varies] = values[:d], best[1][d + 4 :]
         bowl, rest, length, noise = (float(value) for value in values[d:])
         return Hyperparameters(full, bowl, rest, length, noise, fading)
+
+    def misfit(self, v: FloatArray, law: FloatArray) -> tuple[float, FloatArray]:
+        """Negative log evidence of the runs (but for a constant), and its gradient by ``v``.
+
+        ``v``, ``(2 d + 4,)``, has the logarithms of theta, bowl, rest, length and noise, and f.
+        With ``t = s theta``, ``p = t sqrt(h)`` and ``q = t h`` the bowl's covariance is ``q q'``
+        for what moves and ``(p p')^2`` for what bends, elementwise, crossed terms weighed down.
+        """
+        d = int(self.varies.sum())
+        x = self.c - self.chart.middle
+        bowl, rest, length, noise = np.exp(v[d : d + 4])
+        t = self.s[:, self.varies] * np.exp(v[:d])
+        root = 10.0 ** (-0.5 * v[d + 4 :] * x[:, None])
+        p, q = t * root, t * root**2
+        moves, across = 1 + 0.25 * np.outer(x, x), p @ p.T
+        crossed = _INTERACTION**2
+        bend = (1 - crossed) * np.square(p) @ np.square(p).T + crossed * across**2
+        bowls = moves * (q @ q.T) + bend
+        squares = np.square(t).sum(axis=1)
+        near = np.maximum(squares[:, None] + squares - 2 * t @ t.T, 0.0) / length**2
+        r = np.sqrt(5 * (near + np.square(x[:, None] - x)))
+        rests = (1 + r + r * r / 3) * np.exp(-r)
+        K = 1 + np.outer(law, law) + bowl**2 * bowls + rest**2 * rests
+        K[np.diag_indices(len(x))] += noise**2 + self.extra + 1e-9
+        L, info = dpotrf(K, lower=1)
+        if info:
+            return 1e10, np.zeros_like(v)
+        residual = self.y - law
+        weights = cho_solve((L, True), residual)
+        inverse, _ = dpotri(L, lower=1)
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        value = 0.5 * float(residual @ weights) + float(np.log(L.diagonal()).sum())
+        G = 0.5 * (inverse - np.outer(weights, weights))  # of the value by K
+        by_near = -5 / 6 * rest**2 * G * (1 + r) * np.exp(-r)
+        by_p = (1 - crossed) * p * (G @ np.square(p)) + crossed * (G * across) @ p
+        by_p, by_q = 4 * bowl**2 * by_p, 2 * bowl**2 * (G * moves) @ q
+        by_t = 4 / length**2 * (by_near.sum(axis=1)[:, None] * t - by_near @ t)
+        by_t += by_p * root + by_q * root**2
+        return value, np.concatenate(
+            [
+                (by_t * t).sum(axis=0),
+                [
+                    2 * bowl**2 * np.vdot(G, bowls),
+                    2 * rest**2 * np.vdot(G, rests),
+                    -2 * np.vdot(by_near, near),
+                    2 * noise**2 * G.trace(),
+                ],
+                -_LN10 * x @ (0.5 * by_p * p + by_q * q),
+            ]
+        )
 
     def _weigh(self) -> list[_Form]:
         rest = self._rest(self.c, self.s, self.c, self.s)

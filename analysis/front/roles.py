@@ -31,5 +31,5 @@ def role_of(param: Param) -> Role:
         return param.role
     if not isinstance(param.space, LogSpace):
         return "none"
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", param.name.rsplit("__", 1)[-1]).lower()
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", re.split(r"__|\.", param.name)[-1]).lower()
     return next((role for role, names in _NAMES.items() if re.fullmatch(names, name)), "none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,11 +122,11 @@ _LABELS = r"(\w+_)?(seed|id|date|timestamp|hostname)|(wall_)?time|run|name|trial
 def frame_space(frame: pd.DataFrame) -> SearchSpace:
     """A space guessed from the columns of a frame of runs.
 
-    Columns ``mix.code``, ``mix.prose`` are a mixture; words are categories; positive numbers over
-    more than a factor of three are on a logarithmic scale, fractions on that of their odds, and
-    other numbers on a linear one. Columns of whole numbers stay whole. The centre is the cheapest
-    run. Columns that do not vary, or that only tell runs apart (``seed``, ``run_id``, ``date``),
-    are left out.
+    Columns ``mix.code``, ``mix.prose`` whose rows sum to one are a mixture; words are categories;
+    positive numbers over more than a factor of three are on a logarithmic scale, fractions on that
+    of their odds, and other numbers on a linear one. Columns of whole numbers stay whole. The
+    centre is the cheapest run. Columns that do not vary, or that only tell runs apart (``seed``,
+    ``run_id``, ``date``), are left out.
 
     Raises:
         ValueError: no column is left.
@@ -134,10 +134,10 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
     columns = [str(name) for name in frame.columns if _is_parameter(str(name))]
     cheapest = frame.iloc[int(frame["cost"].argmin())]
     params: list[Param] = []
-    mixes: dict[str, list[str]] = {}
+    mixes = _mixtures(frame, columns)
+    of_mixes = {f"{name}.{part}" for name, parts in mixes.items() for part in parts}
     for name in columns:
-        if "." in name:
-            mixes.setdefault(name.split(".", 1)[0], []).append(name.split(".", 1)[1])
+        if name in of_mixes:
             continue
         values = frame[name].dropna()
         if values.nunique() < 2:
@@ -171,6 +171,26 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
             "a SearchSpace"
         )
     return SearchSpace(params)
+
+
+def _mixtures(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of one name before the last dot, where their numbers are shares; by that name."""
+    groups: dict[str, list[str]] = {}
+    for name, dot, part in (column.rpartition(".") for column in columns):
+        if dot:
+            groups.setdefault(name, []).append(part)
+    found = {}
+    for name, parts in groups.items():
+        shares = frame[[f"{name}.{part}" for part in parts]]
+        is_number = all(pd.api.types.is_numeric_dtype(kind) for kind in shares.dtypes)
+        if len(parts) > 1 and is_number:
+            rows = shares.dropna().to_numpy(dtype=float)
+            if len(rows) and (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=_ROUNDED):
+                found[name] = parts
+    return found
+
+
+_ROUNDED = 0.05  # by which shares that were rounded may miss one
 
 
 def _is_parameter(name: str) -> bool:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from carbs.analysis.laws.fitting import Fits, Form, descend, stacked
 from carbs.spaces import FloatArray
@@ -343,7 +343,7 @@ class Forecast:
     ) -> tuple[FloatArray, FloatArray]:
         """Log losses (low, high), each ``(n,)``."""
         center = self.predict(x)
-        half = student.ppf(0.5 + level / 2, self.family.tail) * self.deviation(x, new_measurement)
+        half = stdtrit(self.family.tail, 0.5 + level / 2) * self.deviation(x, new_measurement)
         return center - half, center + half
 
     def draws(self, n_draws: int, seed: int = 0) -> Callable[[FloatArray], FloatArray]:

@@ -21,7 +21,7 @@ _SAME_COST = 0.02
 # So many of the best candidates are averaged.
 _N_AVERAGED = 3
 # A run that is less likely to succeed is moved, by one of these steps at a time, in basic units.
-_LIKELY = 0.95
+LIKELY = 0.95
 _STEPS = (-1.6, -0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 _N_ROUNDS = 8
 # A failure takes the budget too: it counts as so many times the loss that is at stake.
@@ -81,7 +81,7 @@ def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatAr
     alike = best[found.is_off[best] == found.is_off[best[0]]]
     z = np.asarray(reach.at(reach.snap(found.Z[alike].mean(axis=0)[None]), cost)[0])
     z = _safer(expectation, reach, z, cost)
-    return z if front.space.allows(front.space.decode(z)) else _allowed(front, reach, z, cost)
+    return z if front.space.allows(front.space.decode(z)) else _allowed(expectation, reach, z, cost)
 
 
 def _at_stake(expectation: Expectation, losses: FloatArray) -> FloatArray:
@@ -101,7 +101,7 @@ def _safer(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) -
     The others make up for the cost: a model that is too large for the memory becomes a smaller one
     that sees more tokens. A loss that is expected to be lower on the way is no reason to go there.
     """
-    if expectation.success.likeliest(z[None])[0] >= _LIKELY:
+    if expectation.success.likeliest(z[None])[0] >= LIKELY:
         return z
     d = len(z)
     steps = np.concatenate([size * np.eye(d) for size in _STEPS])
@@ -118,9 +118,13 @@ def _safer(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) -
     return z
 
 
-def _allowed(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> FloatArray:
-    """The nearest to ``z`` that the constraints allow, of many around it, ``(d,)``."""
-    space, rng = front.space, np.random.default_rng(0)
+def _allowed(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) -> FloatArray:
+    """The nearest to ``z`` that the constraints allow, of many around it, ``(d,)``.
+
+    At the cost, if any is; and of those one that is likely to succeed, if any is.
+    """
+    front, rng = expectation.front, np.random.default_rng(0)
+    space = front.space
     around = nearby(space, np.tile(z, (_N_NEAR, 1)), rng)
     # Some differ in nothing but what drives the cost; and at the cost exactly, none may be allowed.
     some = around[:: _N_NEAR // _N_REACHED]
@@ -128,5 +132,6 @@ def _allowed(front: FrontModel, reach: Reach, z: FloatArray, cost: float) -> Flo
     near = np.concatenate([reach.at(np.concatenate([some, resized]), cost), reach.snap(around)])
     off = np.abs(front.surface.cost.scale(near)[0] - front.surface.cost.scale_of(cost))
     distances = np.linalg.norm(near - z, axis=1) + off / COST_TOLERANCE
-    order = np.lexsort([distances, off > off.min() + COST_TOLERANCE])
+    may_fail = expectation.success.likeliest(near) < LIKELY
+    order = np.lexsort([distances, may_fail, off > off.min() + COST_TOLERANCE])
     return np.asarray(near[AllowedPoints(space).first(near, order, 1)[0]])

@@ -29,11 +29,11 @@ from carbs.analysis.laws.power import ComputeLaw, UndeterminedLawWarning
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.laws.shown import Shown
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
-from carbs.analysis.planning.choice import WAYS, best_at_cost, candidates
+from carbs.analysis.planning.choice import LIKELY, WAYS, best_at_cost, candidates
 from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
-from carbs.display import in_a_line
+from carbs.display import in_a_line, with_interval
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
 from carbs.search_space import Role, SearchSpace
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _FAR = 10.0
 # And this far, a budget in FLOPs beside a cost of unknown unit is a mistake.
 _FARTHEST = 1e5
-# A dearer run than any should be better than all, with this probability.
+# A dearer run than any should be better than all, and not fail, with this probability.
 _LEAST_CHANCE = 0.9
 # A law is uncertain when its band is wider than this many decades where it is used.
 _WIDE = 0.6
@@ -188,6 +188,11 @@ class Plan(Shown):
             ],
             columns=["quantity", "estimate", "low", "high"],
         )
+
+    def __repr__(self) -> str:
+        output = with_interval(self.output, self.output_interval)
+        cost = with_interval(self.cost, self.cost_interval)
+        return f"Plan({in_a_line(self.params)}; output {output}, cost {cost})"
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
@@ -577,8 +582,13 @@ def _warnings(
             f"only {chance:.0%}: search on, nearer to that cost"
         )
     probability = float(expectation.success.probability(z[None, :])[0])
-    if probability < 0.9:
-        found.append(f"the run is expected to fail with probability {1 - probability:.0%}")
+    likeliest = float(expectation.success.likeliest(z[None, :])[0])
+    if probability < _LEAST_CHANCE or likeliest < LIKELY:
+        given_too = sorted({*bounds, *given})
+        found.append(
+            f"the run is expected to fail with probability {1 - min(probability, likeliest):.0%}"
+            + (f", with {', '.join(given_too)} as asked for" if given_too else "")
+        )
     params = front.space.decode(z)
     for param in front.space.params:
         is_chosen = param.name in params and param.name not in given

@@ -21,7 +21,7 @@ from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, Numeri
 _SHARES: dict[Role, float] = {"parameters": 0.5, "tokens": 0.5, "width": 1 / 6, "depth": 1 / 6}
 # A dimension drives the cost if a decade of it is at least so many of the cost.
 _LEAST_EXPONENT = 0.3
-_N_BISECTIONS = 40
+_N_BISECTIONS = 30
 _FAR = 12.0
 # A step of an integer of this size hardly shows in the cost.
 _FINE = 200.0

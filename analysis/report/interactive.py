@@ -86,7 +86,8 @@ def interactive_front(
         template="plotly_white",
         height=440,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        # Below: above, on a phone, the buttons would cover its first line.
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
         hoverlabel={"align": "left", "bgcolor": "white"},
     )
     return figure

@@ -32,18 +32,9 @@ def plot_plan(
     ax = style.axes(ax, style.FRONT)
     costs = np.array([run.cost for run in front.observations])
     outputs = np.array([run.output for run in front.observations])
-    ax.plot(costs, outputs, "o", color=style.GREY, mfc="none", ms=4, label="run of the sweep")
+    ax.plot(costs, outputs, label="run of the sweep", **style.RUNS)
     best = pareto_front(costs, sign * outputs)
-    ax.plot(
-        costs[best],
-        outputs[best],
-        color=style.INK,
-        drawstyle="steps-post",
-        marker="o",
-        ms=4.5,
-        lw=1.2,
-        label="Pareto front",
-    )
+    ax.plot(costs[best], outputs[best], label="Pareto front", **style.STEPS)
     low, high = sorted((float(np.quantile(costs, 0.5)), plan.target_cost))
     budgets = plan.table(np.geomspace(low, high, _N_BUDGETS).tolist())
     level = f"{plan.level:.0%}"

@@ -124,25 +124,8 @@ def plot_front(
     """
     ax = style.axes(ax, style.FRONT)
     done, front = finished(trials), front_trials(trials, direction)
-    ax.plot(
-        done["cost"],
-        done["output"],
-        "o",
-        color=style.GREY,
-        mfc="none",
-        ms=4,
-        label="finished trial",
-    )
-    ax.plot(
-        front["cost"],
-        front["output"],
-        color=style.INK,
-        drawstyle="steps-post",
-        marker="o",
-        ms=4.5,
-        lw=1.2,
-        label="Pareto front",
-    )
+    ax.plot(done["cost"], done["output"], label="finished trial", **style.RUNS)
+    ax.plot(front["cost"], front["output"], label="Pareto front", **style.STEPS)
     level = 0.9 if check is None else float(check["level"])
     if law is not None:
         end = float(law.compute.max())
@@ -461,13 +444,7 @@ def plot_convergence(
     spent = ended["cost"].fillna(0.0).cumsum()
     done = finished(ended)
     best = done["output"].cummin() if direction == "minimize" else done["output"].cummax()
-    circle: dict[str, Any] = {
-        "color": style.GREY,
-        "mfc": "none",
-        "ms": 4,
-        "label": "finished trial",
-    }
-    ax.plot(spent[done.index], done["output"], "o", **circle)
+    ax.plot(spent[done.index], done["output"], label="finished trial", **style.RUNS)
     ax.plot(
         spent[done.index],
         best,

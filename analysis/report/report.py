@@ -619,6 +619,10 @@ class _Page:
             [int(number), cost, output, *(column.get(int(number)) for column in columns)]
             for number, cost, output in on_front.itertuples(index=False)
         ]
+        if seal.check and self.check is not None:
+            measured = (self.check.get(f"measured_{what}") for what in ("cost", "output"))
+            of_sets = (seal.check.get(one.name, (None, None)) for one in seal.sets)
+            rows.append(["check run", *measured, *(value for pair in of_sets for value in pair)])
         agreement = (
             "Rank correlation with the output, over all trials that have both: "
             f"{', '.join(agreements)}. Near 1, what the search found on its own questions holds on "
@@ -628,7 +632,7 @@ class _Page:
             "Sealed questions",
             paragraph(text),
             paragraph(agreement) if agreements else "",
-            paragraph("The trials on the front:"),
+            paragraph(f"The trials on the front{', and the check run' * bool(seal.check)}:"),
             table(header, rows),
         )
 

@@ -32,6 +32,15 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FRONT, WIDE, SQUARE, PANEL = (9.6, 4.4), (7.2, 4.0), (3.9, 3.9), (3.6, 2.9)
 BAND: dict[str, Any] = {"alpha": 0.16, "linewidth": 0}
+# Runs, and the steps of their front.
+RUNS: dict[str, Any] = {"color": GREY, "marker": "o", "mfc": "none", "ms": 4, "ls": "none"}
+STEPS: dict[str, Any] = {
+    "color": INK,
+    "drawstyle": "steps-post",
+    "marker": "o",
+    "ms": 4.5,
+    "lw": 1.2,
+}
 
 
 class ShownFigure(Figure):

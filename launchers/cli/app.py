@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from carbs.launchers.cli import analysis, doctor, questions, sweep_file, trials
+from carbs.launchers.cli import analysis, data, doctor, questions, sweep_file, trials
 from carbs.launchers.cli.terminal import PLAIN, JsonOption, console, working
 from carbs.launchers.cli.where import FolderOption, StorageOption, WhereArgument, find
 from carbs.launchers.errors import LauncherError
@@ -20,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for module in (sweep_file, doctor, analysis, trials, questions):
+for module in (sweep_file, data, doctor, analysis, trials, questions):
     module.add_commands(app)
 
 SeedOption = Annotated[int | None, typer.Option(help="Instead of the sweep file's.")]

@@ -204,7 +204,10 @@ def find_sweep(where: Path | None) -> Path:
         for folder in (where, Path("sweeps") / where):
             if (folder / CONFIG_FILE).exists():
                 return folder
-        raise FolderError(f"{where} is neither a sweep's folder nor the name of one in sweeps/")
+        raise FolderError(
+            f"{where} is neither a sweep's folder nor the name of one in sweeps/: "
+            "give the path that --folder had"
+        )
     found = [
         path.parent
         for pattern in ("", "*/", "sweeps/*/")

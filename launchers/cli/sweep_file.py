@@ -141,7 +141,7 @@ def init(
             raise SweepFileError(f"{path} is there already: move it away, or name another file")
     names = ["learning_rate", "width", "steps"]
     if command is not None:
-        found = re.findall(r"\{(\w+)\}", command)
+        found = re.findall(r"\{(\w[\w.]*)\}", command)
         names = [name for name in dict.fromkeys(found) if name not in _NO_PARAMETERS] or names
     name = re.sub(r"\W+", "-", file.parent.resolve().name).strip("-") or "my-sweep"
     text = _HEAD.format(
@@ -170,7 +170,8 @@ def _quoted(command: str) -> str:
 
 
 def _usual(name: str) -> str:
-    return next((space for names, space in _USUAL if re.fullmatch(names, name)), _ANY)
+    field = name.rpartition(".")[2]
+    return next((space for names, space in _USUAL if re.fullmatch(names, field)), _ANY)
 
 
 def validate(

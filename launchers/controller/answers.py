@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import socket
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.analysis.front.questions import AnsweredSet, Seal
+from carbs.launchers.controller.check import CHECK
 from carbs.launchers.controller.database import database_url
 from carbs.launchers.controller.recovery import copy_database, database_file
 from carbs.launchers.controller.sweep import JOB, Sweep
@@ -49,7 +50,7 @@ def read_seal(sweep: Sweep) -> Seal | None:
     ended = [trial.datetime_complete for trial, _ in finished]
     n_after = sum(end is not None and end.timestamp() > when for end in ended)
     sets = tuple(_sets(sweep, is_sealed=True))
-    return Seal(tuple(sorted(names)), n_trials, opened, n_after, sets)
+    return Seal(tuple(sorted(names)), n_trials, opened, n_after, sets, _of_check(sweep, sets))
 
 
 def unseal(sweep: Sweep) -> Mapping[str, Any]:
@@ -104,6 +105,18 @@ def _finished(sweep: Sweep) -> list[tuple[FrozenTrial, Path]]:
     ]
 
 
+def _of_check(sweep: Sweep, sets: Sequence[AnsweredSet]) -> dict[str, tuple[float, float]]:
+    """Score and accuracy of the check run on each sealed set, where it was asked the same."""
+    folder = sweep.folder_of(CHECK)
+    found = {}
+    for one in sets:
+        answers = None if folder is None else read_answers(folder, one.name, is_sealed=True)
+        if answers is not None and answers.version == one.version:
+            right = float((answers.chosen == answers.right).mean())
+            found[one.name] = (float(answers.right_nll.mean()), right)
+    return found
+
+
 def _sets(sweep: Sweep, *, is_sealed: bool) -> list[AnsweredSet]:
     finished = _finished(sweep)
     names = {name for _, folder in finished for name in answered(folder, is_sealed=is_sealed)}
@@ -125,6 +138,7 @@ def _sets(sweep: Sweep, *, is_sealed: bool) -> list[AnsweredSet]:
                 nll=np.stack([answers.right_nll for answers in kept.values()]),
                 chosen=np.stack([answers.chosen for answers in kept.values()]),
                 right=newest.right.astype(np.int64),
+                version=newest.version,
                 questions=read_questions(sweep.folder / "shared", newest.version),
                 n_other=len(read) - len(kept),
             )

@@ -18,6 +18,8 @@ from carbs.launchers.controller.outcomes import BadConfiguration
 from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.job.protocol import Result
 
+CHECK = "check"  # what the sweep calls the run
+
 
 class Check(BaseModel):
     """``check.json``: a prediction, and once the run has ended, what came out.
@@ -91,7 +93,7 @@ def run_check(sweep: Sweep, check: Check) -> Check:
     """
     if check.has_ended:
         return check
-    match sweep.run_one(check.params, "check"):
+    match sweep.run_one(check.params, CHECK):
         case BadConfiguration(reason=reason):
             ended = check.model_copy(update={"failure": reason})
         case Result(output=output, cost=cost):

@@ -8,7 +8,7 @@ parameters:
   mix: {space: mixture, components: [code, prose], search_center: {code: 0.5, prose: 0.5}}
   optimizer: {space: choice, choices: [adamw, sgd], search_center: adamw}
   momentum: {space: logit, search_center: 0.9, when: {optimizer: sgd}}
-constraints: ["width <= 256 or mix['code'] > 0.1"]
+constraints: ["width <= 256 or mix.code > 0.1"]
 warm_start: [{folder: earlier-sweep, defaults: {optimizer: sgd}}]
 executor: slurm
 executor_options: {partition: gpu, gpus_per_node: 1, timeout_min: 240}
@@ -404,7 +404,7 @@ def _fixed(name: str, fields: dict[str, Any]) -> tuple[dict[str, Any], str | Non
             return fields, None
         fields["max"] = value + space.rounding_factor
     assert isinstance(space, (ChoiceSpace, NumericSpace))
-    if not name.isidentifier():
+    if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"parameters.{name}.fixed: only a name without special characters may be")
     return fields, f"{name} == {value!r}"
 

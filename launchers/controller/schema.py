@@ -26,7 +26,7 @@ def sweep_schema() -> dict[str, Any]:
     schema["properties"]["parameters"] = {
         "type": "object",
         "minProperties": 1,
-        "propertyNames": {"pattern": "^[^.]+$"},
+        "propertyNames": {"minLength": 1},
         "additionalProperties": {"oneOf": [_parameter(space) for space in _spaces()]},
     }
     _describe(schema, SweepConfig)

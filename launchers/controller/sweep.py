@@ -498,7 +498,7 @@ class Sweep:
         Raises:
             Interrupted: by Ctrl-C.
         """
-        file = self.folder / "jobs" / f"{name}.json"
+        file = self._attempt_file(name)
 
         def save(attempt: Attempt) -> None:
             temporary = file.with_suffix(".tmp")
@@ -523,6 +523,16 @@ class Sweep:
                         return ending
             self._heed_interrupts([run])
             time.sleep(_POLL_S)
+
+    def folder_of(self, name: str) -> Path | None:
+        """The folder of what :meth:`run_one` has run last under a name; None where it has not."""
+        file = self._attempt_file(name)
+        if not file.exists():
+            return None
+        return self.folder / Attempt.model_validate_json(file.read_text()).folder
+
+    def _attempt_file(self, name: str) -> Path:
+        return self.folder / "jobs" / f"{name}.json"
 
     def cancel(self) -> int:
         """Cancel the sweep's jobs, also those that no controller knows of; and its controller.

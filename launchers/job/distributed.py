@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from carbs.launchers.job.protocol import Preempted, StoppedEarly, TaskLostError, task
 
 TIMEOUT_S = 600.0
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,16 @@ class World:
             dist.broadcast(message, src=0)
         return tuple(message.tolist())
 
+    def divided(self, work: Sequence[Work]) -> Iterator[tuple[Work, bool]]:
+        """This task's part of some work, and of each piece whether it counts.
+
+        All do as many: where models lie in shards, the tasks need each other for every piece. What
+        is left over at the end is done again by those that have nothing, and does not count.
+        """
+        for first in range(0, len(work), self.size):
+            place = first + self.rank
+            yield work[place % len(work)], place < len(work)
+
     def all(self, holds: bool) -> bool:
         """Whether something holds in every task."""
         if self.size == 1:
@@ -115,6 +126,9 @@ class World:
         if is_preempted:
             raise Preempted("the first task was asked to end")
         return number
+
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from carbs.launchers.job.distributed import ALONE, World, answered
 from carbs.launchers.lm.model import Transformer
 from carbs.launchers.lm.shapes import SHAPES, from_shape, read_rows
 
@@ -169,12 +170,11 @@ def evaluate(
     encode: Encode = encode_bytes,
     start: int = ord(START),
     max_tokens: int | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Asks the model every question: :func:`score`, then :func:`summarise`."""
-    scores = score(
-        model, questions, tokens_per_batch, encode=encode, start=start, max_tokens=max_tokens
-    )
-    return summarise(questions, scores)
+    how: dict[str, Any] = {"encode": encode, "start": start, "max_tokens": max_tokens}
+    return summarise(questions, score(model, questions, tokens_per_batch, world=world, **how))
 
 
 def summarise(questions: Sequence[Question], scores: Sequence[Score]) -> Evaluation:
@@ -215,6 +215,7 @@ def score(
     encode: Encode = encode_bytes,
     start: int = ord(START),
     max_tokens: int | None = None,
+    world: World = ALONE,
 ) -> list[Score]:
     """What the model thinks of every choice of every question, in their order.
 
@@ -229,9 +230,11 @@ def score(
         start: the token that stands before every document in training.
         max_tokens: that the model is to see of prompt and choice; of longer ones the prompt's
             beginning is left out. Without it, all.
+        world: tasks that each have the model, and share the batches among them.
 
     Raises:
         ValueError: there is no question.
+        TaskLostError: another task has failed.
     """
     if not questions:
         raise ValueError("cannot evaluate a model on no questions")
@@ -242,8 +245,9 @@ def score(
             encoded(questions, encode, start, max_tokens), questions, strict=True
         )
     ]
-    scores: dict[int, Score] = {}
-    for batch in _batches(rows, tokens_per_batch):
+    # The likelihood of each choice, then whether the answer is greedy: zero where others score it.
+    found = [torch.zeros(len(row.targets) + 1, dtype=torch.float64) for row in rows]
+    for batch, counts in world.divided(list(_batches(rows, tokens_per_batch))):
         length = max(len(rows[i].tokens) for i in batch)
         tokens = torch.zeros(len(batch), length, dtype=torch.long)
         positions = torch.zeros(len(batch), length, dtype=torch.long)
@@ -256,10 +260,15 @@ def score(
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         own = segments[:, :, None] == segments[:, None, :]
         mask = causal & (own | (segments[:, None, :] == PROMPT))
-        logits = model(tokens.to(device), positions.to(device), mask.to(device))
-        for place, i in enumerate(batch):
-            scores[i] = _score(logits[place], rows[i])
-    return [scores[i] for i in range(len(rows))]
+        with answered():
+            logits = model(tokens.to(device), positions.to(device), mask.to(device))
+        for place, i in enumerate(batch if counts else []):
+            found[i] = _score(logits[place], rows[i])
+    world.add(found)
+    return [
+        Score(of_row[:-1].numpy(), bool(of_row[-1]), row.is_cut)
+        for of_row, row in zip(found, rows, strict=True)
+    ]
 
 
 class Encoded(NamedTuple):
@@ -326,8 +335,11 @@ def _pack(question: Encoded, answer: int) -> _Row:
     return _Row(tokens, positions, segments, sources, question.targets, answer, question.is_cut)
 
 
-def _score(logits: Tensor, row: _Row) -> Score:
-    """From the ``T x V`` logits of a row; only those that predict a choice are looked at."""
+def _score(logits: Tensor, row: _Row) -> Tensor:
+    """From the ``T x V`` logits of a row: each choice's log-likelihood, and 1 for a greedy answer.
+
+    Only the logits that predict a choice are looked at.
+    """
     sizes = [len(target) for target in row.targets]
     places = torch.tensor([place for source in row.sources for place in source])
     targets = torch.tensor([token for target in row.targets for token in target])
@@ -335,7 +347,7 @@ def _score(logits: Tensor, row: _Row) -> Score:
     of_targets = predicted.log_softmax(-1).gather(-1, targets.to(logits.device)[:, None])[:, 0]
     hits = torch.split(predicted.argmax(-1).cpu() == targets, sizes)[row.answer]
     log_likelihoods = [part.sum() for part in torch.split(of_targets.double().cpu(), sizes)]
-    return Score(torch.stack(log_likelihoods).numpy(), bool(hits.all()), row.is_cut)
+    return torch.stack([*log_likelihoods, hits.all().double()])
 
 
 def _batches(rows: list[_Row], tokens_per_batch: int) -> Iterator[list[int]]:

@@ -1,12 +1,11 @@
 """Every field of the reference job's configuration, on one screen.
 
 Each may be a parameter of the sweep, or stand in the ``settings`` of its file, or keep its default.
-A dotted name is a field of a field: ``mix.code``, or ``mix__code`` where a name may have no dot.
+A dotted name is a field of a field: ``mix.code``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -121,9 +120,8 @@ def configure(params: Mapping[str, Any], settings: Mapping[str, Any]) -> Config:
     """
     values: dict[str, Any] = {}
     for source in (settings, params):
-        dotted = {name.replace("__", "."): value for name, value in source.items()}
-        for name in sorted(dotted, key=lambda name: name.count(".")):  # the whole before its parts
-            _put(values, name.split("."), dotted[name])
+        for name in sorted(source, key=lambda name: name.count(".")):  # the whole before its parts
+            _put(values, name.split("."), source[name])
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -131,7 +129,7 @@ def configure(params: Mapping[str, Any], settings: Mapping[str, Any]) -> Config:
         place = [str(part) for part in problem["loc"]]
         if not place:
             raise ValueError(problem["msg"].removeprefix("Value error, ")) from error
-        is_param = any(re.split(r"\.|__", name)[0] == place[0] for name in params)
+        is_param = any(name.split(".")[0] == place[0] for name in params)
         kind, name = "parameter" if is_param else "setting", ".".join(place)
         if problem["type"] == "extra_forbidden":
             known = ", ".join(Config.model_fields)

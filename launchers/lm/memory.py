@@ -21,7 +21,8 @@ class MemoryEstimate:
     """What one task needs, in bytes.
 
     Attributes:
-        state: weights, gradients, and what the optimizer keeps: exact.
+        state: weights, gradients, and what the optimizer keeps: exact, but for FSDP's shards that
+            are whole for a while.
         activations: what a micro-batch's forward pass leaves for the backward pass.
         logits: they and their gradient, of a micro-batch.
     """
@@ -41,27 +42,31 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """The memory that one of ``n_tasks`` needs.
 
-    Of each token, a block keeps some 11 d + 4 h numbers: the inputs of its norms and products,
+    Of each token, a block keeps some 9 d + 4 h numbers: the inputs of its norms and products,
     queries, keys, values and the result of attention, and gate, up and their product. A compiler
     may keep fewer.
     """
     n_ends = shape.n_params_with_ends - shape.n_params
     moments = 1 if config.optimizer == "muon" else 2
     numbers = shape.n_params * (2 + moments) + n_ends * (2 + 2)
-    if config.parallel == "fsdp":
-        numbers = -(-numbers // n_tasks)
-    sequences = min(config.micro_batch_size, -(-config.sequences // n_tasks))
-    tokens = sequences * config.seq_len
     is_gpu = device.type == "cuda"
     size = 2 if is_gpu else 4  # bytes: bfloat16 or float32
+    cast = size * shape.n_params_with_ends if is_gpu else 0  # the weights as they are computed with
+    if config.parallel == "fsdp" and n_tasks > 1:
+        numbers = -(-numbers // n_tasks)
+        # Whole at a time: the ends and two blocks, their gradients, and these to be added up.
+        blocks = shape.n_params * min(2, shape.depth) // shape.depth
+        cast = (2 * size + 4) * (n_ends + blocks)
+    sequences = min(config.micro_batch_size, -(-config.sequences // n_tasks))
+    tokens = sequences * config.seq_len
     d, h = shape.width, shape.hidden_width
-    kept = size * (shape.depth * (11 * d + 4 * h) + 3 * d)
+    kept = size * (shape.depth * (9 * d + 4 * h) + 3 * d)
     if shape.dropout:
         kept += (2 * shape.depth + 1) * d  # which were kept, a byte each
     # The logits; in float32 their softmax and its gradient, on a GPU the logits again.
     per_logit = 2 + 4 + 4 + 4 if is_gpu else 4 + 4 + 4
     return MemoryEstimate(
-        state=4 * numbers + (2 * shape.n_params_with_ends if is_gpu else 0),
+        state=4 * numbers + cast,
         activations=tokens * kept,
         logits=per_logit * tokens * shape.vocab_size,
     )

@@ -220,9 +220,10 @@ class Block(nn.Module):
         d, h, scale = config.width, config.hidden_width, config.init_scale
         # 2 L branches add up in the residual stream: each starts smaller by the root of that.
         branch = scale / math.sqrt(2 * config.depth / config.depth_ratio)
-        self.qkv = _matrix(3 * d, d, scale / math.sqrt(d), generator)
+        # Each a matrix of its own, as Muon makes the update of each orthogonal by itself.
+        self.q, self.k, self.v = (_matrix(d, d, scale / math.sqrt(d), generator) for _ in range(3))
         self.mix = _matrix(d, d, branch / math.sqrt(d), generator)
-        self.gate_up = _matrix(2 * h, d, scale / math.sqrt(d), generator)
+        self.gate, self.up = (_matrix(h, d, scale / math.sqrt(d), generator) for _ in range(2))
         self.down = _matrix(d, h, branch / math.sqrt(h), generator)
 
     def forward(
@@ -234,15 +235,19 @@ class Block(nn.Module):
     ) -> Tensor:
         """``B x T x d`` to the same."""
         x = x + self._branch(self._attention(_norm(x), rotation, mask), dropout_keys, 1)
-        gate, up = F.linear(_norm(x), self.gate_up).chunk(2, dim=-1)
-        return x + self._branch(F.linear(F.silu(gate) * up, self.down), dropout_keys, 2)
+        y = _norm(x)
+        hidden = F.silu(F.linear(y, self.gate)) * F.linear(y, self.up)
+        return x + self._branch(F.linear(hidden, self.down), dropout_keys, 2)
 
     def _attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         B, T, d = x.shape
-        n_heads, scale = self.config.n_heads, self.config.attention_scale
-        qkv = F.linear(x, self.qkv).view(B, T, 3 * n_heads, self.config.head_size)
-        qk, v = qkv.transpose(1, 2).tensor_split((2 * n_heads,), dim=1)
-        q, k = _rotate(qk, rotation).to(v.dtype).chunk(2, dim=1)
+        scale = self.config.attention_scale
+        q, k, v = (
+            F.linear(x, weight).view(B, T, self.config.n_heads, self.config.head_size)
+            for weight in (self.q, self.k, self.v)
+        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        q, k = _rotate(torch.cat((q, k), dim=1), rotation).to(v.dtype).chunk(2, dim=1)
         if mask is not None:
             mask = mask[:, None]
         attended = F.scaled_dot_product_attention(

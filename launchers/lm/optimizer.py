@@ -3,7 +3,8 @@
 AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for all matrices, or Muon (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/) for those of the blocks and AdamW for the two ends.
 Muon's update is scaled to have the size of AdamW's (Liu et al. 2025, arXiv 2502.16982), so one
-learning rate serves both.
+learning rate serves both. Each matrix's is made orthogonal by itself. Queries, keys and values are
+three, of all heads, as Jordan et al. found to be better than one; so are gate and up two.
 """
 
 from __future__ import annotations

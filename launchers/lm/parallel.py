@@ -45,12 +45,15 @@ class Spread:
 
     @contextlib.contextmanager
     def backward(self, *, is_last: bool) -> Iterator[None]:
-        """Around a forward and a backward pass: tasks add up their gradients in the last alone."""
+        """Around a forward and a backward pass of a micro-batch.
+
+        Copies add up their gradients over the tasks in the last alone. Shards do it in each: until
+        then every task would hold all gradients whole.
+        """
         with contextlib.ExitStack() as stack:
             stack.enter_context(answered())
             if isinstance(self._wrapped, FSDPModule):
                 self._wrapped.set_is_last_backward(is_last)
-                self._wrapped.set_requires_gradient_sync(is_last)
             elif isinstance(self._wrapped, DistributedDataParallel) and not is_last:
                 stack.enter_context(self._wrapped.no_sync())
             yield
@@ -63,12 +66,20 @@ def _copy(model: Transformer, world: World) -> nn.Module:
 
 def _shard(model: Transformer, world: World) -> nn.Module:
     mesh = init_device_mesh(world.device.type, (world.size,))
-    # The weights travel as they are computed with; gradients add up in float32.
-    dtype = None if world.device.type == "cpu" else torch.bfloat16
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for part in (*model.blocks, model):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh, mp_policy=precision(world.device))
     return model
+
+
+def precision(device: torch.device) -> MixedPrecisionPolicy:
+    """The weights travel as they are computed with; gradients add up in float32.
+
+    What a block is given stays as it is: rotations by bfloat16 angles would be others.
+    """
+    dtype = None if device.type == "cpu" else torch.bfloat16
+    return MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from carbs.launchers.job.answers import check_name, save_answers, version_of
+from carbs.launchers.job.distributed import ALONE, World
 from carbs.launchers.job.protocol import Job
 from carbs.launchers.lm.answers import (
     START,
@@ -37,6 +38,7 @@ class QuestionSets:
         encode: from texts to the tokens of each.
         start: the token that stands before every document.
         max_tokens: that the model is to see of prompt and choice; None for all.
+        world: tasks that share the scoring.
 
     Raises:
         ValueError: a set has no name for a file, a file holds no questions, a weight is of no open
@@ -53,6 +55,7 @@ class QuestionSets:
         encode: Encode = encode_bytes,
         start: int = ord(START),
         max_tokens: int | None = None,
+        world: World = ALONE,
     ) -> None:
         for name in (*files, *sealed):
             check_name(name)
@@ -69,7 +72,12 @@ class QuestionSets:
         self.sets = {name: load_questions(path) for name, path in files.items()}
         self.sealed = {name: load_questions(path) for name, path in sealed.items()}
         _check_apart(self.sets, self.sealed)
-        self._how: dict[str, Any] = {"encode": encode, "start": start, "max_tokens": max_tokens}
+        self._how: dict[str, Any] = {
+            "encode": encode,
+            "start": start,
+            "max_tokens": max_tokens,
+            "world": world,
+        }
 
     def look(self, model: Transformer, n_questions: int) -> float:
         """The objective of the first few questions of each set: a point of a learning curve."""

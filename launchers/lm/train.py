@@ -18,19 +18,18 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from carbs.launchers.job.distributed import World, answered, local_device, process_group
+from carbs.launchers.job.distributed import ALONE, World, answered, local_device, process_group
 from carbs.launchers.job.protocol import BadConfigurationError, Job, Result
 from carbs.launchers.job.sharded_checkpoint import ShardedCheckpoints, State
-from carbs.launchers.lm.answers import Question
 from carbs.launchers.lm.config import Config, configure
 from carbs.launchers.lm.data import contamination
 from carbs.launchers.lm.data.corpus import Corpus, prepare
@@ -63,23 +62,8 @@ def train(params: Mapping[str, Any], job: Job) -> Result:
 
 def _train(config: Config, job: Job, world: World) -> Result:
     device, steps = world.device, config.steps
-    corpus = prepare(config.data, job.shared_folder, config.tokenizer)
+    corpus, questions, found = prepare_run(config, job.shared_folder, world=world)
     shape = config.shape(corpus.tokenizer.vocab_size)
-    asked_of = {**corpus.question_sets, **config.questions}
-    if not asked_of:
-        raise ValueError(
-            "there is no question: the held-out text gives none. Name a file of questions in the "
-            "setting 'questions', or give more text"
-        )
-    questions = QuestionSets(
-        asked_of,
-        config.sealed,
-        config.weights,
-        encode=corpus.tokenizer.encode,
-        start=corpus.tokenizer.start,
-        max_tokens=config.seq_len,
-    )
-    found = _contamination(corpus, questions.sets) if config.contamination else None
     n_sequences = steps * config.sequences
     tokens = n_sequences * config.seq_len
     weights = config.mix or {name: 1 / len(corpus.components) for name in corpus.components}
@@ -123,7 +107,7 @@ def _train(config: Config, job: Job, world: World) -> Result:
             checkpoints.after_step(done, state_now, around=stopwatch.paused)
         cost, losses = stopwatch.cost, training.guards.losses
         checkpoints.finish()
-        held_out = held_out_losses(model, corpus, config.seq_len)
+        held_out = held_out_losses(model, corpus, config.seq_len, world)
         asked = questions.ask(model)
         if not math.isfinite(asked.output):  # the last step can spoil the model as well
             raise DivergedError(f"the answers' nll is {asked.output}")
@@ -181,12 +165,57 @@ def _train(config: Config, job: Job, world: World) -> Result:
     )
 
 
-def _contamination(corpus: Corpus, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+class Prepared(NamedTuple):
+    """What does not depend on the run, or only on its tokenizer and the like.
+
+    Attributes:
+        corpus: its text, tokenized.
+        questions: that it is asked.
+        contamination: what of these was trained on; None where that is not to be measured.
+    """
+
+    corpus: Corpus
+    questions: QuestionSets
+    contamination: dict[str, Any] | None
+
+
+def prepare_run(
+    config: Config, folder: Path, *, world: World = ALONE, n_processes: int | None = None
+) -> Prepared:
+    """What has to be there before a run begins; the first one makes it, later ones find it.
+
+    Args:
+        config: of the run.
+        folder: that the sweep's jobs share.
+        world: tasks that will share the scoring.
+        n_processes: as many as the processors that this process may use by default.
+
+    Raises:
+        ValueError: a setting is impossible, or the data are not what they should be.
+    """
+    corpus = prepare(config.data, folder, config.tokenizer, n_processes)
+    asked_of = {**corpus.question_sets, **config.questions}
+    if not asked_of:
+        raise ValueError(
+            "there is no question: the held-out text gives none. Name a file of questions in the "
+            "setting 'questions', or give more text"
+        )
+    questions = QuestionSets(
+        asked_of,
+        config.sealed,
+        config.weights,
+        encode=corpus.tokenizer.encode,
+        start=corpus.tokenizer.start,
+        max_tokens=config.seq_len,
+        world=world,
+    )
+    if not config.contamination:
+        return Prepared(corpus, questions, None)
     texts = {
         name: [question.prompt + question.choices[question.answer] for question in asked]
-        for name, asked in questions.items()
+        for name, asked in questions.sets.items()
     }
-    return contamination.measure(corpus, texts)
+    return Prepared(corpus, questions, contamination.measure(corpus, texts, n_processes))
 
 
 N_LOOKS = 9  # along a run, at the most
@@ -203,12 +232,14 @@ class _Training:
         compiled = world.device.type == "cuda" if config.compile is None else config.compile
         self._spread = Spread(model, world, config.parallel, compile=compiled)
         self._optimizers = build_optimizers(model, config)
+        # Kept, as after an evaluation FSDP has some in the model whole, in place of their shards.
+        self._parameters = dict(model.named_parameters())
         self.guards = Guards(world.device, skip_spikes=config.skip_spikes)
         self._initial: list[torch.Tensor] = []
 
     def step(self, step: int, batch: _Batch) -> None:
         """One step, counted from 0. Nothing here waits for the device."""
-        config, world, parameters = self.config, self.world, list(self.model.parameters())
+        config, world, parameters = self.config, self.world, list(self._parameters.values())
         share = schedule(step, config.steps, config)
         for optimizer in self._optimizers:
             optimizer.zero_grad()
@@ -235,7 +266,7 @@ class _Training:
 
     def warm_up(self, mix: DataMix, seed: int) -> None:
         """Part of a step, to be undone: a process's first is slow, and no part of the cost."""
-        self._initial = [local(p).detach().clone() for p in self.model.parameters()]
+        self._initial = [local(p).detach().clone() for p in self._parameters.values()]
         self.step(0, _micro_batches(mix, 0, self.config, seed, self.world)[:2])
 
     def begin_at(self, state: Mapping[str, Any] | None) -> None:
@@ -243,7 +274,8 @@ class _Training:
         self.guards.begin_at(None if state is None else state["guards"])
         if state is None:
             with torch.no_grad():
-                for parameter, initial in zip(self.model.parameters(), self._initial, strict=True):
+                parameters = self._parameters.values()
+                for parameter, initial in zip(parameters, self._initial, strict=True):
                     local(parameter).copy_(initial)
                 for optimizer in self._optimizers:
                     for moments in optimizer.state.values():
@@ -254,7 +286,7 @@ class _Training:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Those of a checkpoint, by name; what is written into them is what counts."""
         found = {"guards.recent": self.guards.recent}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._parameters.items():
             found[f"model.{name}"] = parameter.detach()
             for optimizer in self._optimizers:
                 for key, moment in optimizer.state.get(parameter, {}).items():

@@ -93,6 +93,7 @@ def test_a_cost_that_is_known_exactly_is_met_exactly() -> None:
         ("d_model", "width"),
         ("hiddenSize", "width"),
         ("model__n_layers", "depth"),
+        ("model.d_model", "width"),
         ("learning_rate", "none"),
         ("dropout", "none"),
         ("depth_scale", "none"),

@@ -139,9 +139,19 @@ def test_shares_are_the_curves_at_the_cost(front: FrontModel) -> None:
 
 
 def test_a_notebook_shows_a_plan_as_a_table(front: FrontModel) -> None:
-    shown = plan(front, cost=20 * front.dearest)._repr_html_()
+    planned = plan(front, cost=20 * front.dearest)
+    assert repr(planned).startswith("Plan(size=") and len(repr(planned)) < 200
+    shown = planned._repr_html_()
     assert shown.startswith("<p>size=") and "<td>output</td>" in shown
     assert "check on the way there" in shown  # what to worry about
+
+
+def test_a_notebook_shows_a_front_and_its_curves_as_tables(front: FrontModel) -> None:
+    assert repr(front).startswith("FrontModel(") and len(repr(front)) < 200
+    assert front._repr_html_().count("<tr>") == 6  # five costs and their head
+    curve = hyperparameter_curves(front)[0]
+    assert repr(curve).startswith(f"Curve({curve.name} at costs from") and len(repr(curve)) < 200
+    assert "exponent" in repr(curve) and "<td>exponent</td>" in curve._repr_html_()
 
 
 def test_a_notebook_shows_laws_as_tables() -> None:

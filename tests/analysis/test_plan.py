@@ -86,6 +86,15 @@ def test_exponents_lie_inside_their_intervals() -> None:
         assert high - low < 0.6
 
 
+def test_no_band_is_narrower_than_what_the_draws_do_not_know() -> None:
+    curves = {curve.name: curve for curve in hyperparameter_curves(sweep())}
+    rate = curves["rate"]
+    for side in (rate.high / rate.median, rate.median / rate.low):
+        assert np.all(np.log10(side) > 0.14)  # 0.3 basic units, of half a decade each
+    share = curves["mix.a"]
+    assert np.all((share.low < share.median) & (share.median < share.high) & (share.high <= 1))
+
+
 def test_a_mixture_has_a_curve_for_each_component_and_finds_the_best_share() -> None:
     curves = {curve.name: curve for curve in hyperparameter_curves(sweep())}
     share = curves["mix.a"]
@@ -524,6 +533,31 @@ def test_failures_elsewhere_leave_a_plan_far_out_where_it_was(rates: tuple[float
     planned = plan(fit_front(SPACE, sweep().observations, failures), 3000.0)
     for name in ("size", "tokens", "rate"):
         assert planned.params[name] == pytest.approx(free.params[name], rel=0.25)
+
+
+def diverging(*constraints: Any) -> FrontModel:
+    """Every run diverges at a rate above 0.27, whatever its size."""
+    rng = np.random.default_rng(0)
+    kept = [run for run in sweep().observations if float(run.params["rate"]) < 0.27]  # type: ignore[arg-type]
+    failures = [
+        Failure(params={**run.params, "rate": 10 ** rng.uniform(-0.55, 0.2)}, reason="diverged")
+        for run in kept[:40]
+    ]
+    return fit_front(SearchSpace(SPACE.params, constraints), kept, failures)
+
+
+def test_what_is_moved_to_where_it_is_allowed_is_not_moved_to_where_it_fails() -> None:
+    free = plan(diverging(), 300.0)
+    rate = float(free.params["rate"])  # type: ignore[arg-type]
+    assert 0.12 < rate < 0.27 and not any("fail" in warning for warning in free.warnings)
+    planned = plan(diverging("rate >= 0.3 or rate <= 0.05"), 300.0)
+    assert planned.params["rate"] <= 0.05  # type: ignore[operator]  # 0.3 is nearer
+    assert not any("fail" in warning for warning in planned.warnings)
+
+
+def test_a_plan_that_may_fail_with_what_was_asked_for_says_so() -> None:
+    planned = plan(diverging(), 300.0, fixed={"rate": 0.35})
+    assert any("expected to fail" in said and "with rate as" in said for said in planned.warnings)
 
 
 def test_a_plan_says_what_a_factor_of_two_beside_each_number_would_cost() -> None:

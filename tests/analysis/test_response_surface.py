@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from scipy.optimize import approx_fprime
 
 from carbs import LogSpace, Observation, Param, SearchSpace
 from carbs.analysis.front.response_surface import CostModel, ResponseSurface
@@ -100,3 +103,35 @@ def test_outputs_may_be_negative() -> None:
     moved, plain = ResponseSurface.of(SPACE, known), ResponseSurface.of(SPACE, runs(0))
     z = SPACE.encode_all([{"size": 10.0, "steps": 10.0, "rate": 0.3}])
     assert moved.quantiles(z, (0.5,)) == pytest.approx(plain.quantiles(z, (0.5,)) - 5, abs=0.01)
+
+
+def test_the_gradient_is_that_of_the_evidence() -> None:
+    surface = ResponseSurface.of(SPACE, runs(3, n=40))
+    d, rng = int(surface.varies.sum()), np.random.default_rng(0)
+    law = 1 - np.linspace(0.0, 1.0, 40)
+    v = np.concatenate([rng.normal(-1.0, 0.5, d), [-1.0, -1.0, 0.3, -2.0], rng.normal(0.1, 0.1, d)])
+    slopes = approx_fprime(v, lambda v: surface.misfit(v, law)[0], 1e-6)
+    assert surface.misfit(v, law)[1] == pytest.approx(slopes, rel=1e-4, abs=1e-4)
+
+
+def test_a_surface_like_another_has_its_noise_whatever_its_own_losses_span() -> None:
+    known = sorted(runs(0), key=lambda run: run.cost)
+    full = ResponseSurface.of(SPACE, known)
+    cheap = ResponseSurface.of(SPACE, known[:30], like=full)
+    assert cheap.unit != pytest.approx(full.unit, rel=0.1)
+    assert cheap.noise == pytest.approx(full.noise)
+
+
+def test_a_fit_needs_no_torch() -> None:
+    """It takes longer to import than all the rest of a plan, and brings threads of its own."""
+    code = (
+        "import sys, numpy as np\n"
+        "from carbs import LogSpace, Param, SearchSpace\n"
+        "from carbs.analysis.front.response_surface import ResponseSurface\n"
+        "space = SearchSpace([Param('x', LogSpace(), 1.0), Param('y', LogSpace(), 1.0)])\n"
+        "Z = np.random.default_rng(0).normal(size=(20, 2))\n"
+        "ResponseSurface(space, Z, 10 ** Z[:, 0], np.square(Z).sum(axis=1))\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

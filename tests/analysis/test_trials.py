@@ -9,7 +9,15 @@ import optuna
 import pandas as pd
 import pytest
 
-from carbs import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace, Param, SearchSpace
+from carbs import (
+    ChoiceSpace,
+    LinearSpace,
+    LogitSpace,
+    LogSpace,
+    MixtureSpace,
+    Param,
+    SearchSpace,
+)
 from carbs.analysis import fit_front, hyperparameter_curves, plan
 from carbs.analysis.front.trials import frame_records, study_space, trials_frame
 from carbs.study import (
@@ -87,7 +95,7 @@ def test_a_study_that_does_not_say_what_it_searched_is_refused_with_the_remedy()
         study_space(study)
     study.sampler = CarbsSampler([*PARAMS, Param("rate", LogSpace(max=1), 0.1)])
     study.tell(study.ask(), [1.0, 1.0])
-    with pytest.raises(ValueError, match=r"none: \['rate', 'width'\].*dot.*: \['mix.a', 'mix.b'\]"):
+    with pytest.raises(ValueError, match=r"'rate', 'width'.*shares.*'mix.a', 'mix.b'"):
         study_space(study)
 
 
@@ -139,6 +147,18 @@ def test_a_frame_keeps_whole_numbers_reads_numbers_in_words_and_leaves_labels_ou
     planned = plan(front, 30 * front.dearest)
     assert isinstance(planned.params["width"], int)
     assert any(curve.name == "learning_rate" for curve in hyperparameter_curves(front))
+
+
+def test_columns_with_dots_are_a_mixture_where_they_sum_to_one() -> None:
+    runs = frame().rename(columns={"width": "model.width", "tokens": "data.tokens"})
+    share = np.linspace(0.1, 0.9, len(runs)).round(2)
+    runs = runs.assign(**{"data.mix.a": share, "data.mix.b": 1 - share, "model.dropout": share})
+    spaces = {param.name: param.space for param in frame_records(runs)[0].params}
+    assert list(spaces)[:3] == ["model.width", "data.tokens", "learning_rate"]
+    assert isinstance(spaces["model.width"], LogSpace)
+    assert isinstance(spaces["model.dropout"], LogitSpace)
+    assert spaces["data.mix"] == MixtureSpace(["a", "b"])
+    assert len(spaces) == 5
 
 
 def test_a_column_of_numbers_and_words_is_refused_by_name() -> None:

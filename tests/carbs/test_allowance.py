@@ -129,3 +129,17 @@ def test_cost_counts_the_less_the_more_there_is_for_each_trial() -> None:
         assert course[0] == 1
         assert sorted(course, reverse=True) == course
         assert course[-1] < 0.4
+
+
+def test_the_last_of_a_known_number_of_trials_go_to_the_cap() -> None:
+    """A search that knows how many there are ends dearer than one that does not."""
+    told = [spend(20, None, seed)[-4:] for seed in range(4)]
+    not_told = [spend(None, None, seed, n_runs=20)[-4:] for seed in range(4)]
+    assert np.mean(told) > 1.5 * np.mean(not_told)
+
+
+def test_without_a_cap_cost_counts_to_the_last_trial() -> None:
+    """Nothing else would keep the last runs from growing and growing."""
+    allowance = Allowance(n_trials=20)
+    assert allowance.cost_exponent(19, 100.0, 1.0, 50.0) == 0
+    assert allowance.cost_exponent(19, 100.0, 1.0, None) > 0.3

@@ -30,6 +30,8 @@ PARAMS = [
     Param("optimizer", ChoiceSpace(["adamw", "sgd"]), "adamw"),
     Param("momentum", LogitSpace(), 0.9, when={"optimizer": "sgd"}),
     Param("mix", MixtureSpace(["code", "prose"]), {"code": 0.5, "prose": 0.5}),
+    Param("data.mix", MixtureSpace(["a", "b"]), {"a": 0.5, "b": 0.5}),
+    Param("optimizer.eps", LogSpace(), 1e-8),
 ]
 CENTER = SearchSpace(PARAMS).center_params
 
@@ -42,6 +44,10 @@ CENTER = SearchSpace(PARAMS).center_params
         ("width * heads <= 256", {"width": 80}, False),
         ("mix['code'] >= 0.1", {"mix": {"code": 0.05, "prose": 0.95}}, False),
         ("mix['code'] >= 0.1", {"mix": {"code": 0.2, "prose": 0.8}}, True),
+        ("mix.code >= 0.1", {"mix": {"code": 0.05, "prose": 0.95}}, False),
+        ("data.mix.a < mix.code + 0.1", {"data.mix": {"a": 0.7, "b": 0.3}}, False),
+        ("optimizer.eps < 1e-6 and optimizer == 'adamw'", {"optimizer.eps": 1e-5}, False),
+        ("optimizer.eps < 1e-6 and optimizer == 'adamw'", {"optimizer.eps": 1e-7}, True),
         ("optimizer == 'adamw' or lr < 1e-2", {"optimizer": "sgd", "lr": 0.1}, False),
         ("optimizer == 'adamw' or lr < 1e-2", {"optimizer": "sgd", "lr": 0.001}, True),
         ("optimizer in ('adamw', 'lion')", {"optimizer": "sgd"}, False),
@@ -99,6 +105,8 @@ def test_what_was_measured_need_not_meet_the_constraints() -> None:
         ("f'{width}' == '64'", ["f'{width}'"]),
         ("optimizer[0:1] == 'a'", ["0:1"]),
         ("mix['cod'] >= 0.1", ["\"mix['cod'] >= 0.1\"", "cannot be evaluated", "KeyError: 'cod'"]),
+        ("mix.cod >= 0.1", ["'mix.cod >= 0.1'", "cannot be evaluated", "KeyError: 'cod'"]),
+        ("optimizer.beta > 0", ["holds 'optimizer.beta'"]),
         ("optimizer < 3", ["'optimizer < 3'", "cannot be evaluated", "TypeError"]),
         # Tried although the centre lacks the parameter.
         ("momentum < 'high'", ["\"momentum < 'high'\"", "cannot be evaluated"]),

@@ -266,7 +266,6 @@ def test_an_impossible_value_is_refused_by_name(space: Any, center: Any, said: s
         (lambda: MixtureSpace(["a", "b"], min=0.6), "the minima sum to 1.2"),
         (lambda: MixtureSpace(["a", "b"], max=0.4), "the maxima to 0.8"),
         (lambda: MixtureSpace(["a", "b"], min={"c": 0.1}), "['c']"),
-        (lambda: Param("a.b", LinearSpace(), 0), "name"),
         (lambda: Param("", LinearSpace(), 0), "name"),
     ],
 )
@@ -284,6 +283,12 @@ def test_a_configuration_names_each_parameter_once() -> None:
         SearchSpace([space.params[0], space.params[1], space.params[0]])
     with pytest.raises(ValueError, match="at least one Param"):
         SearchSpace([])
+    mix = Param("data.mix", MixtureSpace(["code", "prose"]), {"code": 0.5, "prose": 0.5})
+    with pytest.raises(ValueError, match=r"'data.mix.heat' reads as a component of .* 'data.mix'"):
+        SearchSpace([mix, Param("data.mix.heat", LogSpace(), 1.0)])
+    optimizer = Param("optimizer", ChoiceSpace(["sgd", "adamw"]), "sgd")
+    SearchSpace([mix, Param("data.heat", LogSpace(), 1.0), optimizer])
+    SearchSpace([optimizer, Param("optimizer.lr", LogSpace(), 1.0)])
 
 
 def test_a_centre_that_rounding_would_move_is_refused() -> None:

@@ -386,8 +386,10 @@ def test_an_ended_study_is_an_earlier_sweep_for_another(new_study: NewStudy) -> 
     study.ask()
     old = earlier_sweep(study, defaults={"rate": 0.5})
     known = records(study.trials, SPACE)
-    assert list(old.observations) == known.observations
-    assert list(old.failures) == known.failures
+    for ours, others in zip(
+        (*old.observations, *old.failures), (*known.observations, *known.failures), strict=True
+    ):
+        assert ours == others.model_copy(update={"params": flatten(others.params)})
     assert (len(old.failures), old.defaults, old.direction) == (1, {"rate": 0.5}, "minimize")
 
     def following(**options: Any) -> dict[str, Any]:
@@ -398,6 +400,25 @@ def test_an_ended_study_is_an_earlier_sweep_for_another(new_study: NewStudy) -> 
     assert following(earlier=[old]) == following(earlier=[old]) != following()
     with pytest.raises(ValueError, match="to minimize its output, but this search is to maximize"):
         new_study(direction="maximize", earlier=[old]).ask()
+
+
+def test_names_with_dots_are_one_parameter_and_a_mixture_another_to_a_later_search() -> None:
+    params = [
+        Param("model.width", LogSpace(), 8.0),
+        Param("data.mix", MixtureSpace(["code", "prose"]), {"code": 0.25, "prose": 0.75}),
+    ]
+    study = create_study("dots", None)
+    study.sampler = CarbsSampler(params)
+    study.tell(study.ask(), [1.0, 1.0])
+    assert set(study.trials[0].params) == {"model.width", "data.mix.code", "data.mix.prose"}
+    more = MixtureSpace(["code", "prose", "logs"])
+    center = {"code": 0.25, "prose": 0.75, "logs": 0.0}
+    space = SearchSpace([params[0], Param("data.mix", more, center)])
+    seen = earlier_sweep(study).seen_from(space, "minimize")
+    assert seen.Z.tolist() == [[0.0] * 4]
+    fewer = SearchSpace([Param("data.mix", MixtureSpace(["code", "logs"]), {"code": 1, "logs": 0})])
+    (reason,) = earlier_sweep(study).seen_from(fewer, "minimize").left_out
+    assert "'data.mix'" in reason and "prose" in reason
 
 
 def test_an_earlier_study_may_have_one_objective_and_other_parameters() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -41,6 +43,7 @@ from carbs.launchers.job.script import run_script
 WriteSweep = Callable[..., Path]
 WaitUntil = Callable[[Callable[[], bool], str], None]
 Carbs = Callable[..., Any]
+RunCli = Callable[..., tuple[int, str, str]]
 
 SCRIPT = Path(__file__).parent / "plain_training.py"
 MIX = {"mix": ("code", "prose", "logs")}
@@ -72,10 +75,46 @@ def test_what_does_not_exist_in_a_trial_is_left_out() -> None:
     ]
 
 
+def test_a_name_may_have_dots(write_sweep: WriteSweep, run_cli: RunCli, tmp_path: Path) -> None:
+    """From the command's template to the study, the constraint, the plan and the report."""
+    (tmp_path / "script.py").write_text(
+        "import json, sys\n"
+        "size, code, *every = sys.argv[1:]\n"
+        "assert f'model.width={size}' in every and f'mix.code={code}' in every\n"
+        "print(json.dumps({'output': 1 + float(size) ** -0.5, 'cost': float(size)}))\n"
+    )
+    size = {"space": "log", "min": 8, "is_integer": True, "search_center": 8, "scale": 0.5}
+    parts = {"components": ["code", "prose"], "search_center": {"code": 0.5, "prose": 0.5}}
+    file = write_sweep(
+        function=None,
+        command="{python} script.py {model.width} {mix.code} {overrides}",
+        parameters={
+            "model.width": size,
+            "optimizer": {"space": "choice", "choices": ["sgd", "adam"], "search_center": "sgd"},
+            "optimizer.lr": {"space": "log", "search_center": 0.1, "when": {"optimizer": "sgd"}},
+            "mix": {"space": "mixture", **parts},
+            "model.depth": {"space": "linear", "is_integer": True, "fixed": 2},
+        },
+        constraints=["model.width * mix.code < 64 or optimizer.lr < 1"],
+        cost="model.width",
+        executor="debug",
+    )
+    folder = tmp_path / "sweep"
+    code, out, err = run_cli("sweep", file, "--folder", folder)
+    assert code == 0, err
+    assert "model.width=8 optimizer=sgd optimizer.lr=0.1 " in out
+    rows = list(csv.DictReader(io.StringIO(run_cli("export", folder)[1])))
+    assert len(rows) == 6 and {row["model.depth"] for row in rows} == {"2"}
+    assert all(float(row["cost"]) == float(row["model.width"]) for row in rows)
+    code, out, err = run_cli("plan", folder, "--cost", "500", "--set", "model.width=500")
+    assert code == 0 and "model.width=500 " in out, err
+    assert "model.width" in (folder / "report.html").read_text()
+
+
 def test_overrides_are_read_by_hydra_as_they_were_meant() -> None:
     values = {
         "lr": 1e-05,
-        "width": 64,
+        "model.width": 64,
         "flag": True,
         **{
             f"text{i}": text

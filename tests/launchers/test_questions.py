@@ -79,6 +79,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "sealed": {"kept": str(root / "kept.jsonl")},
                 },
                 "max_trials": N_TRIALS,
+                "check": {"cost_factor": 1},
                 "executor": "debug",
             }
         )
@@ -113,8 +114,12 @@ def test_what_a_sweep_shows_of_its_questions(
         kept = read_answers(folder / trial.user_attrs["job"]["folder"], "kept", is_sealed=True)
         assert kept is not None
         scores.append(float(kept.right_nll.mean()))
+    checked = read_answers(folder / "jobs" / "check-1", "kept", is_sealed=True)
+    assert checked is not None
+    scores.append(float(checked.right_nll.mean()))
     seal = read_seal(sweep)
     assert seal is not None
+    assert not seal.check
     assert (seal.names, seal.n_trials, seal.opened, seal.sets) == (("kept",), N_TRIALS, None, ())
     _, table, _ = run_cli("export", folder)
     _, status, _ = run_cli("status", folder, "--json")
@@ -145,6 +150,11 @@ def test_what_a_sweep_shows_of_its_questions(
     page = (folder / "report.html").read_text()
     assert f"opened by {record['who']} at {record['when']}" in page
     assert "kept (nats per byte)" in page
+    seal = read_seal(Sweep.open(folder))
+    assert seal is not None
+    right = float((checked.chosen == checked.right).mean())
+    assert seal.check == {"kept": (scores.pop(), right)}
+    assert "check run</td>" in page.partition("Sealed questions")[2]
     exported = pd.read_csv(io.StringIO(run_cli("export", folder)[1]))
     np.testing.assert_allclose(exported["sealed.kept.nll_per_byte"], scores, rtol=1e-6)
 

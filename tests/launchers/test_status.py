@@ -50,7 +50,7 @@ def test_status_in_tables_and_as_json(run_cli: RunCli, file: Path, tmp_path: Pat
     assert "ValueError: odd" in out
     code, _, err = run_cli("status", "elsewhere")
     assert code == 2
-    assert "neither a sweep's folder" in err
+    assert "neither a sweep's folder" in err and "--folder" in err
 
 
 def test_retry_and_drop(run_cli: RunCli, file: Path) -> None:

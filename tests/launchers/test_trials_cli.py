@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +59,21 @@ def test_export(run_cli: RunCli, swept: Path, tmp_path: Path) -> None:
     assert list(parquet.columns) == list(printed.columns)
     pd.testing.assert_series_equal(parquet["x"], printed["x"])
     assert list(parquet["kind"]) == list(printed["kind"])  # words and numbers: all words
+
+
+def test_a_terminal_is_told_what_takes_its_time(swept: Path) -> None:
+    """On the standard error: the standard output is the table's alone."""
+    terminal, side = pty.openpty()
+    command = [sys.executable, "-c", "from carbs.launchers.cli.app import main; main()"]
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [*command, "export", str(swept)], stdout=subprocess.PIPE, stderr=side, env=environment
+    )
+    os.close(side)
+    assert done.returncode == 0
+    assert "reading the trials" in os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert len(pd.read_csv(io.BytesIO(done.stdout))) == 6
 
 
 def test_status_names_the_report(run_cli: RunCli, swept: Path) -> None:

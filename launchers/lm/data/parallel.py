@@ -97,7 +97,7 @@ class _Lines:
     def advance(self, n_bytes: int) -> None:
         self._done += n_bytes
         now = time.monotonic()
-        if now - self._said < _SAY_EVERY_S:
+        if not self._n_bytes or now - self._said < _SAY_EVERY_S:  # what is built in has no files
             return
         self._said = now
         rate = self._done / (now - self._began)

@@ -155,8 +155,11 @@ def test_two_tasks_train_as_one_does_and_go_on_as_one_does(
 def test_shards_train_as_the_whole_does_and_one_task_reads_what_two_wrote(
     new_job: Callable[..., Path], tmp_path: Path, optimizer: str, ways: list[str], n_steps: int
 ) -> None:
-    """Of an odd batch, with dropout and one matrix at both ends; 64 steps have a look in them."""
-    last = n_steps * 5 // 8
+    """Of an odd batch, with dropout and one matrix at both ends; 64 steps have a look in them.
+
+    The checkpoint is written right after it, when FSDP has some weights whole.
+    """
+    last = n_steps // 2 - 1
     rounding = 1e-3 if optimizer == "muon" else 1e-4  # Muon computes in bfloat16
     settings = {
         "batch_size": 5,
@@ -180,6 +183,70 @@ def test_shards_train_as_the_whole_does_and_one_task_reads_what_two_wrote(
         looks = [[p.output for p in read_curve(tmp_path / name)] for name in ("alone", how)]
         assert looks[1] == pytest.approx(looks[0], abs=1e-4)
         assert len(looks[1]) == n_steps // 64
+
+
+def test_shards_in_bfloat16_turn_by_exact_angles() -> None:
+    """As on a GPU, where weights are gathered in bfloat16."""
+    code = """
+import os, torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from carbs.launchers.lm import model as module
+from carbs.launchers.lm.parallel import precision
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+model = module.Transformer(module.ModelConfig(16, 1), torch.Generator().manual_seed(0))
+for part in (*model.blocks, model):
+    fully_shard(part, mp_policy=precision(torch.device("cuda")))
+rotate, seen = module._rotate, []
+def seeing(x, rotation):
+    seen.append((x.dtype, rotation[0].dtype))
+    return rotate(x, rotation)
+module._rotate = seeing
+model(torch.zeros(1, 4, dtype=torch.long))
+assert seen == [(torch.bfloat16, torch.float32)], seen
+"""
+    process = TASKS.Process(target=exec, args=(code, {}))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_tasks_share_the_questions(new_job: Callable[..., Path], tmp_path: Path, how: str) -> None:
+    asked = [
+        {"prompt": f"{'The line that ' * (i % 9)}", "choices": [f"is {i}.", "was"], "answer": i % 2}
+        for i in range(200)
+    ]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    questions = {"asked": str(tmp_path / "asked.jsonl")}
+    counting = """
+def train(params, job):
+    ask, forward, n = module.QuestionSets.ask, module.Transformer.forward, []
+    def counted(self, *arguments, **options):
+        n.append(self)
+        return forward(self, *arguments, **options)
+    def asking(self, model):
+        n.clear()
+        found = ask(self, model)
+        (job.folder / f"forwards-{task()[0]}").write_text(str(len(n)))
+        return found
+    module.Transformer.forward, module.QuestionSets.ask = counted, asking
+    return module.train(params, job)
+"""
+    reports, forwards = [], []
+    for name, n in (("alone", 1), ("both", 2)):
+        folder = new_job(name, counting, tokens=1024, parallel=how, questions=questions)
+        report = run(folder, n)
+        assert isinstance(report, Finished)
+        reports.append(report.result)
+        forwards.append([int(path.read_text()) for path in folder.glob("forwards-*")])
+    (whole,), halves = forwards
+    assert whole >= 5 and halves[0] == halves[1] <= whole // 2 + 1
+    assert reports[1].output == pytest.approx(reports[0].output, abs=1e-4)
+    for name in ("mine", "asked"):
+        alone, both = (report.metrics["evaluations"][name] for report in reports)
+        assert both == pytest.approx(alone, abs=1e-4)
+    alone, both = (report.metrics["held_out_bits_per_byte"] for report in reports)
+    assert both == pytest.approx(alone, abs=1e-4)
 
 
 def test_all_tasks_stop_when_the_first_is_told_to(new_job: Callable[..., Path]) -> None:

@@ -83,8 +83,8 @@ def test_weights_follow_from_the_generator_alone() -> None:
     before = torch.get_rng_state()
     first, same, other = build(16, 1, seed=3), build(16, 1, seed=3), build(16, 1, seed=4)
     assert torch.equal(before, torch.get_rng_state())
-    assert torch.equal(first.blocks[0].qkv, same.blocks[0].qkv)
-    assert not torch.equal(first.blocks[0].qkv, other.blocks[0].qkv)
+    assert torch.equal(first.blocks[0].q, same.blocks[0].q)
+    assert not torch.equal(first.blocks[0].q, other.blocks[0].q)
 
 
 def test_heads_are_64_wide_where_the_width_allows() -> None:

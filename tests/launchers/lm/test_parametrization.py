@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,21 @@ def test_at_the_base_shape_mup_is_the_standard(fields: dict[str, Any]) -> None:
         for model, config in zip((first, second), configs, strict=True)
     ]
     assert groups[0] == groups[1]
+
+
+def test_muon_makes_the_update_of_each_matrix_orthogonal_by_itself() -> None:
+    """Of queries, keys and values together it would spread each one's singular values."""
+    config = Config(width=64, depth=1, optimizer="muon", learning_rate=1.0, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    model = Transformer(config.shape(), generator)
+    block = model.blocks[0]
+    before = {name: matrix.detach().clone() for name, matrix in block.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimizer in build_optimizers(model, config):
+        optimizer.step()
+    for name in ("q", "k", "v", "gate", "up"):
+        after = getattr(block, name).detach()
+        update = (before[name] - after) / (0.2 * math.sqrt(max(after.shape)))
+        values = torch.linalg.svdvals(update)
+        assert values.quantile(0.1) > 0.5 and values.max() < 1.5, name

@@ -344,7 +344,7 @@ def test_a_parameter_or_a_setting_or_a_dotted_name() -> None:
     )
     assert (config.width, config.depth, config.tokens) == (128, 3, Config().tokens)
     assert config.mix == {"code": 0.75, "b": 0.25}
-    assert configure({"mix__code": 1.0}, {}).mix == {"code": 1.0}
+    assert configure({"mix.code": 1.0}, {}).mix == {"code": 1.0}
     with pytest.raises(ValueError, match=r"setting 'mix\.code'"):
         configure({}, {"mix.code": "much"})
 
