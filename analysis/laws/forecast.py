@@ -69,7 +69,7 @@ class Prior:
         cheap: g grows as ``C^(-cheap/2)`` towards the cheap runs.
     """
 
-    term: tuple[float, float] = (0.3, 0.25)
+    term: tuple[float, float] = (0.35, 0.4)
     exponent: tuple[float, float] = (0.3, 0.2)
     ratio: tuple[float, float] = (1.0, 0.3)
     noise: float = 3e-3

@@ -57,7 +57,7 @@ def test_a_split_that_no_run_has_tried_is_not_claimed_to_be_known() -> None:
     low, high = found.n_params_interval
     assert low < found.n_params < high
     best = min(np.geomspace(1e8, 1e10, 1001), key=lambda n: truth(n, 1e20 / 6 / n))
-    assert low < best < high and high > 4 * low
+    assert low < best < high and high > 10 * low
 
 
 def test_the_summary_holds_the_truth(law: LossLaw) -> None:
@@ -217,7 +217,7 @@ def test_an_axis_that_hardly_varies_leaves_its_exponent_a_guess() -> None:
     with pytest.warns(UndeterminedSplitWarning):
         best = law.compute_optimal(1e21)
     assert 1.4 < best.loss < 2.3
-    assert best.loss_interval[1] - best.loss_interval[0] > 0.12
+    assert best.loss_interval[1] - best.loss_interval[0] > 0.25
 
 
 def test_one_model_size_tells_no_exponent_of_the_parameters() -> None:
