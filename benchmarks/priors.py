@@ -4,9 +4,10 @@
 
 Priors are those of a coarse grid. Of those whose 90% intervals hold at least 90% of simulated laws,
 the one is chosen that gives published runs kept back the best mean log density (each publication
-counts alike, and so do its data sets and their splits). Too wide an interval costs density. Every data set is left
-out once, and every publication with all its sets: what is chosen without it is judged on it. What
-is chosen from all of them is what the project ships; of the simulated laws it is judged on others.
+counts alike, and so do its data sets and their splits); too wide an interval costs density. Every
+data set is left out once, and every publication with all its sets: what is chosen without it is
+judged on it. What is chosen from all of them is what the project ships; of the simulated laws it is
+judged on others.
 
 Splits fit the runs with at most 1/3, 1/10, 1/30 and 1/100 of the largest compute and predict all
 the others; or 8, 12, 20 and 40 drawn of those at 1/10 or less, and predict those above it.
