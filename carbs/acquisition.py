@@ -69,6 +69,7 @@ class FrontImprovement:
         log_cap: of the dearest run wanted; the area ends a little beyond.
         has_cap: whether crossing ``log_cap`` is forbidden, or just not rewarded.
         cost_exponent: between 0 (area for each trial) and 1 (area for each unit of cost).
+        boldness: how many times the deviations of the loss count.
     """
 
     surrogate: Surrogate
@@ -79,6 +80,7 @@ class FrontImprovement:
     log_cap: float
     has_cap: bool
     cost_exponent: float
+    boldness: float = 1.0
 
     @classmethod
     def of(
@@ -89,6 +91,7 @@ class FrontImprovement:
         center: FloatArray,
         max_cost: float | None,
         cost_exponent: float,
+        boldness: float = 1.0,
     ) -> FrontImprovement:
         """The front is that of the surrogate's means at the points seen: noise is not progress."""
         log_cap = math.log(max_cost) if max_cost is not None else float(log_costs.max()) + _REACH
@@ -105,12 +108,14 @@ class FrontImprovement:
             log_cap,
             max_cost is not None,
             cost_exponent,
+            boldness,
         )
 
     def __call__(self, Z: FloatArray) -> FloatArray:
         """Shape ``(q,)`` for basic points ``(q, d)``."""
         log_cost, cost_std = self.surrogate.log_cost(Z)
         mean, std = self.surrogate.warped_output(Z)
+        std = self.boldness * std
         starts = np.append(-np.inf, self.front_log_costs)
         ends = np.append(self.front_log_costs, self.log_cap + _BEYOND_CAP)
         levels = np.append(self.reference_output, self.front_outputs)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 # cheap runs teach the law, dear ones prove it.
 _COST_EXPONENT = 0.3
 _HALF_LIFE = 10.0
-# The share of a known number of trials that is left when cost counts no more.
+# The share of a known number of trials that proves what the others have taught.
 _LAST_SHARE = 0.2
 
 
@@ -51,6 +51,10 @@ class Allowance:
         left = max(left, cheapest or 0.0)
         return left if max_cost is None else min(left, max_cost)
 
+    def is_ending(self, n_started: int) -> bool:
+        """Whether the last fifth of a known number of trials has begun."""
+        return self.n_trials is not None and n_started >= (1 - _LAST_SHARE) * self.n_trials
+
     def cost_exponent(
         self, n_started: int, spent: float, low: float | None, high: float | None
     ) -> float:
@@ -70,7 +74,6 @@ class Allowance:
         if self.n_trials is not None and self.budget is not None and low and high and low < high:
             affordable = (self.budget - spent) / max(self.n_trials - n_started, 1)
             return min(max(1 - affordable * math.log(high / low) / (high - low), 0.0), 1.0)
-        is_last = self.n_trials is not None and n_started >= (1 - _LAST_SHARE) * self.n_trials
-        if is_last and high is not None:
+        if high is not None and self.is_ending(n_started):
             return 0.0
         return float(_COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_started / _HALF_LIFE))

@@ -31,7 +31,7 @@ from carbs.from_imbue import (
     no_keywords_of_imbue,
     where,
 )
-from carbs.pareto import pareto_front
+from carbs.pareto import hypervolume, pareto_front
 from carbs.records import Direction, Failure, Observation, Suggestion, as_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import FloatArray, Params
@@ -50,6 +50,9 @@ _N_WIDENING = 32
 # How far the trust box goes beyond what has done well, in scales, and in its extent.
 _TRUST_MARGIN = 1.0
 _TRUST_GROWTH = 0.25
+# A search whose front has grown by less than this share over so many runs is stuck: every other
+# suggestion then counts what is not known so many times as much.
+_STUCK_RUNS, _STUCK_GROWTH, _BOLDNESS = 10, 0.005, 3.0
 _QUANTILES = (0.05, 0.5, 0.95)
 _MOST_ROWS = 20  # of the front, in a notebook
 
@@ -94,6 +97,7 @@ def propose(
     known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
     failed_Z = space.encode_all([failure.params for failure in failures])
     n_before = len(known_Z)
+    is_stuck = _is_stuck(observations, max_cost)
     costs = [o.cost if o.spent is None else o.spent for o in observations]
     spent = math.fsum([*costs, *(failure.cost or 0.0 for failure in failures)])
     for id in ids:
@@ -112,6 +116,7 @@ def propose(
             used = spent + float(np.exp(surrogate.log_cost(pending_Z)[0]).sum())
             cheapest = min((o.cost for o in observations), default=None)
             limit = allowance.most(max_cost, used, cheapest)
+            ending = allowance.is_ending(n_known)
             exponent = cost_exponent
             if exponent is None:
                 first = observations[0].cost if observations else None
@@ -125,6 +130,7 @@ def propose(
                 earlier_Z,
                 limit,
                 exponent,
+                _BOLDNESS if is_stuck and n_known % 2 == 0 and not ending else 1.0,
                 rng,
             )
         known_Z = np.concatenate([known_Z, z[None, :]])
@@ -152,6 +158,22 @@ def _step(
     return np.asarray(repeated)
 
 
+def _is_stuck(observations: Sequence[Observation], max_cost: float | None) -> bool:
+    """Whether the last runs have hardly added to the area of the front.
+
+    What is predicted surely and comes out so adds a corner to a front of steps, and is followed by
+    the same again, while better places that the surrogate thinks little of are never looked at.
+    """
+    if len(observations) < 2 * _STUCK_RUNS:
+        return False
+    log_costs = np.log([observation.cost for observation in observations])
+    outputs = np.array([observation.output for observation in observations])
+    end = float(log_costs.max()) + 1 if max_cost is None else math.log(max_cost)
+    area = hypervolume(log_costs, outputs, end, outputs[0])
+    before = hypervolume(log_costs[:-_STUCK_RUNS], outputs[:-_STUCK_RUNS], end, outputs[0])
+    return area - before < _STUCK_GROWTH * area
+
+
 def _search(
     space: SearchSpace,
     surrogate: Surrogate,
@@ -161,6 +183,7 @@ def _search(
     earlier_Z: FloatArray,
     max_cost: float | None,
     cost_exponent: float,
+    boldness: float,
     rng: np.random.Generator,
 ) -> FloatArray:
     pending = slice(n_seen, len(known_Z))
@@ -170,7 +193,7 @@ def _search(
     log_costs, _ = surrogate.log_cost(known_Z)
     outputs, _ = surrogate.warped_output(known_Z)
     score = FrontImprovement.of(
-        surrogate, log_costs, outputs, space.center, max_cost, cost_exponent
+        surrogate, log_costs, outputs, space.center, max_cost, cost_exponent, boldness
     )
     if len(earlier_Z) and len(known_Z) < _N_INITIAL:
         # Instead of random steps around the centre: around what was good in earlier sweeps.
