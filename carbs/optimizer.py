@@ -52,7 +52,7 @@ _TRUST_MARGIN = 1.0
 _TRUST_GROWTH = 0.25
 # A search whose front has grown by less than this share over so many runs is stuck: every other
 # suggestion then counts what is not known so many times as much.
-_STUCK_RUNS, _STUCK_GROWTH, _BOLDNESS = 10, 0.005, 3.0
+_STUCK_RUNS, _STUCK_GROWTH, _BOLDNESS = 10, 0.002, 3.0
 _QUANTILES = (0.05, 0.5, 0.95)
 _MOST_ROWS = 20  # of the front, in a notebook
 
