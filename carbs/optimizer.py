@@ -116,7 +116,7 @@ def propose(
             used = spent + float(np.exp(surrogate.log_cost(pending_Z)[0]).sum())
             cheapest = min((o.cost for o in observations), default=None)
             limit = allowance.most(max_cost, used, cheapest)
-            ending = allowance.is_ending(n_known)
+            is_bold = is_stuck and n_known % 2 == 0 and not allowance.is_ending(n_known)
             exponent = cost_exponent
             if exponent is None:
                 first = observations[0].cost if observations else None
@@ -130,7 +130,7 @@ def propose(
                 earlier_Z,
                 limit,
                 exponent,
-                _BOLDNESS if is_stuck and n_known % 2 == 0 and not ending else 1.0,
+                _BOLDNESS if is_bold else 1.0,
                 rng,
             )
         known_Z = np.concatenate([known_Z, z[None, :]])
