@@ -50,8 +50,8 @@ _N_WIDENING = 32
 # How far the trust box goes beyond what has done well, in scales, and in its extent.
 _TRUST_MARGIN = 1.0
 _TRUST_GROWTH = 0.25
-# A search whose front has grown by less than this share over so many runs is stuck: every other
-# suggestion then counts what is not known so many times as much.
+# A search whose front has grown by less than this share over so many runs (or as many as there are
+# dimensions) is stuck: every other suggestion counts what is not known so many times as much.
 _STUCK_RUNS, _STUCK_GROWTH, _BOLDNESS = 10, 0.002, 3.0
 _QUANTILES = (0.05, 0.5, 0.95)
 _MOST_ROWS = 20  # of the front, in a notebook
@@ -97,7 +97,7 @@ def propose(
     known_Z = np.concatenate([seen_Z, space.encode_all(pending)])
     failed_Z = space.encode_all([failure.params for failure in failures])
     n_before = len(known_Z)
-    is_stuck = _is_stuck(observations, max_cost)
+    is_stuck = _is_stuck(observations, max_cost, max(_STUCK_RUNS, space.n_dims))
     costs = [o.cost if o.spent is None else o.spent for o in observations]
     spent = math.fsum([*costs, *(failure.cost or 0.0 for failure in failures)])
     for id in ids:
@@ -158,19 +158,19 @@ def _step(
     return np.asarray(repeated)
 
 
-def _is_stuck(observations: Sequence[Observation], max_cost: float | None) -> bool:
+def _is_stuck(observations: Sequence[Observation], max_cost: float | None, n_runs: int) -> bool:
     """Whether the last runs have hardly added to the area of the front.
 
     What is predicted surely and comes out so adds a corner to a front of steps, and is followed by
     the same again, while better places that the surrogate thinks little of are never looked at.
     """
-    if len(observations) < 2 * _STUCK_RUNS:
+    if len(observations) < 2 * n_runs:
         return False
     log_costs = np.log([observation.cost for observation in observations])
     outputs = np.array([observation.output for observation in observations])
     end = float(log_costs.max()) + 1 if max_cost is None else math.log(max_cost)
     area = hypervolume(log_costs, outputs, end, outputs[0])
-    before = hypervolume(log_costs[:-_STUCK_RUNS], outputs[:-_STUCK_RUNS], end, outputs[0])
+    before = hypervolume(log_costs[:-n_runs], outputs[:-n_runs], end, outputs[0])
     return area - before < _STUCK_GROWTH * area
 
 
