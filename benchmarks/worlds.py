@@ -70,6 +70,7 @@ CONSTANTS = {
     "n_initial": (optimizer, "_N_INITIAL"),
     "straying": (surrogate, "_STRAYING"),
     "beyond": (acquisition, "_BEYOND_CAP"),
+    "below": (acquisition, "_BELOW_CENTER"),
     "trend": (gaussian_process, "_TREND"),
     "curvature": (surrogate, "_CURVATURE"),
 }

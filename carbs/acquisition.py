@@ -11,9 +11,9 @@ A run of cost ``c`` and loss ``y`` adds to the area dominated in (c, y)
     max(c_1 - c', 0) (y_0 - y)+  +  sum_j  |[max(c_j, c'), c_{j+1}]| (y_j - y)+
 
 with ``c_{m+1}`` a little above the cap, ``y_0`` the loss at the search centre and ``c' = max(c,
-floor)``: what does worse than the centre is worth nothing, and being cheaper than it is no merit of
-its own. Cost is nearly a function of the configuration, so the expectation needs only the loss to
-be random: each term is a segment's length times an ordinary expected improvement (the
+floor)``: what does worse than the centre is worth nothing, and being much cheaper than it is no
+merit of its own. Cost is nearly a function of the configuration, so the expectation needs only the
+loss to be random: each term is a segment's length times an ordinary expected improvement (the
 two-dimensional case of Emmerich et al. 2006). In the warped loss a scaling law is a straight line,
 so that each decade of cost counts alike.
 
@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 _BEYOND_CAP = 0.3
 # Without a cap, how far beyond the dearest run a front is worth extending: half a decade.
 _REACH = 0.5 * math.log(10)
-# The front is worth something over at least these two decades below the cap, even where the
-# search starts at a dear centre.
+# The front is worth something down to half a decade below the centre's cost, and over at least two
+# decades below the cap, even where the search starts at a dear centre.
+_BELOW_CENTER = 0.5 * math.log(10)
 _DEPTH = 2 * math.log(10)
 # Discrete spaces of so many points are looked at whole.
 _N_ENUMERATED = 2000
@@ -104,7 +105,7 @@ class FrontImprovement:
             log_costs[front],
             outputs[front],
             reference_output,
-            min(center_log_cost, log_cap - _DEPTH),
+            min(center_log_cost - _BELOW_CENTER, log_cap - _DEPTH),
             log_cap,
             max_cost is not None,
             cost_exponent,

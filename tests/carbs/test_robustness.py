@@ -581,7 +581,7 @@ def test_a_new_process_and_a_loaded_optimizer_go_on_as_the_one_that_searched(
             output = float(law(z[None, :])[0] + 0.01 * noise)
             optimizer.observe(suggestion, output=output, cost=float(10 ** (0.4 * z[0])))
 
-    optimizer = CARBS(PARAMS, seed=5, max_cost=100.0)
+    optimizer = CARBS(PARAMS, seed=1, max_cost=100.0)
     while len(optimizer.observations) < 36:
         optimizer.suggest(3 - len(optimizer.pending))
         train(optimizer, optimizer.pending[rng.integers(3)])

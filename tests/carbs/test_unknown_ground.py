@@ -163,3 +163,21 @@ def test_the_expected_improvement_is_that_of_a_normal_variable() -> None:
     assert logs[1] == pytest.approx(
         -0.5 * 300**2 - 0.5 * math.log(2 * math.pi) - 2 * math.log(300), abs=1e-3
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_front_is_followed_below_the_centre_too(seed: int) -> None:
+    """A centre is a guess: what is best at a third of its cost is part of the front."""
+
+    def function(params: dict[str, Any]) -> tuple[float, float]:
+        off = math.log10(params["lr"] / (1e-2 * params["n"] ** -0.2))
+        return 1.0 + params["n"] ** -0.4 + 0.3 * off**2, 100 * params["n"]
+
+    optimizer = CARBS(
+        [Param("n", LogSpace(scale=0.5), 1.0), Param("lr", LogSpace(scale=0.5), 1e-3)],
+        max_cost=10_000,
+        seed=seed,
+    )
+    run(optimizer, function, 40)
+    cheap = [o for o in optimizer.observations if 30 < o.cost < 70]
+    assert min(o.output / (1 + (o.cost / 100) ** -0.4) for o in cheap) < 1.02
