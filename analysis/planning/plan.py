@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Further out than this, the trend has been followed for longer than it was seen.
-_FAR = 10.0
+_FAR, _TOO_FAR = 10.0, 1000.0
 # And this far, a budget in FLOPs beside a cost of unknown unit is a mistake.
 _FARTHEST = 1e5
 # A dearer run than any should be better than all, and not fail, with this probability.
@@ -568,7 +568,12 @@ def _warnings(
 ) -> list[str]:
     found, front = [], expectation.front
     extrapolation = cost / front.dearest
-    if extrapolation > _FAR:
+    if extrapolation > _TOO_FAR:
+        found.append(
+            f"{extrapolation:.3g} times the sweep's dearest run: what holds in the sweep need not "
+            "hold so far out; search nearer to that cost first"
+        )
+    elif extrapolation > _FAR:
         found.append(f"{extrapolation:.0f} times the sweep's dearest run: check on the way there")
     if not 1 / 1.5 < median_cost / cost < 1.5:
         found.append(
@@ -604,11 +609,14 @@ def _warnings(
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
             continue
         low, high = (float(bound) for bound in curve.interval(cost, front.level))
-        if low > 0 and math.log10(high / low) > _WIDE:
-            found.append(
-                f"{curve.name} is uncertain there: its law says {low:.3g} to {high:.3g} "
-                f"({front.level:.0%})"
-            )
+        said = f"{low:.3g} to {high:.3g} ({front.level:.0%})"
+        if curve.name in given:
+            if not low <= given[curve.name] <= high:
+                found.append(
+                    f"{curve.name} = {given[curve.name]:g}, as asked for; its law says {said}"
+                )
+        elif low > 0 and math.log10(high / low) > _WIDE:
+            found.append(f"{curve.name} is uncertain there: its law says {said}")
     return found
 
 

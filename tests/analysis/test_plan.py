@@ -560,6 +560,23 @@ def test_a_plan_that_may_fail_with_what_was_asked_for_says_so() -> None:
     assert any("expected to fail" in said and "with rate as" in said for said in planned.warnings)
 
 
+def test_a_value_beside_its_law_is_told_and_one_within_is_not() -> None:
+    found = {one.name: one for one in plan(sweep(), 2000.0).decisions}
+    assert found["rate"].interval is not None
+    low, high = found["rate"].interval
+    beside = plan(sweep(), 2000.0, fixed={"rate": 5 * high}).warnings
+    assert any(said.startswith(f"rate = {5 * high:g}, as asked for; its law") for said in beside)
+    within = plan(sweep(), 2000.0, fixed={"rate": math.sqrt(low * high)}).warnings
+    assert not any("rate" in said for said in within)
+
+
+def test_a_plan_too_far_beyond_the_sweep_says_to_search_nearer() -> None:
+    dearest = sweep().dearest
+    near, far = plan(sweep(), 100 * dearest), plan(sweep(), 1e4 * dearest)
+    assert any("100 times" in said and "check on the way" in said for said in near.warnings)
+    assert any("1e+04 times" in said and "search nearer" in said for said in far.warnings)
+
+
 def test_a_plan_says_what_a_factor_of_two_beside_each_number_would_cost() -> None:
     planned = plan(sweep(), 2000.0)
     found = {one.name: one for one in planned.decisions}
