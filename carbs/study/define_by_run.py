@@ -32,11 +32,13 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import Field
 
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogSpace, Params, Scalar, Value
+from carbs.study.trials import kept_trials
 
 # Attributes of a trial: what was suggested for it, and what it was enqueued with.
 SUGGESTED = "carbs:suggested"
@@ -162,6 +164,25 @@ class DefineByRunSpace:
             if name in params:
                 found[name] = one.external(params[name])
         return found
+
+
+def inferred_space(study: Study) -> SearchSpace:
+    """What the trials of a study have asked for.
+
+    Raises:
+        ValueError: they have asked for nothing yet, or for what no list of parameters says: shares
+            of a mixture, choices that are no plain values, parameters that exist for other reasons
+            than choices.
+    """
+    trials = kept_trials(study)
+    inferred = DefineByRunSpace(asked(trials), trials)
+    if inferred.space is None:
+        raise ValueError(f"no trial of study {study.study_name!r} has asked for a parameter")
+    if inferred.is_own:
+        raise ValueError(
+            f"the parameters of study {study.study_name!r} have no list: {inferred.is_own}"
+        )
+    return inferred.space
 
 
 @dataclass(frozen=True)
