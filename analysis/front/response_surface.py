@@ -31,12 +31,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
 from scipy.special import logsumexp, ndtr
 
+from carbs.analysis.front.chart import Chart
 from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.pareto import pareto_front
 from carbs.records import Observation
@@ -66,10 +66,6 @@ _EXPONENTS = (
     0.6,
     0.75,
 )
-# Prior deviation of how a reference line moves, in basic units a decade of cost.
-_LINE_SLOPE = 0.5
-# How far beside the runs near the front an optimum is believed, in basic units.
-_MARGIN = 0.3
 # For every decade beyond the sweep's dearest run, intervals are wider by this share.
 _DOUBT = 0.5
 # Of the forms, those with less weight are left out.
@@ -81,55 +77,6 @@ _INTERACTION = 0.5
 _CROSS_UNIT = _INTERACTION * math.sqrt(2.0)  # Q is symmetric: of a pair it holds two entries
 # A run above the front by the sweep's gain, L(cheap) - L(dear), gets this much more deviation.
 _TAPER = 0.5
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Coordinates (c, s) instead of z, and back.
-
-    One dimension, which drives the cost most, follows from the others and from c.
-
-    Attributes:
-        driver: that dimension.
-        middle: of c, where the line's ``intercepts`` ``(d,)`` are; ``slopes`` ``(d,)`` a unit of c.
-        low, high: what s is kept between, each ``(d,)``.
-    """
-
-    space: SearchSpace
-    cost: CostModel
-    driver: int
-    middle: float
-    intercepts: FloatArray
-    slopes: FloatArray
-    low: FloatArray
-    high: FloatArray
-
-    def line(self, c: FloatArray) -> FloatArray:
-        return np.asarray(self.intercepts + self.slopes * (np.asarray(c) - self.middle)[..., None])
-
-    def beside(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """(c, s) of basic points: ``(n,)`` and ``(n, d)``, s zero where nothing is to be said."""
-        c, _ = self.cost.scale(Z)
-        s = Z - self.line(c)
-        s[:, self.driver] = 0.0
-        for name, is_active in self.space.active_rows(Z).items():
-            s[~is_active, self.space.slices[name]] = 0.0
-        return c, s
-
-    def points(self, c: FloatArray, s: FloatArray, bounded: bool = True) -> FloatArray:
-        """Basic points ``(n, d)`` at ``c`` ``(n,)`` and ``s`` ``(n, d)``: what a run can have."""
-        Z = self.line(c) + s
-        Z = self.space.snap(Z) if bounded else Z
-        j = self.driver
-        for _ in range(5):
-            here, _ = self.cost.scale(Z)
-            step = 0.25
-            ahead = Z.copy()
-            ahead[:, j] += step
-            slope = (self.cost.scale(ahead)[0] - here) / step
-            move = (c - here) / np.where(np.abs(slope) > 0.05, slope, np.inf)
-            Z[:, j] += np.clip(move, -4.0, 4.0)
-        return self.space.snap(Z) if bounded else Z
 
 
 @dataclass(frozen=True)
@@ -201,15 +148,14 @@ class ResponseSurface:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
         self.cost = CostModel.fit(space, Z, costs, known=known_cost)
-        self.chart = self._make_chart()
+        self.chart = Chart.of(space, self.cost, Z, losses)
         self.c, self.s = self.chart.beside(Z)
         self.floor = float(losses.min())
-        excess = losses - self._front_losses(self.c)
         on_front = self._front_losses(self.c)
         gain = float(np.quantile(on_front, 0.9)) - self.floor
         self.unit = max(gain, 1e-3 * float(losses.std()), 1e-9 * abs(self.floor), 1e-300)
         self.y = (losses - self.floor) / self.unit
-        relative = np.maximum(excess, 0.0) / self.unit
+        relative = np.maximum(losses - on_front, 0.0) / self.unit
         self.extra = (_TAPER * relative**2) ** 2 + (deviations / self.unit) ** 2
         self.varies = (self.s.std(axis=0) > 1e-9) & (np.arange(Z.shape[1]) != self.chart.driver)
         self.hyper: Hyperparameters
@@ -234,81 +180,6 @@ class ResponseSurface:
             known_cost,
             like,
         )
-
-    # The chart
-
-    def _make_chart(self) -> Chart:
-        Z, space = self.Z, self.space
-        c, _ = self.cost.scale(Z)
-        d = Z.shape[1]
-        middle = float((c.min() + c.max()) / 2)
-        good = self.near_front(c)
-        intercepts, slopes = np.zeros(d), np.zeros(d)
-        has = np.ones((len(Z), d), dtype=bool)
-        for name, is_active in space.active_rows(Z).items():
-            has[:, space.slices[name]] = is_active[:, None]
-        for i in range(d):
-            rows = good[has[good, i]] if has[good, i].sum() >= 3 else np.flatnonzero(has[:, i])
-            if not len(rows):
-                continue
-            x, z = c[rows] - middle, Z[rows, i]
-            spread = max(float(z.std()), 0.05)
-            # Ridge: the level is free, the slope small unless the runs say otherwise.
-            A = np.stack([np.ones(len(x)), x], axis=1)
-            precision = A.T @ A / spread**2 + np.diag([1e-6, 1 / _LINE_SLOPE**2])
-            intercepts[i], slopes[i] = np.linalg.solve(precision, A.T @ z / spread**2)
-        numeric = [
-            space.slices[param.name].start
-            for param in space.params
-            if not isinstance(param.space, (ChoiceSpace, MixtureSpace)) and not param.when
-        ]
-        for param in space.params:
-            if isinstance(param.space, ChoiceSpace):
-                own = space.slices[param.name]
-                intercepts[own], slopes[own] = Z[:, own].mean(axis=0), 0.0
-        driver = self._driver(numeric or list(range(d)), good)
-        s = np.where(has, Z - (intercepts + slopes * (c - middle)[:, None]), 0.0)
-        low = s[good].min(axis=0) - _MARGIN
-        high = s[good].max(axis=0) + _MARGIN
-        return Chart(space, self.cost, driver, middle, intercepts, slopes, low, high)
-
-    def _driver(self, candidates: list[int], good: NDArray[np.intp]) -> int:
-        """The dimension whose move by what was tried changes the cost most; best an open one."""
-        base = self.Z[good].mean(axis=0)
-        effects = []
-        upper = self._upper()
-        for i in candidates:
-            ends = np.stack([base, base])
-            ends[0, i], ends[1, i] = base[i] - 0.5, base[i] + 0.5
-            slope = float(np.diff(self.cost.scale(ends)[0])[0])
-            effect = abs(slope) * max(float(self.Z[:, i].std()), 0.1)
-            effects.append(effect * (1.0 if math.isinf(upper[i]) else 0.5))
-        return candidates[int(np.argmax(effects))]
-
-    def _upper(self) -> FloatArray:
-        upper = np.full(self.space.n_dims, math.inf)
-        for param in self.space.params:
-            if not isinstance(param.space, (ChoiceSpace, MixtureSpace)):
-                high = param.space.limits()[1]
-                if math.isfinite(high):
-                    upper[self.space.slices[param.name].start] = high
-        return upper
-
-    def near_front(self, c: FloatArray) -> NDArray[np.intp]:
-        """The runs that came out best for their cost: a third, at least eight."""
-        order = np.argsort(c, kind="stable")
-        above = np.empty(len(c))
-        best = np.inf
-        for i in order:
-            best = min(best, self.losses[i])
-            above[i] = self.losses[i] - best
-        # Best so far is no judge of the cheapest runs: those above the centre's loss are out.
-        center = self.losses[np.argmin(np.square(self.Z).sum(axis=1))]
-        eligible = np.flatnonzero(self.losses <= center)
-        if len(eligible) < 8:
-            eligible = np.arange(len(c))
-        n_most = max(8, len(eligible) // 2)
-        return np.asarray(eligible[np.argsort(above[eligible], kind="stable")[:n_most]])
 
     def _front_losses(self, c: FloatArray) -> FloatArray:
         """The best loss at no more cost, interpolated between the runs of the front."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from carbs.analysis.front.chart import near_front
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, nearby
 from carbs.analysis.planning.reach import Reach
@@ -57,7 +58,7 @@ def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidate
     """
     front, surface = expectation.front, expectation.front.surface
     c = surface.cost.scale_of(cost)
-    near = surface.near_front(surface.c)
+    near = near_front(surface.Z, surface.c, surface.losses)
     line = front.best_at(math.log10(cost))[None]
     carried = surface.chart.points(np.full(len(near), c), surface.s[near])
     scaled = reach.at(surface.Z[near], cost)

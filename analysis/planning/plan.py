@@ -21,7 +21,7 @@ from optuna.study import Study
 
 from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.expectation import Expectation
-from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
+from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
@@ -29,7 +29,12 @@ from carbs.analysis.laws.power import ComputeLaw, UndeterminedLawWarning
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.laws.shown import Shown
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
-from carbs.analysis.planning.choice import LIKELY, WAYS, best_at_cost, candidates
+from carbs.analysis.planning.caveats import (
+    prediction_caveats,
+    repetition_caveats,
+    version_caveats,
+)
+from carbs.analysis.planning.choice import WAYS, best_at_cost, candidates
 from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
@@ -37,28 +42,19 @@ from carbs.display import in_a_line, with_interval
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
 from carbs.search_space import Role, SearchSpace
-from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
+from carbs.spaces import FloatArray, Params
 from carbs.study import flatten
 from carbs.threads import on_one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Further out than this, the trend has been followed for longer than it was seen.
-_FAR, _TOO_FAR = 10.0, 1000.0
-# And this far, a budget in FLOPs beside a cost of unknown unit is a mistake.
+# So far beyond the dearest run, a budget in FLOPs beside a cost of unknown unit is a mistake.
 _FARTHEST = 1e5
-# A dearer run than any should be better than all, and not fail, with this probability.
-_LEAST_CHANCE = 0.9
-# A law is uncertain when its band is wider than this many decades where it is used.
-_WIDE = 0.6
 # Check runs: shares of the large run's cost, of which some are proposed that cost together at most
 # so much of it.
 _RUNGS = (0.003, 0.01, 0.03, 0.1)
 _LADDER_SHARE = 0.15
-# Up to four epochs, repeated tokens are almost as good as new ones (Muennighoff et al. 2023,
-# "Scaling Data-Constrained Language Models", sec. 5).
-_HARMLESS_EPOCHS = 4.0
 # Mixed-precision Adam: two bytes each for weights and gradients, twelve for the optimizer's state
 # (Rajbhandari et al. 2020, "ZeRO", sec. 3.1).
 _BYTES_PER_PARAMETER = 16
@@ -336,19 +332,14 @@ def plan(
     epochs = tokens / unique_tokens if tokens is not None and unique_tokens else None
     memory = None if n_params is None else n_params * _BYTES_PER_PARAMETER / 2**30
     curves = hyperparameter_curves(front)
-    notes += _warnings(
+    notes += prediction_caveats(
         expectation, curves, z, cost, float(costs[1]), bounds=bounds or {}, given=fixed or {}
     )
-    if epochs is not None and epochs > _HARMLESS_EPOCHS:
-        notes.append(
-            f"{epochs:.1f} epochs over {unique_tokens:.3g} unique tokens: beyond four, repeated "
-            "tokens are worth less and less, which the prediction does not know"
-        )
-    if unique_tokens is None and tokens is not None:
-        notes += _repetition(tokens, params, metrics)
+    if tokens is not None:
+        notes += repetition_caveats(tokens, unique_tokens, params, metrics)
     if memory is not None and budget is not None and memory > GPUS[gpu].memory_gib * n_gpus:
         notes.append(f"{memory:.0f} GiB of weights and optimizer do not fit on {n_gpus} x {gpu}")
-    notes += _mixed_versions(metrics)
+    notes += version_caveats(metrics)
     return Plan(
         params=params,
         target_cost=cost,
@@ -555,113 +546,3 @@ def _job(space: SearchSpace, params: Params, sweep: Mapping[str, Any]) -> dict[s
     job |= {name: copy.deepcopy(sweep[name]) for name in kept if sweep.get(name)}
     job |= {name: sweep[name] for name in ("output_unit", "cost_unit") if sweep.get(name)}
     return {**job, "max_trials": 1}
-
-
-def _warnings(
-    expectation: Expectation,
-    curves: Sequence[Curve],
-    z: FloatArray,
-    cost: float,
-    median_cost: float,
-    bounds: Bounds,
-    given: Mapping[str, Any],
-) -> list[str]:
-    found, front = [], expectation.front
-    extrapolation = cost / front.dearest
-    if extrapolation > _TOO_FAR:
-        found.append(
-            f"{extrapolation:.3g} times the sweep's dearest run: what holds in the sweep need not "
-            "hold so far out; search nearer to that cost first"
-        )
-    elif extrapolation > _FAR:
-        found.append(f"{extrapolation:.0f} times the sweep's dearest run: check on the way there")
-    if not 1 / 1.5 < median_cost / cost < 1.5:
-        found.append(
-            f"the space allows no such run: this one is expected to cost {median_cost:.3g} where "
-            f"{cost:.3g} was asked for; widen the bounds"
-        )
-    best, chance = expectation.chance_of_less(z)
-    if chance < _LEAST_CHANCE:
-        found.append(
-            f"it comes out better than the sweep's best run, {best:.4g}, with a probability of "
-            f"only {chance:.0%}: search on, nearer to that cost"
-        )
-    probability = float(expectation.success.probability(z[None, :])[0])
-    likeliest = float(expectation.success.likeliest(z[None, :])[0])
-    if probability < _LEAST_CHANCE or likeliest < LIKELY:
-        given_too = sorted({*bounds, *given})
-        found.append(
-            f"the run is expected to fail with probability {1 - min(probability, likeliest):.0%}"
-            + (f", with {', '.join(given_too)} as asked for" if given_too else "")
-        )
-    params = front.space.decode(z)
-    for param in front.space.params:
-        is_chosen = param.name in params and param.name not in given
-        if is_chosen and isinstance(param.space, (LinearSpace, LogSpace, LogitSpace)):
-            value = params[param.name]
-            ends = [*param.space.limits(), *bounds.get(param.name, ())]
-            # Given; or a count, of which there cannot be less than one.
-            is_fixed = math.isclose(*param.space.limits())
-            is_fixed |= isinstance(param.space, LogSpace) and param.space.is_integer and value == 1
-            if not is_fixed and any(end is not None and math.isclose(value, end) for end in ends):  # type: ignore[arg-type]  # a number
-                found.append(f"{param.name} = {value:g} lies on its bound: widen it")
-    for curve in curves:
-        if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
-            continue
-        low, high = (float(bound) for bound in curve.interval(cost, front.level))
-        said = f"{low:.3g} to {high:.3g} ({front.level:.0%})"
-        if curve.name in given:
-            if not low <= given[curve.name] <= high:
-                found.append(
-                    f"{curve.name} = {given[curve.name]:g}, as asked for; its law says {said}"
-                )
-        elif low > 0 and math.log10(high / low) > _WIDE:
-            found.append(f"{curve.name} is uncertain there: its law says {said}")
-    return found
-
-
-def _repetition(tokens: float, params: Params, metrics: pd.DataFrame) -> list[str]:
-    """Which components are gone over too often, if runs have recorded how much there is of each."""
-    newest: dict[str, Any] = {
-        str(name): column.dropna().iloc[-1] for name, column in metrics.items() if column.count()
-    }
-    unique = {
-        name.removeprefix("data.").removesuffix(".unique_tokens"): float(value)
-        for name, value in newest.items()
-        if name.startswith("data.") and name.endswith(".unique_tokens") and value
-    }
-    mixes = [value for value in params.values() if isinstance(value, Mapping)]
-    shares = next((mix for mix in mixes if set(mix) <= set(unique)), None)
-    if shares is None:  # not searched: as it was
-        read = {name: newest.get(f"data.{name}.tokens", 0.0) for name in unique}
-        shares = {name: n / max(sum(read.values()), 1) for name, n in read.items()}
-    return [
-        f"{epochs:.1f} epochs over component {name!r}, which has {unique[name]:.3g} tokens: beyond "
-        "four, repeated tokens are worth less and less, which the prediction does not know"
-        for name, share in shares.items()
-        if (epochs := tokens * share / unique[name]) > _HARMLESS_EPOCHS
-    ]
-
-
-def _mixed_versions(metrics: pd.DataFrame) -> list[str]:
-    found = []
-    for name in metrics.columns:
-        if name.startswith("data.") and name.endswith(".version"):
-            values = [str(value) for value in metrics[name].dropna().unique()]
-            if len(values) > 1:
-                what = name.removeprefix("data.").removesuffix(".version")
-                found.append(
-                    f"the sweep's runs differ in the data of {what}: versions "
-                    f"{', '.join(values[:5])}"
-                )
-        if name.startswith("environment."):
-            values = sorted({str(value) for value in metrics[name].dropna()})
-            if len(values) > 1:
-                what = name.removeprefix("environment.")
-                found.append(f"the sweep's runs differ in {what}: {', '.join(values[:5])}")
-        if name.startswith("evaluations.") and name.endswith(".version"):
-            n_versions = metrics[name].nunique()
-            if n_versions > 1:
-                what = name.removeprefix("evaluations.").removesuffix(".version")
-                found.append(f"the sweep's runs were asked {n_versions} versions of {what!r}")
-    return found

@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import FrontModel
-from carbs.analysis.front.questions import LEAST_TRIALS, AnsweredSet, Seal, rank_correlations
+from carbs.analysis.front.questions import AnsweredSet, Seal
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import plots
@@ -40,6 +40,7 @@ from carbs.analysis.report.markup import (
     table,
     with_unit,
 )
+from carbs.analysis.report.questions import questions_section, sealed_section
 from carbs.analysis.report.summary import Summary, share_digits
 from carbs.search_space import Param
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
@@ -47,8 +48,6 @@ from carbs.study import flat_names, flatten
 from carbs.threads import on_one_thread
 
 _MOST_REASONS = 20
-_MOST_QUESTIONS = 30
-_MOST_LETTERS = 160  # of a prompt's end
 _CHECK_IS_APART = (
     " The check run's prediction also rests on the trials off the front, so it need not lie on "
     "the line."
@@ -166,8 +165,8 @@ class _Page:
             self._backtest(),
             self._convergence(),
             data_section(self.study),
-            self._questions(),
-            self._sealed(),
+            questions_section(self.answers, self.seal),
+            sealed_section(self.seal, self.done, self.on_front, self.check, self.unit),
             self._failures(),
             self._all_trials(),
         ]
@@ -523,119 +522,6 @@ class _Page:
             self._figure("convergence", axes, "Best output so far over total cost"),
         )
 
-    def _questions(self) -> str:
-        """Of sets with enough trials: which questions are doubtful, and what they change."""
-        sets = [*self.answers, *(self.seal.sets if self.seal is not None else ())]
-        judged = [one for one in sets if len(one.trials) >= LEAST_TRIALS and len(one.right) > 1]
-        if not judged:
-            return ""
-        facts: list[list[Any]] = []
-        doubtful: list[tuple[float, list[Any]]] = []
-        for one in judged:
-            found = one.evidence()
-            is_good = (found["verdict"] == "").to_numpy()
-            kept = one.nll[:, is_good].mean(axis=1) if is_good.any() else one.scores
-            best = int(one.scores.argmin())
-            order = _agreement(one.scores, kept)
-            n_doubtful = int((~is_good).sum())
-            scores = (float(one.scores[best]), float(kept[best]))
-            facts.append([one.name, len(is_good), n_doubtful, len(one.trials), *scores, order])
-            p = found["p_value"].to_numpy()
-            for q in np.flatnonzero(~is_good):
-                doubtful.append((float(p[q]), _doubtful_row(one, found.iloc[q])))
-        doubtful.sort(key=lambda one: one[0])
-        text = (
-            "A good question is answered better by better models. Of these the marked answer gets "
-            "less likely the better a trial is at the rest of its set (rank correlation over the "
-            "trials, corrected for the number of questions; one false alarm in twenty sets). "
-            "Mislabelled: most of the better half of the models choose one and the same other "
-            "answer. Read them before you take them out: a question may also be of another kind "
-            "than its set, and suffer where the mix favours the others."
-        )
-        few = [one.name for one in sets if one.n_other]
-        header = ["set", "number", "verdict", "question", "marked", "preferred", "correlation", "p"]
-        parts = [
-            table(
-                ["set", "questions", "doubtful", "trials", "best score", "without", "same order"],
-                facts,
-            ),
-            paragraph(
-                "Score: nats per byte of the best trial on the set, with all questions and without "
-                "the doubtful ones. Same order: rank correlation of the trials' two scores."
-            ),
-        ]
-        if doubtful:
-            parts += [
-                paragraph(text),
-                table(header, [row for _, row in doubtful[:_MOST_QUESTIONS]]),
-            ]
-        else:
-            parts.append(paragraph("No question's answer gets less likely as the models improve."))
-        if len(doubtful) > _MOST_QUESTIONS:
-            parts.append(paragraph(f"{len(doubtful) - _MOST_QUESTIONS} more are less certain."))
-        if few:
-            parts.append(
-                paragraph(f"Trials asked another version of {', '.join(few)} are left out.")
-            )
-        return section("The questions themselves", *parts)
-
-    def _sealed(self) -> str:
-        seal = self.seal
-        if seal is None:
-            return ""
-        names = ", ".join(seal.names)
-        if seal.opened is None:
-            return section(
-                "Sealed questions",
-                paragraph(
-                    f"{seal.n_trials} trials have answered {names}. Their scores were shown to "
-                    "nobody, the search included; carbs unseal opens them, on the record."
-                ),
-            )
-        text = f"{names}: opened by {seal.opened['who']} at {seal.opened['when']}. "
-        text += (
-            f"{seal.n_after} trials have finished since: choices between them may rest on what was "
-            "seen."
-            if seal.n_after
-            else "No trial has finished since, so no choice of the search rests on them."
-        )
-        outputs = self.done.set_index("number")["output"]
-        on_front = self.on_front[["number", "cost", "output"]]
-        header = ["trial", f"cost ({self.unit})", "output"]
-        columns, agreements = [], []
-        for one in seal.sets:
-            numbers = one.trials.tolist()
-            scores, accuracies = (
-                dict(zip(numbers, values.tolist(), strict=True))
-                for values in (one.scores, one.accuracies)
-            )
-            header += [f"{one.name} (nats per byte)", f"{one.name} (accuracy)"]
-            columns += [scores, accuracies]
-            known = [n for n in numbers if n in outputs.index]
-            if len(known) > 2:
-                order = _agreement(outputs[known].to_numpy(), np.array([scores[n] for n in known]))
-                agreements.append(f"{order:.2f} for {one.name}")
-        rows = [
-            [int(number), cost, output, *(column.get(int(number)) for column in columns)]
-            for number, cost, output in on_front.itertuples(index=False)
-        ]
-        if seal.check and self.check is not None:
-            measured = (self.check.get(f"measured_{what}") for what in ("cost", "output"))
-            of_sets = (seal.check.get(one.name, (None, None)) for one in seal.sets)
-            rows.append(["check run", *measured, *(value for pair in of_sets for value in pair)])
-        agreement = (
-            "Rank correlation with the output, over all trials that have both: "
-            f"{', '.join(agreements)}. Near 1, what the search found on its own questions holds on "
-            "these."
-        )
-        return section(
-            "Sealed questions",
-            paragraph(text),
-            paragraph(agreement) if agreements else "",
-            paragraph(f"The trials on the front{', and the check run' * bool(seal.check)}:"),
-            table(header, rows),
-        )
-
     def _failures(self) -> str:
         if not len(self.failed):
             return section("Failures", paragraph("No trial failed."))
@@ -707,28 +593,6 @@ def _share(curve: Curve, i: int) -> str:
     if np.isnan(curve.median[i]):
         return "–"
     return f"{curve.median[i]:.0%} ({curve.low[i]:.0%} to {curve.high[i]:.0%})"
-
-
-def _agreement(first: FloatArray, second: FloatArray) -> float:
-    """The rank correlation of two values of each trial."""
-    return float(rank_correlations(first[:, None], second[:, None])[0])
-
-
-def _doubtful_row(answered: AnsweredSet, row: pd.Series) -> list[Any]:
-    """A line of the table of doubtful questions; their texts as far as they are there."""
-    place, preferred = int(row["question"]), int(row["preferred"])
-    marked, asked = int(answered.right[place]), ""
-    texts = [f"choice {marked + 1}", f"choice {preferred + 1}"]
-    if answered.questions is not None:
-        question = answered.questions[place]
-        prompt = str(question["prompt"])
-        asked = "…" * (len(prompt) > _MOST_LETTERS) + prompt[-_MOST_LETTERS:]
-        texts = [str(question["choices"][c])[:_MOST_LETTERS] for c in (marked, preferred)]
-    return [
-        *(answered.name, place + 1, row["verdict"], asked, texts[0]),
-        f"{texts[1]} ({row['share']:.0%})",
-        *(float(row["correlation"]), float(row["p_value"])),
-    ]
 
 
 def _predicted(row: pd.Series, quantity: str) -> str | None:

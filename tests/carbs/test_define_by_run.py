@@ -30,9 +30,9 @@ from optuna.trial import Trial, TrialState
 
 import carbs.optimizer
 from carbs import CARBS, EarlierSweep, LinearSpace, LogSpace, Observation, Param
-from carbs.study.define_by_run import DefineByRunSpace, asked
 from carbs.storage import PatientStorage
 from carbs.study import CarbsSampler, create_study, earlier_sweep
+from carbs.study.define_by_run import DefineByRunSpace, asked
 
 
 @pytest.fixture(autouse=True, scope="module")
