@@ -18,7 +18,7 @@ two-dimensional case of Emmerich et al. 2006). In the warped loss a scaling law 
 so that each decade of cost counts alike.
 
 The score is the logarithm of that expectation, per ``cost ** cost_exponent``, times the
-probabilities of success and of staying under the cap.
+probabilities of success and of staying under the cap. What will hardly succeed comes last.
 """
 
 from __future__ import annotations
@@ -47,6 +47,12 @@ _REACH = 0.5 * math.log(10)
 # decades below the cap, even where the search starts at a dear centre.
 _BELOW_CENTER = 0.5 * math.log(10)
 _DEPTH = 2 * math.log(10)
+# Where the centre is dearer than the cap, the loss worth nothing: so far above the worst one seen.
+_ABOVE_WORST = 1.0
+# What is less likely to succeed than this is tried only where nothing else is left: next to a front
+# on which nothing is to be gained any more, a gain beyond a limit would always be worth the try.
+_LEAST_SUCCESS = 0.25
+_UNLIKELY = 1e3
 # Discrete spaces of so many points are looked at whole.
 _N_ENUMERATED = 2000
 # Off the score of a point that was tried before: below all that were not.
@@ -98,6 +104,9 @@ class FrontImprovement:
         log_cap = math.log(max_cost) if max_cost is not None else float(log_costs.max()) + _REACH
         center_log_cost = float(surrogate.log_cost(center[None, :])[0][0])
         reference_output = float(surrogate.warped_output(center[None, :])[0][0])
+        if center_log_cost > log_cap:
+            # What a run under the cap is worth, a centre above it does not say.
+            reference_output = max(reference_output, float(outputs.max())) + _ABOVE_WORST
         front = pareto_front(log_costs, outputs)
         front = front[outputs[front] < reference_output]
         return cls(
@@ -132,7 +141,9 @@ class FrontImprovement:
             sums = np.log(np.exp(terms - largest[:, None]).sum(axis=1))
         area = largest + sums + np.log(std)
         score = area - self.cost_exponent * counted
-        score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
+        success = self.surrogate.success_probability(Z)
+        score += np.log(np.maximum(success, 1e-300))
+        score -= _UNLIKELY * np.maximum(_LEAST_SUCCESS - success, 0.0)
         if self.has_cap:
             spread = np.hypot(cost_std, self.surrogate.cost_noise())
             score += log_ndtr((self.log_cap - log_cost) / spread)

@@ -181,3 +181,45 @@ def test_the_front_is_followed_below_the_centre_too(seed: int) -> None:
     run(optimizer, function, 40)
     cheap = [o for o in optimizer.observations if 30 < o.cost < 70]
     assert min(o.output / (1 + (o.cost / 100) ** -0.4) for o in cheap) < 1.02
+
+
+def of_width(params: dict[str, Any]) -> tuple[float, float]:
+    """Loss and cost: the best learning rate is 10^-2.5, whatever the width."""
+    width, rate = params["width"], math.log10(params["lr"])
+    return 1 + width**-0.5 + 0.1 * (rate + 2.5) ** 2, (width / 64) ** 2
+
+
+def width_and_rate(width: int) -> list[Param]:
+    return [
+        Param("width", LogSpace(is_integer=True), width),
+        Param("lr", LogSpace(scale=0.5), 1e-3),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("center", [640, 5000])
+def test_a_centre_dearer_than_the_cap_is_left(center: int, seed: int) -> None:
+    """By a factor of 100, and of 6,000: what is under the cap has a worse loss than the centre."""
+    optimizer = CARBS(width_and_rate(center), max_cost=1.0, seed=seed)
+    run(optimizer, of_width, 30)
+    under = [o for o in optimizer.observations if o.cost <= 1.0]
+    assert len(under) >= 20
+    best, _ = of_width({"width": 64, "lr": 10**-2.5})
+    assert min(o.output for o in under) < best * 1.01
+
+
+@pytest.mark.parametrize("max_cost", [100.0, 4000.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_limit_once_known_is_not_run_into_again_and_again(max_cost: float, seed: int) -> None:
+    """Above a width of 200 memory runs out, and below it nothing more is to be gained in the end."""
+    optimizer = CARBS(width_and_rate(64), max_cost=max_cost, seed=seed)
+    for _ in range(100):
+        suggestion = optimizer.suggest()
+        if suggestion.params["width"] > 200:
+            optimizer.observe_failure(suggestion, reason="out of memory")
+        else:
+            loss, cost = of_width(suggestion.params)
+            optimizer.observe(suggestion, output=loss, cost=cost)
+    assert len(optimizer.failures) <= 25
+    best, _ = of_width({"width": 200, "lr": 10**-2.5})
+    assert min(o.output for o in optimizer.observations) < best * 1.001
