@@ -211,7 +211,7 @@ def test_a_centre_dearer_than_the_cap_is_left(center: int, seed: int) -> None:
 @pytest.mark.parametrize("max_cost", [100.0, 4000.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_limit_once_known_is_not_run_into_again_and_again(max_cost: float, seed: int) -> None:
-    """Above a width of 200 memory runs out, and below it nothing more is to be gained in the end."""
+    """Above a width of 200 memory runs out; below it, nothing is to be gained in the end."""
     optimizer = CARBS(width_and_rate(64), max_cost=max_cost, seed=seed)
     for _ in range(100):
         suggestion = optimizer.suggest()
