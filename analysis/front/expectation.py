@@ -6,10 +6,10 @@ parameters. The surface is nearly always closer, far out by several times, and g
 weight beforehand; but neither is right, and what each believes of its own uncertainty is a belief.
 So both are tried inside the sweep, where the answer is known: fitted to the cheap runs, each
 predicts the dearer ones near the front. How well each foretold them moves its weight, and how far
-off both together were, in units of their own deviation, widens the interval. The surface keeps its
-hyperparameters, of noise and of what the law misses, on trial: what the dear runs have taught of
-these is in its deviation beyond the sweep, and would be counted twice. Random splits would not do:
-they ask for what lies between the runs.
+off both together were, in units of their own deviation, widens the interval or narrows it. The
+surface keeps its hyperparameters, of noise and of what the law misses, on trial: what the dear runs
+have taught of these is in its deviation beyond the sweep, and would be counted twice. Random splits
+would not do: they ask for what lies between the runs.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ _N_FITTED = 16
 _WEIGHTS = np.array([0.9, 0.1])
 # What that prior, and one of "as wide as they say", counts, in splits.
 _PRIOR_OF_WEIGHTS, _PRIOR_OF_WIDTH = 2.0, 2.0
+# The same where every split was foretold better than believed; and how many times the worst counts.
+_PRIOR_OF_NARROW, _CAUTION = 0.5, 2.0
 _GRID: list[float] = ndtr(np.linspace(-4, 4, 161)).tolist()
 
 
@@ -87,9 +89,7 @@ class Expectation:
         log_densities = np.sum([test.log_density for test in backtests] or [np.zeros(2)], axis=0)
         weights = _PRIOR_OF_WEIGHTS * _WEIGHTS + n * softmax(np.log(_WEIGHTS) + log_densities)
         weights /= _PRIOR_OF_WEIGHTS + n
-        squares = sum(float(np.mean(np.square(test.scores))) for test in backtests)
-        # Errors inside the sweep that are smaller than believed say nothing of those beyond it.
-        widening = max(1.0, math.sqrt((_PRIOR_OF_WIDTH + squares) / (_PRIOR_OF_WIDTH + n)))
+        widening = _widening([float(np.mean(np.square(test.scores))) for test in backtests])
         success = SuccessLaw.fit(front.space, front.observations, front.failures)
         return cls(front, backtests, (float(weights[0]), float(weights[1])), widening, success)
 
@@ -128,6 +128,19 @@ class Expectation:
         """Whether what is minimised was never negative, as losses in nats are not."""
         sign = 1.0 if self.front.direction == "minimize" else -1.0
         return min(sign * o.output for o in self.front.observations) > 0
+
+
+def _widening(squares: Sequence[float]) -> float:
+    """Of the interval beyond the sweep, by each split's mean square score: one, if as believed.
+
+    Errors larger than believed widen it, by their mean. Smaller ones say less of what lies beyond:
+    only where they were small at every split is it narrower, by the worst of them, doubled.
+    """
+    n = len(squares)
+    narrow = (_PRIOR_OF_NARROW + n * _CAUTION * max(squares, default=0.0)) / (_PRIOR_OF_NARROW + n)
+    if n and narrow < 1:
+        return math.sqrt(narrow)
+    return max(1.0, math.sqrt((_PRIOR_OF_WIDTH + sum(squares)) / (_PRIOR_OF_WIDTH + n)))
 
 
 def mixed(

@@ -66,7 +66,7 @@ _EXPONENTS = (
     0.6,
     0.75,
 )
-# For every decade beyond the sweep's dearest run, intervals are wider by this share.
+# For every decade beyond the sweep's best run, intervals are wider by this share.
 _DOUBT = 0.5
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
@@ -424,11 +424,12 @@ class ResponseSurface:
     def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
         """Of a new measurement at each point, ``(n, n_levels)``.
 
-        Beyond the dearest run they are wider than the posterior, the further the more: no law is
-        the true one, and within the sweep that does not show.
+        Beyond the best run they are wider than the posterior, the further the more: no law is the
+        true one, and within the sweep that does not show. Dearer runs that came out worse have not
+        followed the front any further.
         """
         means, deviations, weights = self.predict(Z)
-        beyond = np.maximum(self.cost.scale(Z)[0] - self.c.max(), 0.0)
+        beyond = np.maximum(self.cost.scale(Z)[0] - self.c[self.losses.argmin()], 0.0)
         middle, widening = weights @ means, 1 + _DOUBT * beyond
         means = middle + widening * (means - middle)
         deviations = np.sqrt((widening * deviations) ** 2 + self.noise**2)
