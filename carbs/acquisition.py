@@ -49,8 +49,9 @@ _BELOW_CENTER = 0.5 * math.log(10)
 _DEPTH = 2 * math.log(10)
 # Where the centre is dearer than the cap, the loss worth nothing: so far above the worst one seen.
 _ABOVE_WORST = 1.0
-# What is less likely to succeed than this is tried only where nothing else is left: next to a front
-# on which nothing is to be gained any more, a gain beyond a limit would always be worth the try.
+# What is less likely to succeed than this, with the edge where it most likely lies, comes after all
+# else: next to a front on which nothing is to be gained any more, a gain beyond a limit would always
+# be worth the try.
 _LEAST_SUCCESS = 0.25
 _UNLIKELY = 1e3
 # Discrete spaces of so many points are looked at whole.
@@ -141,9 +142,9 @@ class FrontImprovement:
             sums = np.log(np.exp(terms - largest[:, None]).sum(axis=1))
         area = largest + sums + np.log(std)
         score = area - self.cost_exponent * counted
-        success = self.surrogate.success_probability(Z)
-        score += np.log(np.maximum(success, 1e-300))
-        score -= _UNLIKELY * np.maximum(_LEAST_SUCCESS - success, 0.0)
+        score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
+        likeliest = self.surrogate.likeliest_success(Z)
+        score -= _UNLIKELY * np.maximum(_LEAST_SUCCESS - likeliest, 0.0)
         if self.has_cap:
             spread = np.hypot(cost_std, self.surrogate.cost_noise())
             score += log_ndtr((self.log_cap - log_cost) / spread)

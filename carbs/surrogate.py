@@ -125,6 +125,12 @@ class SuccessModel:
         logit = mean / np.sqrt(1 + math.pi * std**2 / 8)
         return np.asarray(1 / (1 + np.exp(-np.clip(logit, -500, 500))))
 
+    def likeliest(self, Z: FloatArray) -> FloatArray:
+        """At the mean of the log odds, shape ``(q,)``: where the edge most likely lies."""
+        mean, _ = self.process.posterior(Z)
+        logit = self.score * (self.mean + mean[:, 0])
+        return np.asarray(1 / (1 + np.exp(-np.clip(logit, -500, 500))))
+
 
 @dataclass(frozen=True)
 class Surrogate:
@@ -180,6 +186,10 @@ class Surrogate:
     def success_probability(self, Z: FloatArray) -> FloatArray:
         """Shape ``(q,)``; one while nothing has failed."""
         return np.ones(len(Z)) if self.success is None else self.success.probability(Z)
+
+    def likeliest_success(self, Z: FloatArray) -> FloatArray:
+        """The chance of success where its edge lies where it most likely does, shape ``(q,)``."""
+        return np.ones(len(Z)) if self.success is None else self.success.likeliest(Z)
 
     def output_quantiles(
         self, Z: FloatArray, levels: Sequence[float], with_noise: bool = True
