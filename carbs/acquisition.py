@@ -50,7 +50,7 @@ _DEPTH = 2 * math.log(10)
 # Where the centre is dearer than the cap, the loss worth nothing: so far above the worst one seen.
 _ABOVE_WORST = 1.0
 # What is less likely to succeed than this, with the edge where it most likely lies, comes after all
-# else: next to a front on which nothing is to be gained any more, a gain beyond a limit would always
+# else: next to a front on which nothing is to be gained any more, a gain beyond it would always
 # be worth the try.
 _LEAST_SUCCESS = 0.25
 _UNLIKELY = 1e3
