@@ -142,8 +142,8 @@ class FrontImprovement:
             sums = np.log(np.exp(terms - largest[:, None]).sum(axis=1))
         area = largest + sums + np.log(std)
         score = area - self.cost_exponent * counted
-        score += np.log(np.maximum(self.surrogate.success_probability(Z), 1e-300))
-        likeliest = self.surrogate.likeliest_success(Z)
+        success, likeliest = self.surrogate.success_chances(Z)
+        score += np.log(np.maximum(success, 1e-300))
         score -= _UNLIKELY * np.maximum(_LEAST_SUCCESS - likeliest, 0.0)
         if self.has_cap:
             spread = np.hypot(cost_std, self.surrogate.cost_noise())

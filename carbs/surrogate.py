@@ -118,18 +118,18 @@ class SuccessModel:
     mean: float
     score: float
 
-    def probability(self, Z: FloatArray) -> FloatArray:
-        """Shape ``(q,)``. The logistic-Gaussian integral is MacKay's (1992, eq. 10)."""
+    def chances(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Of success, ``(q,)`` each: on average, and with its edge where it most likely lies.
+
+        The average, a logistic-Gaussian integral, is MacKay's (1992, eq. 10).
+        """
         mean, std = self.process.posterior(Z)
         mean, std = self.score * (self.mean + mean[:, 0]), self.score * std
-        logit = mean / np.sqrt(1 + math.pi * std**2 / 8)
-        return np.asarray(1 / (1 + np.exp(-np.clip(logit, -500, 500))))
+        return _logistic(mean / np.sqrt(1 + math.pi * std**2 / 8)), _logistic(mean)
 
-    def likeliest(self, Z: FloatArray) -> FloatArray:
-        """At the mean of the log odds, shape ``(q,)``: where the edge most likely lies."""
-        mean, _ = self.process.posterior(Z)
-        logit = self.score * (self.mean + mean[:, 0])
-        return np.asarray(1 / (1 + np.exp(-np.clip(logit, -500, 500))))
+
+def _logistic(logit: FloatArray) -> FloatArray:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logit, -500, 500))))
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,15 @@ class Surrogate:
         """Deviation of a measured log cost around its function."""
         return self.cost_scale.spread * math.sqrt(self.cost_process.noise)
 
+    def success_chances(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Of success, ``(q,)`` each, on average, and with its edge where it most likely lies."""
+        if self.success is None:
+            return np.ones(len(Z)), np.ones(len(Z))
+        return self.success.chances(Z)
+
     def success_probability(self, Z: FloatArray) -> FloatArray:
         """Shape ``(q,)``; one while nothing has failed."""
-        return np.ones(len(Z)) if self.success is None else self.success.probability(Z)
-
-    def likeliest_success(self, Z: FloatArray) -> FloatArray:
-        """The chance of success where its edge lies where it most likely does, shape ``(q,)``."""
-        return np.ones(len(Z)) if self.success is None else self.success.likeliest(Z)
+        return self.success_chances(Z)[0]
 
     def output_quantiles(
         self, Z: FloatArray, levels: Sequence[float], with_noise: bool = True

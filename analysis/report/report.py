@@ -494,8 +494,8 @@ class _Page:
         inside = int((np.abs(scores) <= ndtri(0.95)).sum())
         text = (
             "Fitted to the cheap runs alone, the models behind the plan predict the dear ones that "
-            "they think promising. How far off they were is what widens the plan's intervals. As "
-            f"they stood, their 90% intervals held {inside} of {len(scores)}."
+            "they think promising. How far off they were widens the plan's intervals, or narrows "
+            f"them. As they stood, their 90% intervals held {inside} of {len(scores)}."
         )
         axes = plots.plot_backtest(tests, output_unit=self.output_unit)
         return section(
