@@ -99,6 +99,21 @@ def test_rows_that_are_no_measurements_are_named() -> None:
         fit_loss_law(*runs(10), groups=[1, 2])
 
 
+@pytest.mark.filterwarnings("ignore::carbs.analysis.UndeterminedLawWarning")
+@pytest.mark.parametrize("noise", [0.003, 0.05])
+def test_an_interval_is_as_wide_as_the_runs_are_noisy(noise: float) -> None:
+    inside, width = [], []
+    for seed in range(10):
+        N, D, L = runs(36, noise, seed)
+        law = fit_loss_law(N, D, L, n_resamples=2)
+        N, D, L = runs(100, noise, 1000 + seed)
+        low, high = law.interval(N, D)
+        inside.append(np.mean((low <= L) & (high >= L)))
+        width.append(np.mean(np.log(high / low)))
+    assert 0.85 <= np.mean(inside) <= 0.97
+    assert 2 * 1.645 * noise < np.mean(width) < 3 * 1.645 * noise
+
+
 def test_a_weight_stands_for_repeated_runs() -> None:
     N, D, L = runs(20, noise=0.02)
     twice = np.r_[np.arange(20), np.arange(5)]
