@@ -34,7 +34,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from carbs.analysis.laws.backtest import Law
-from carbs.analysis.laws.power import UndeterminedLawWarning
+from carbs.analysis.laws.power import UndeterminedLawWarning, runs_of_rows
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
@@ -233,10 +233,7 @@ def fit_accuracy_law(
     n = len(L)
     if n < 4 or len(np.unique(L)) < 3:
         raise ValueError(f"an accuracy law needs 4 runs of three or more losses, but there are {n}")
-    labels = np.arange(n) if groups is None else np.asarray(groups)
-    if labels.shape != (n,) or pd.isna(labels).any():
-        raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
-    group = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    group = np.unique(runs_of_rows(groups, n), return_inverse=True)[1].reshape(-1)
     doubts: list[str] = []
     undetermined: dict[str, str] = {}
     slope = _slope_in_errors(L, a, group)

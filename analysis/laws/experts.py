@@ -35,6 +35,7 @@ from carbs.analysis.laws.power import (
     Law,
     check_level,
     least_along_budget,
+    names_of_rows,
     positive,
 )
 from carbs.analysis.laws.power_fits import (
@@ -243,7 +244,8 @@ def fit_expert_law(
     wrong = np.flatnonzero(X < 1)
     if len(wrong):
         what = "more active than total parameters" if n_experts is None else "less than one expert"
-        raise ValueError(f"rows {wrong.tolist()} have {what}")
+        rows = names_of_rows(len(X), n_params, n_active, n_experts)[wrong]
+        raise ValueError(f"rows {rows.tolist()} have {what}")
     scales = [N, D, worth_of_expansion(X)]
     if granularity is not None:
         scales.append(positive_rows(loss=L, granularity=granularity)[1])

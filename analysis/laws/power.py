@@ -456,6 +456,27 @@ def positive(**values: ArrayLike) -> list[FloatArray]:
     return arrays
 
 
+def names_of_rows(n: int, *columns: object) -> np.ndarray:
+    """By the index of the first of these that has one of n different labels, else 0 to n - 1."""
+    for column in columns:
+        if isinstance(column, pd.Series) and len(column) == n and column.index.is_unique:
+            return column.index.to_numpy()
+    return np.arange(n)
+
+
+def runs_of_rows(groups: ArrayLike | None, n: int) -> np.ndarray:
+    """Which run each row is of, ``(n,)``; each of its own where none are given."""
+    if groups is None:
+        return np.arange(n)
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
+    nameless = names_of_rows(n, groups)[pd.isna(labels)]
+    if len(nameless):
+        raise ValueError(f"rows {nameless.tolist()} have no group: name the run of each row")
+    return labels
+
+
 def check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(

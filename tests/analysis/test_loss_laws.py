@@ -99,6 +99,26 @@ def test_rows_that_are_no_measurements_are_named() -> None:
         fit_loss_law(*runs(10), groups=[1, 2])
 
 
+def test_rows_are_named_as_the_table_that_was_given_names_them() -> None:
+    table = pd.DataFrame(dict(zip(["N", "D", "L"], runs(20), strict=True)))
+    table.loc[[9, 15], "L"] = -1.0
+    dear = table[table.index > 4]
+    with pytest.raises(ValueError, match=r"rows \[9, 15\]"):
+        fit_loss_law(dear.N, dear.D, dear.L)
+    with pytest.raises(ValueError, match=r"rows \[4, 10\]"):
+        fit_loss_law(dear.N.to_numpy(), dear.D.to_numpy(), dear.L.to_numpy())
+
+
+def test_groups_that_tell_no_run_from_another_are_refused() -> None:
+    N, D, L = runs(20)
+    with pytest.raises(ValueError, match=r"'my-sweep' is the run of all 20 rows.*leave groups out"):
+        fit_loss_law(N, D, L, groups=["my-sweep"] * 20)
+    with pytest.raises(ValueError, match=r"rows \[3, 4\] have no group"):
+        fit_loss_law(N, D, L, groups=[*"abc", None, np.nan, *"defghijklmnopqr"])
+    with pytest.raises(ValueError, match=r"rows \[3\] have no group"):
+        backtest(fit_loss_law, N, D, loss=L, groups=[*"abc", None, *"cdefghijklmnopqr"])
+
+
 @pytest.mark.filterwarnings("ignore::carbs.analysis.UndeterminedLawWarning")
 @pytest.mark.parametrize("noise", [0.003, 0.05])
 def test_an_interval_is_as_wide_as_the_runs_are_noisy(noise: float) -> None:
