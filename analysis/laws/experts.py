@@ -193,6 +193,11 @@ class ExpertLaw(Law):
                 n_active=n_active, expansion=expansion, n_tokens=n_tokens, granularity=granularity
             )
         )
+        if self.kappa is None and (G != 1).any():
+            raise ValueError(
+                "this law was fitted without granularity, and cannot tell what it is worth: leave "
+                "it out, or give fit_expert_law the runs'"
+            )
         if (X < 1).any():
             raise ValueError(f"an expansion is 1 or more, but is {X.min():g}")
         columns = [np.log(N), np.log(D), np.log(worth_of_expansion(X)), np.log(G)]

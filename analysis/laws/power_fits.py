@@ -138,8 +138,8 @@ def fit_loss_law(
         edge_prior: what is usual of runs that are not tuned.
 
     Raises:
-        ValueError: too few rows, rows that are not finite and positive (named), or groups of which
-            there is one, or that do not name the run of each row.
+        ValueError: too few rows, rows that are not finite and positive (named), groups of which
+            there is one, or that do not name the run of each row, or hyperparameters in no frame.
     """
     N, D, L = positive_rows(n_params=n_params, n_tokens=n_tokens, loss=loss)
     C = FLOPS_PER_TOKEN * N * D
@@ -152,6 +152,11 @@ def fit_loss_law(
         z: FloatArray | None = None
         names: tuple[str, ...] = ()
         if hyperparameters is not None:
+            if not isinstance(hyperparameters, pd.DataFrame):
+                raise ValueError(
+                    "hyperparameters are a frame of columns, a row a run, as runs[['lr']], but "
+                    f"are {hyperparameters!r:.60}"
+                )
             names = tuple(str(name) for name in hyperparameters.columns)
             varied = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
             z = np.log(np.stack(positive_rows(loss=L, **varied)[1:], axis=1))

@@ -109,6 +109,11 @@ def test_rows_are_named_as_the_table_that_was_given_names_them() -> None:
         fit_loss_law(dear.N.to_numpy(), dear.D.to_numpy(), dear.L.to_numpy())
 
 
+def test_hyperparameters_are_a_frame_of_columns() -> None:
+    with pytest.raises(ValueError, match=r"as runs\[\['lr'\]\], but are \['lr'\]"):
+        fit_loss_law(*runs(20), hyperparameters=["lr"])  # type: ignore[arg-type]
+
+
 def test_groups_that_tell_no_run_from_another_are_refused() -> None:
     N, D, L = runs(20)
     with pytest.raises(ValueError, match=r"'my-sweep' is the run of all 20 rows.*leave groups out"):
