@@ -16,6 +16,7 @@ from carbs.analysis import (
     UndeterminedLawWarning,
     UndeterminedSplitWarning,
     backtest,
+    datasets,
     effective_tokens,
     fit_loss_law,
 )
@@ -237,6 +238,25 @@ def test_published_runs_have_one_answer_to_each_question(
 
 def guesses(law: LossLaw) -> pd.DataFrame:
     return law.summary().set_index("coefficient")
+
+
+def test_more_tokens_are_never_expected_to_make_a_model_worse() -> None:
+    # Runs of one to ten tokens a parameter bend the law such that it would rise.
+    chosen = datasets.load("porian").query(
+        "dataset == 'rw' and hparams == 'tuned' and warmup == 'short'"
+        " and param_count == 'standard' and n_tokens >= n_params"
+    )
+    law = fit_loss_law(chosen.n_params, chosen.n_tokens, chosen.loss, n_resamples=2)
+    n_tokens = np.geomspace(1e9, 1e12, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        for n_params in (3e8, 1e9, 3e9):
+            loss = law.predict(n_params, n_tokens)
+            assert (np.diff(loss) < 1e-5).all()
+            low, high = law.interval(n_params, n_tokens)
+            assert (low < loss).all() and (loss < high).all()
+        best, curve = law.compute_optimal(1e20), law.isoflop(1e20, n_points=201)
+    assert best.loss == pytest.approx(curve["loss"].min(), rel=1e-4)
 
 
 def test_an_axis_that_hardly_varies_leaves_its_exponent_a_guess() -> None:
