@@ -38,11 +38,11 @@ from carbs.spaces import FloatArray
 
 _DELTA = 2.0  # of the Huber loss of a forecast, in units of the noise
 # How far s and a may lie from what is usual: deviations of their logs, and the grid's steps. Where
-# the highest s has more than its share beforehand, a tenth, the grid goes on, up to so many times
-# the median residual, which a few wild runs do not move.
+# the highest s is likelier than all others the grid goes on, up to so many times the median of what
+# a usual fit leaves, which a few wild runs do not move.
 _SCALE_WIDTH = 1.0
 _STEPS = np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
-_MOST_AT_END, _MOST_MEDIANS = 0.1, 3.0
+_MOST_AT_END, _MOST_MEDIANS = 0.5, 3.0
 _LEAST_SHARE = 1e-3  # of a point of the grid
 _KNOTS_A_LENGTH, _MOST_KNOTS = 4, 16
 _MAX_STEPS = 80
@@ -434,9 +434,7 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
             - 0.5 * np.linalg.slogdet(H)[1]
             - 0.5 * np.square(steps).sum(axis=1)
         )
-        typical = np.median(r[:, every], axis=1) * np.exp(scales[:, 0])
-        theta, u = fits.theta[:, :p], fits.theta[:, p + 2 :]
-        return _Grid(steps, scales, theta, u, H, log_evidence, typical)
+        return _Grid(steps, scales, fits.theta[:, :p], fits.theta[:, p + 2 :], H, log_evidence)
 
     def row(step: float) -> FloatArray:
         return np.stack([np.full_like(_STEPS, step), _STEPS], axis=1)
@@ -444,11 +442,14 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
     b = len(_STEPS) ** 2
     steps = np.concatenate([row(step) for step in _STEPS])
     grid = at(steps, np.tile(first[:p], (b, 1)), np.tile(first[p + 2 :], (b, 1)))
+    middle = b // 2
+    g = math.exp(log_a) * misfit(runs.x)[0] @ grid.u[middle]
+    left = np.abs(family.predict(grid.theta[[middle]], runs.x)[0] + g - y)
+    most = math.log(max(_MOST_MEDIANS * float(np.median(left)), 1e-300))
     while True:
         highest = np.flatnonzero(grid.steps[:, 0] == grid.steps[:, 0].max())
         wanted = grid.share()[highest].sum() > _MOST_AT_END
-        most = _MOST_MEDIANS * grid.typical[highest].max()
-        if not wanted or np.exp(grid.scales[highest[0], 0]) > most:
+        if not wanted or grid.scales[highest[0], 0] > most:
             break
         above = row(grid.steps[highest[0], 0] + _STEPS[-1] - _STEPS[-2])
         grid = grid.and_also(at(above, grid.theta[highest], grid.u[highest]))
@@ -475,7 +476,7 @@ class _Grid:
     Attributes:
         steps: of each point, in deviations of its prior, ``(b, 2)``; scales: log s and log a.
         theta, u: at the mode, ``(b, p)`` and ``(b, m)``; H: curvature there.
-        log_evidence, typical: and the median residual, of log loss, ``(b,)``.
+        log_evidence: ``(b,)``.
     """
 
     steps: FloatArray
@@ -484,7 +485,6 @@ class _Grid:
     u: FloatArray
     H: FloatArray
     log_evidence: FloatArray
-    typical: FloatArray
 
     def share(self) -> FloatArray:
         """Of each point in the posterior, ``(b,)``."""
