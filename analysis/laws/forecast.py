@@ -436,13 +436,10 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
         )
         return _Grid(steps, scales, fits.theta[:, :p], fits.theta[:, p + 2 :], H, log_evidence)
 
-    def row(step: float) -> FloatArray:
-        return np.stack([np.full_like(_STEPS, step), _STEPS], axis=1)
-
     b = len(_STEPS) ** 2
-    steps = np.concatenate([row(step) for step in _STEPS])
+    steps = np.stack(np.meshgrid(_STEPS, _STEPS), axis=-1).reshape(-1, 2)
     grid = at(steps, np.tile(first[:p], (b, 1)), np.tile(first[p + 2 :], (b, 1)))
-    middle = b // 2
+    middle = b // 2  # s and a as usual
     g = math.exp(log_a) * misfit(runs.x)[0] @ grid.u[middle]
     left = np.abs(family.predict(grid.theta[[middle]], runs.x)[0] + g - y)
     most = math.log(max(_MOST_MEDIANS * float(np.median(left)), 1e-300))
@@ -451,7 +448,7 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
         wanted = grid.share()[highest].sum() > _MOST_AT_END
         if not wanted or grid.scales[highest[0], 0] > most:
             break
-        above = row(grid.steps[highest[0], 0] + _STEPS[-1] - _STEPS[-2])
+        above = grid.steps[highest] + np.array([_STEPS[-1] - _STEPS[-2], 0.0])
         grid = grid.and_also(at(above, grid.theta[highest], grid.u[highest]))
     share = grid.share()
     kept = share > _LEAST_SHARE
