@@ -64,11 +64,11 @@ def curves() -> dict[str, object]:
 
 
 @cache
-def isoflop_runs() -> pd.DataFrame:
-    """Runs of Porian et al. on RefinedWeb, without those in their first transient."""
+def isoflop_runs(least_ratio: float = 10) -> pd.DataFrame:
+    """Runs of Porian et al. on RefinedWeb; with fewer tokens a parameter they have hardly begun."""
     return datasets.load("porian").query(
         "dataset == 'rw' and hparams == 'tuned' and warmup == 'short' and decay == 'const'"
-        " and param_count == 'standard' and n_tokens >= n_params"
+        f" and param_count == 'standard' and n_tokens >= {least_ratio} * n_params"
     )
 
 
@@ -176,7 +176,7 @@ def compute_law() -> Axes:
 
 
 def isoflop() -> Axes:
-    runs = isoflop_runs()
+    runs = isoflop_runs(least_ratio=1)  # an optimum is told by runs on both of its sides
     law = fit_loss_law(runs["n_params"], runs["n_tokens"], runs["loss"], groups=runs["n_params"])
     return plots.plot_isoflop(law, [1e17, 1.6e18, 2.56e19], runs)
 

@@ -34,7 +34,7 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from carbs.analysis.laws.backtest import Law
-from carbs.analysis.laws.power import UndeterminedLawWarning
+from carbs.analysis.laws.power import UndeterminedLawWarning, check_level, runs_of_rows
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
@@ -108,6 +108,7 @@ class AccuracyLaw(Shown):
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
         """One row a coefficient: estimate, low, high, and a note where the runs do not tell it."""
+        check_level(level)
         low, high = np.quantile(self.resamples, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         names = ["ceiling", "midpoint", "width"]
         return pd.DataFrame(
@@ -134,10 +135,7 @@ class AccuracyLaw(Shown):
     def _quantiles(
         self, drawn: FloatArray, level: float, new_measurement: bool
     ) -> tuple[FloatArray, FloatArray]:
-        if not 0 < level < 1:
-            raise ValueError(
-                f"the level of an interval lies between 0 and 1, as 0.9 for 90%, but is {level}"
-            )
+        check_level(level)
         if new_measurement:
             rng = np.random.default_rng(0)
             noise = student.rvs(_TAIL, size=(_N_NOISE, *drawn.shape), random_state=rng)
@@ -233,10 +231,7 @@ def fit_accuracy_law(
     n = len(L)
     if n < 4 or len(np.unique(L)) < 3:
         raise ValueError(f"an accuracy law needs 4 runs of three or more losses, but there are {n}")
-    labels = np.arange(n) if groups is None else np.asarray(groups)
-    if labels.shape != (n,) or pd.isna(labels).any():
-        raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
-    group = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    group = np.unique(runs_of_rows(groups, n), return_inverse=True)[1].reshape(-1)
     doubts: list[str] = []
     undetermined: dict[str, str] = {}
     slope = _slope_in_errors(L, a, group)

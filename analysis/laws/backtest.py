@@ -16,7 +16,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from carbs.analysis.laws.power import ExtrapolationWarning, UndeterminedLawWarning
+from carbs.analysis.laws.power import (
+    ExtrapolationWarning,
+    UndeterminedLawWarning,
+    runs_of_rows,
+)
 from carbs.spaces import FloatArray
 
 
@@ -103,7 +107,7 @@ def backtest(
         C = np.asarray(compute_flops, dtype=float)
     else:
         C = columns[0] if len(columns) == 1 else 6.0 * columns[0] * columns[1]
-    labels = np.arange(len(L)) if groups is None else np.asarray(groups)
+    labels = runs_of_rows(groups, len(L))
     end = pd.Series(C).groupby(labels).transform("max").to_numpy()
     tables, refused = [], ""
     for factor in factors:

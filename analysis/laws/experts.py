@@ -35,6 +35,7 @@ from carbs.analysis.laws.power import (
     Law,
     check_level,
     least_along_budget,
+    names_of_rows,
     positive,
 )
 from carbs.analysis.laws.power_fits import (
@@ -192,6 +193,11 @@ class ExpertLaw(Law):
                 n_active=n_active, expansion=expansion, n_tokens=n_tokens, granularity=granularity
             )
         )
+        if self.kappa is None and (G != 1).any():
+            raise ValueError(
+                "this law was fitted without granularity, and cannot tell what it is worth: leave "
+                "it out, or give fit_expert_law the runs'"
+            )
         if (X < 1).any():
             raise ValueError(f"an expansion is 1 or more, but is {X.min():g}")
         columns = [np.log(N), np.log(D), np.log(worth_of_expansion(X)), np.log(G)]
@@ -243,7 +249,8 @@ def fit_expert_law(
     wrong = np.flatnonzero(X < 1)
     if len(wrong):
         what = "more active than total parameters" if n_experts is None else "less than one expert"
-        raise ValueError(f"rows {wrong.tolist()} have {what}")
+        rows = names_of_rows(len(X), n_params, n_active, n_experts)[wrong]
+        raise ValueError(f"rows {rows.tolist()} have {what}")
     scales = [N, D, worth_of_expansion(X)]
     if granularity is not None:
         scales.append(positive_rows(loss=L, granularity=granularity)[1])

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -37,9 +37,12 @@ from carbs.analysis.laws.fitting import Fits, Form, descend, stacked
 from carbs.spaces import FloatArray
 
 _DELTA = 2.0  # of the Huber loss of a forecast, in units of the noise
-# How far s and a may lie from what is usual: deviations of their logs, and the grid's steps.
+# How far s and a may lie from what is usual: deviations of their logs, and the grid's steps. Where
+# the highest s is likelier than all others the grid goes on, up to so many times the median of what
+# a usual fit leaves, which a few wild runs do not move.
 _SCALE_WIDTH = 1.0
 _STEPS = np.array([-1.5, -0.75, 0.0, 0.75, 1.5])
+_MOST_AT_END, _MOST_MEDIANS = 0.5, 3.0
 _LEAST_SHARE = 1e-3  # of a point of the grid
 _KNOTS_A_LENGTH, _MOST_KNOTS = 4, 16
 _MAX_STEPS = 80
@@ -412,45 +415,86 @@ def fit_forecast(family: Family, runs: Runs, prior: Prior = PRIOR) -> Forecast:
     m = misfit(runs.x[:1])[0].shape[1]
     usual = np.tile([log_s, log_a], (len(theta), 1))
     first = descended(some, theta, np.zeros((len(theta), m)), usual).best()
-    steps = _SCALE_WIDTH * np.stack(np.meshgrid(_STEPS, _STEPS), axis=-1).reshape(-1, 2)
-    scales = np.array([log_s, log_a]) + steps
-    b = len(scales)
-    fits = descended(
-        every,
-        np.tile(first[:p], (b, 1)),
-        np.tile(first[p + 2 :], (b, 1)),
-        scales,
-    )
-    theta, u = fits.theta[:, :p], fits.theta[:, p + 2 :]
-    # The curvature there: the evidence, and how far the coefficients may be off.
-    form, aims, worth = posterior(every, scales)
-    values, J = form(fits.theta)
-    J = np.delete(J, [p, p + 1], axis=2)
-    r = np.abs(values - aims)
-    w = worth * np.minimum(1.0, _DELTA / np.maximum(r, 1e-300))
-    H = np.matmul((w[:, :, None] * J).transpose(0, 2, 1), J)
-    diagonal = np.arange(p + m)
-    H[:, diagonal, diagonal] += np.array([0.0] * p + [1.0] * m) + 1e-9
-    log_evidence = (
-        -fits.objective
-        - observations.sum() * scales[:, 0]
-        - 0.5 * np.linalg.slogdet(H)[1]
-        - 0.5 * np.square(steps / _SCALE_WIDTH).sum(axis=1)
-    )
-    share = np.exp(log_evidence - log_evidence.max())
-    kept = share / share.sum() > _LEAST_SHARE
-    root = np.linalg.inv(np.linalg.cholesky(H[kept])).transpose(0, 2, 1)
+
+    def at(steps: FloatArray, theta: FloatArray, u: FloatArray) -> _Grid:
+        """The mode, its curvature H and its evidence at points of the grid, from such starts."""
+        scales = np.array([log_s, log_a]) + _SCALE_WIDTH * steps
+        fits = descended(every, theta, u, scales)
+        form, aims, worth = posterior(every, scales)
+        values, J = form(fits.theta)
+        J = np.delete(J, [p, p + 1], axis=2)
+        r = np.abs(values - aims)
+        w = worth * np.minimum(1.0, _DELTA / np.maximum(r, 1e-300))
+        H = np.matmul((w[:, :, None] * J).transpose(0, 2, 1), J)
+        diagonal = np.arange(p + m)
+        H[:, diagonal, diagonal] += np.array([0.0] * p + [1.0] * m) + 1e-9
+        log_evidence = (
+            -fits.objective
+            - observations.sum() * scales[:, 0]
+            - 0.5 * np.linalg.slogdet(H)[1]
+            - 0.5 * np.square(steps).sum(axis=1)
+        )
+        return _Grid(steps, scales, fits.theta[:, :p], fits.theta[:, p + 2 :], H, log_evidence)
+
+    b = len(_STEPS) ** 2
+    steps = np.stack(np.meshgrid(_STEPS, _STEPS), axis=-1).reshape(-1, 2)
+    grid = at(steps, np.tile(first[:p], (b, 1)), np.tile(first[p + 2 :], (b, 1)))
+    middle = b // 2  # s and a as usual
+    g = math.exp(log_a) * misfit(runs.x)[0] @ grid.u[middle]
+    left = np.abs(family.predict(grid.theta[[middle]], runs.x)[0] + g - y)
+    most = math.log(max(_MOST_MEDIANS * float(np.median(left)), 1e-300))
+    while True:
+        highest = np.flatnonzero(grid.steps[:, 0] == grid.steps[:, 0].max())
+        wanted = grid.share()[highest].sum() > _MOST_AT_END
+        if not wanted or grid.scales[highest[0], 0] > most:
+            break
+        above = grid.steps[highest] + np.array([_STEPS[-1] - _STEPS[-2], 0.0])
+        grid = grid.and_also(at(above, grid.theta[highest], grid.u[highest]))
+    share = grid.share()
+    kept = share > _LEAST_SHARE
+    root = np.linalg.inv(np.linalg.cholesky(grid.H[kept])).transpose(0, 2, 1)
     return Forecast(
         family=family,
         misfit=misfit,
         log_compute_max=float(runs.log_compute.max()),
-        theta=theta[kept],
-        u=u[kept],
-        noise=np.exp(scales[kept, 0]),
-        size=np.exp(scales[kept, 1]),
+        theta=grid.theta[kept],
+        u=grid.u[kept],
+        noise=np.exp(grid.scales[kept, 0]),
+        size=np.exp(grid.scales[kept, 1]),
         share=share[kept] / share[kept].sum(),
         root=root,
     )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What was found at points of the grid of s and a.
+
+    Attributes:
+        steps: of each point, in deviations of its prior, ``(b, 2)``; scales: log s and log a.
+        theta, u: at the mode, ``(b, p)`` and ``(b, m)``; H: curvature there.
+        log_evidence: ``(b,)``.
+    """
+
+    steps: FloatArray
+    scales: FloatArray
+    theta: FloatArray
+    u: FloatArray
+    H: FloatArray
+    log_evidence: FloatArray
+
+    def share(self) -> FloatArray:
+        """Of each point in the posterior, ``(b,)``."""
+        share = np.exp(self.log_evidence - self.log_evidence.max())
+        return np.asarray(share / share.sum())
+
+    def and_also(self, more: _Grid) -> _Grid:
+        return _Grid(
+            *(
+                np.concatenate([getattr(self, one.name), getattr(more, one.name)])
+                for one in fields(self)
+            )
+        )
 
 
 def per_run(group: np.ndarray) -> FloatArray:

@@ -32,6 +32,7 @@ from pandas.api.types import is_numeric_dtype
 from scipy.stats import norm, spearmanr
 
 from carbs.analysis.laws.fitting import Form, descend
+from carbs.analysis.laws.power import check_level
 from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
@@ -109,6 +110,7 @@ class MixingLaw:
         self, weights: ArrayLike | pd.DataFrame, level: float = 0.9
     ) -> tuple[FloatArray, FloatArray]:
         """Where the losses of new runs with mixtures ``(m, k)`` are expected: (low, high)."""
+        check_level(level)
         y, deviation = self._moments(self._read(weights))
         half = norm.ppf(0.5 + level / 2) * deviation
         low, high = (np.exp(self.log_center + self.log_scale * z) for z in (y - half, y + half))
@@ -125,6 +127,7 @@ class MixingLaw:
         closes in. The interval of each weight is that of the best mixtures of ``n_samples``
         functions drawn from the Gaussian processes.
         """
+        check_level(level)
         rng = np.random.default_rng(seed)
         good = self.weights[np.argsort(self.loss)[: max(len(self.loss) // 2, 2)]]
         blends = rng.dirichlet(np.full(len(good), 0.03), size=2000) @ good

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.laws.power import ComputeLaw, check_level
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.laws.shown import Shown
 from carbs.pareto import pareto_front
@@ -81,8 +81,10 @@ def compute_multiplier(
         n_resamples, seed: of the laws' bootstraps.
 
     Raises:
-        ValueError: too few runs on a front, or rows that are not finite and positive.
+        ValueError: too few runs on a front, rows that are not finite and positive, or a level
+            not between 0 and 1.
     """
+    check_level(level)
     laws = [
         _front_law(compute_a, loss_a, n_resamples, seed),
         _front_law(compute_b, loss_b, n_resamples, seed + 1),

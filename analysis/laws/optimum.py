@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import LinearNDInterpolator
 
 from carbs.analysis.laws.fitting import Form, descend
-from carbs.analysis.laws.power import UndeterminedLawWarning
+from carbs.analysis.laws.power import UndeterminedLawWarning, check_level, names_of_rows
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
@@ -96,6 +96,7 @@ class OptimumLaw(Shown):
         self, level: float = 0.9, **scales: ArrayLike
     ) -> dict[str, tuple[FloatArray, FloatArray]]:
         """Where each hyperparameter's optimum is expected: (low, high) by name."""
+        check_level(level)
         x = self._x(scales)
         drawn = np.exp(np.einsum("...k,bhk->bh...", x, self.resamples))
         low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=0)
@@ -103,6 +104,7 @@ class OptimumLaw(Shown):
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
         """One row an exponent: coefficient (``"lr ~ n_params"``), estimate, low, high, note."""
+        check_level(level)
         low, high = np.quantile(self.resamples, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         return pd.DataFrame(
             [
@@ -154,8 +156,8 @@ def fit_optimum_law(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: columns that are absent, rows that are not finite and positive (named), or fewer
-            than two cells of enough runs.
+        ValueError: columns that are absent, rows that are not finite and positive (named), a
+            hyperparameter that varies in no cell, or fewer than two cells of enough runs.
     """
     for argument, value in {"optimum_of": optimum_of, "scales_with": scales_with}.items():
         if isinstance(value, str):
@@ -166,11 +168,19 @@ def fit_optimum_law(
     if absent or not h or not k:
         raise ValueError(f"no column {', '.join(absent)} in {', '.join(map(str, runs.columns))}")
     table = runs[columns].to_numpy(dtype=float)
-    wrong = np.flatnonzero(~(np.isfinite(table) & (table > 0)).all(axis=1))
-    if len(wrong):
-        raise ValueError(f"rows {wrong.tolist()} have a {' or '.join(columns)} not positive")
+    wrong = ~(np.isfinite(table) & (table > 0)).all(axis=1)
+    if wrong.any():
+        rows = names_of_rows(len(runs), runs[loss])[wrong].tolist()
+        raise ValueError(f"rows {rows} have a {' or '.join(columns)} not positive")
     logs = np.log(table)
     grid = _Grid.of(logs[:, :h], logs[:, h : h + k], logs[:, -1])
+    n_values = grid.most_values()
+    constant = [name for name, n in zip(optimum_of, n_values, strict=True) if n < 2]
+    if constant:
+        raise ValueError(
+            f"{', '.join(constant)} has one value in each cell, and so no optimum: leave it out of "
+            "optimum_of, or vary it"
+        )
     rng = np.random.default_rng(seed)
     bowls = [_fit_bowl(grid, grid.near(window), n_resamples, rng) for window in _WINDOWS]
     # The mean of the windows; each window's resamples around its own fit.
@@ -195,6 +205,20 @@ def fit_optimum_law(
         values = np.unique(grid.x[:, j + 1] + grid.x_center[j])
         if np.ptp(values) < _LEAST_RANGE:
             doubts.append(f"{name} is {math.exp(values[0]):.4g} in all cells that are left")
+    optima = _cell_optima(grid, middle, optimum_of, scales_with, n_resamples, rng)
+    for i, name in enumerate(optimum_of):
+        if n_values[i] == 2:
+            doubts.append(f"{name} has no more than two values in a cell: a bowl needs three")
+        lowest, highest = grid.tried(i)
+        found = np.log(optima[name].to_numpy()) - grid.z_center[i]
+        for ends, way in ((lowest, "less"), (highest, "more")):
+            edge = np.abs(found - ends) < _LEAST_RANGE
+            if edge.any():
+                doubts.append(
+                    f"the best {name} is at the edge of what was tried "
+                    f"({_few(np.exp(ends[edge] + grid.z_center[i]))}) in {edge.sum()} of "
+                    f"{len(edge)} cells, and may lie beyond: try {way}"
+                )
     undetermined = tuple(
         f"{name} ~ {scale}"
         for i, name in enumerate(optimum_of)
@@ -222,7 +246,7 @@ def fit_optimum_law(
         level=W[:, 0],
         center=grid.x_center,
         resamples=drawn,
-        optima=_cell_optima(grid, middle, optimum_of, scales_with, n_resamples, rng),
+        optima=optima,
         fitted_to="; ".join(
             [
                 f"{len(grid.y)} of {len(table)} runs in {len(grid.x)} cells ({used}), of them "
@@ -313,6 +337,18 @@ class _Grid:
         """Cells of too few runs."""
         frame = pd.DataFrame(np.exp(self.too_small[:, :-1]), columns=list(scales_with))
         return frame.assign(n_runs=self.too_small[:, -1].astype(int))
+
+    def most_values(self) -> list[int]:
+        """How many values each hyperparameter has in a cell, at most."""
+        return [
+            max(len(np.unique(np.round(column[self.cell == i], 9))) for i in range(len(self.x)))
+            for column in self.z.T
+        ]
+
+    def tried(self, hyperparameter: int) -> tuple[FloatArray, FloatArray]:
+        """The least and the most of it in each cell, ``(m,)`` each."""
+        z = pd.Series(self.z[:, hyperparameter]).groupby(self.cell)
+        return np.asarray(z.min(), dtype=float), np.asarray(z.max(), dtype=float)
 
     def near(self, window: float) -> np.ndarray:
         """Rows within the window, or where those are few a cell's best, ``(n',)``."""

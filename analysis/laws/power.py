@@ -50,6 +50,7 @@ _LEAST_SPLITS = math.log(1.5)
 _MOST_EPOCHS = 44.0
 # Of a budget's optimum.
 _N_DRAWS = 400
+_TOKENS_STEP = 0.1  # in logs, between numbers of tokens that are looked at
 # How softly a forecast ends at E, as a share of it.
 _SOFT_FLOOR = 5e-4
 
@@ -92,18 +93,23 @@ class Law(Shown):
 
     def _expected(self, scales: FloatArray) -> FloatArray:
         """Losses, ``(n,)``, of centred logs ``(n, k)``."""
-        return self._floored(np.exp(self.forecast.predict(scales)), self.E)
+        return self._floored(np.exp(self._log_expected(scales)), self.E)
+
+    def _log_expected(self, scales: FloatArray) -> FloatArray:
+        return self.forecast.predict(scales)
 
     def _range(
         self, scales: FloatArray, level: float, new_measurement: bool = True
     ) -> tuple[FloatArray, FloatArray]:
         """(low, high), each ``(n,)``."""
-        low, high = np.exp(self.forecast.interval(scales, level, new_measurement))
+        low, high = self.forecast.interval(scales, level, new_measurement)
+        center, half = self._log_expected(scales), (high - low) / 2
+        low, high = np.exp(center - half), np.exp(center + half)
         # A run lies below E by its noise at most, and E is known to its interval.
         lowest = float(np.quantile(self.resamples[:, 0], (1 - level) / 2))
         noise = float(self.forecast.share @ self.forecast.noise)
         lowest = min(lowest, self.E) * math.exp(-2 * noise * new_measurement)
-        middle = self._expected(scales)
+        middle = self._floored(np.exp(center), self.E)
         low = np.minimum(self._floored(low, lowest), middle)
         return low, np.maximum(self._floored(high, self.E), middle)
 
@@ -330,7 +336,9 @@ class LossLaw(Law):
             return np.stack([log_N, log_D], axis=-1) - self.center
 
         first = 0.5 * math.log(compute_flops / FLOPS_PER_TOKEN)
-        middle, low, high = least_along_budget(self.forecast, along, first, level)
+        middle, low, high = least_along_budget(
+            self.forecast, along, first, level, self._log_expected
+        )
         guessed = any("hardly varies" in why for why in self.undetermined.values())
         if guessed or self._grew_together() or high - low > math.log(_WIDEST_SPLIT):
             warnings.warn(
@@ -368,6 +376,20 @@ class LossLaw(Law):
             loss_interval=(float(loss_low[0]), float(loss_high[0])),
             epochs=D / unique_tokens if unique_tokens else 1.0,
         )
+
+    def _log_expected(self, scales: FloatArray) -> FloatArray:
+        # More tokens never make a model worse: the least of all that are fewer. What small models
+        # on many tokens show of the form's misfit would else let the loss of large ones rise.
+        log_N, log_D = scales.T
+        few = np.log(self.n_tokens) - self.center[1]
+        fewest = log_N + (few - np.log(self.n_params) + self.center[0]).min()
+        fewer = np.arange(few.min(), log_D.max(initial=few.min()), _TOKENS_STEP)
+        expected = self.forecast.predict(scales)
+        for tokens in fewer:
+            at = np.flatnonzero((fewest <= tokens) & (tokens < log_D))
+            path = np.stack([log_N[at], np.full(len(at), tokens)], axis=1)
+            expected[at] = np.minimum(expected[at], self.forecast.predict(path))
+        return expected
 
     def _grew_together(self) -> bool:
         """Whether runs of a budget were all divided alike."""
@@ -410,7 +432,11 @@ class LossLaw(Law):
 
 
 def least_along_budget(
-    forecast: Forecast, along: Callable[[FloatArray], FloatArray], first: float, level: float
+    forecast: Forecast,
+    along: Callable[[FloatArray], FloatArray],
+    first: float,
+    level: float,
+    expected: Callable[[FloatArray], FloatArray] | None = None,
 ) -> tuple[float, float, float]:
     """Log N with the least loss to expect, and the interval (low, high) that it is known to.
 
@@ -418,7 +444,9 @@ def least_along_budget(
         along: log N ``(m,)`` -> what the law depends on, ``(m, k)``; not a number where the budget
             pays for none.
         first: log N to begin at.
+        expected: log losses ``(n,)`` of what the law depends on; those of the forecast by default.
     """
+    expected = expected or forecast.predict
 
     def losses(predict: Callable[[FloatArray], FloatArray], log_N: FloatArray) -> FloatArray:
         x = along(log_N)
@@ -428,7 +456,7 @@ def least_along_budget(
     best, width = first, 12.0
     while width > 1e-4:
         log_N = best + np.linspace(-width, width, 121)
-        best, width = float(log_N[np.argmin(losses(forecast.predict, log_N))]), width / 20
+        best, width = float(log_N[np.argmin(losses(expected, log_N))]), width / 20
     log_N = best + np.linspace(-6, 6, 481)
     optima = log_N[np.argmin(losses(forecast.draws(_N_DRAWS), log_N), axis=1)]
     low, high = np.quantile(optima, [(1 - level) / 2, (1 + level) / 2])
@@ -454,6 +482,27 @@ def positive(**values: ArrayLike) -> list[FloatArray]:
         if not (np.isfinite(array) & (array > 0)).all():
             raise ValueError(f"{name} must be finite and positive")
     return arrays
+
+
+def names_of_rows(n: int, *columns: object) -> np.ndarray:
+    """By the index of the first of these that has one of n different labels, else 0 to n - 1."""
+    for column in columns:
+        if isinstance(column, pd.Series) and len(column) == n and column.index.is_unique:
+            return column.index.to_numpy()
+    return np.arange(n)
+
+
+def runs_of_rows(groups: ArrayLike | None, n: int) -> np.ndarray:
+    """Which run each row is of, ``(n,)``; each of its own where none are given."""
+    if groups is None:
+        return np.arange(n)
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
+    nameless = names_of_rows(n, groups)[pd.isna(labels)]
+    if len(nameless):
+        raise ValueError(f"rows {nameless.tolist()} have no group: name the run of each row")
+    return labels
 
 
 def check_level(level: float) -> None:

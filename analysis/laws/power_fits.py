@@ -30,6 +30,8 @@ from carbs.analysis.laws.power import (
     LossLaw,
     UndeterminedLawWarning,
     effective_tokens,
+    names_of_rows,
+    runs_of_rows,
 )
 from carbs.analysis.laws.untuned import USUAL_EDGE, EdgePrior, LowerEdge, lower_edge
 from carbs.spaces import FloatArray
@@ -76,14 +78,15 @@ def fit_compute_law(
 
     Args:
         compute_flops: C, positive, in any unit; shape ``(n,)``, n >= 4, at least two distinct.
-        loss: positive, shape ``(n,)``.
+        loss: positive, shape ``(n,)``. Rows are named by the index of a series, else from 0 on.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
         groups: marks rows of one run, shape ``(n,)``; each row is one by default.
         weights: how many measurements a row stands for, positive, shape ``(n,)``.
 
     Raises:
-        ValueError: too few rows, or rows that are not finite and positive; names them.
+        ValueError: too few rows, rows that are not finite and positive (named), or groups of which
+            there is one, or that do not name the run of each row.
     """
     C, L = positive_rows(compute_flops=compute_flops, loss=loss)
     runs = as_runs([C], C, L, groups, weights)
@@ -119,7 +122,7 @@ def fit_loss_law(
     Args:
         n_params: N, positive, shape ``(n,)``, n >= 6.
         n_tokens: D, positive, shape ``(n,)``.
-        loss: positive, shape ``(n,)``.
+        loss: positive, shape ``(n,)``. Rows are named by the index of a series, else from 0 on.
         groups: marks rows of one run, shape ``(n,)``: they are resampled together, held out
             together, and share an error. Each row is a run of its own by default.
         weights: how many measurements a row stands for, positive, shape ``(n,)``.
@@ -135,7 +138,8 @@ def fit_loss_law(
         edge_prior: what is usual of runs that are not tuned.
 
     Raises:
-        ValueError: too few rows, or rows that are not finite and positive; names them.
+        ValueError: too few rows, rows that are not finite and positive (named), groups of which
+            there is one, or that do not name the run of each row, or hyperparameters in no frame.
     """
     N, D, L = positive_rows(n_params=n_params, n_tokens=n_tokens, loss=loss)
     C = FLOPS_PER_TOKEN * N * D
@@ -143,21 +147,27 @@ def fit_loss_law(
         D = effective_tokens(D, positive_rows(n_tokens=D, unique_tokens=unique_tokens)[1])
     runs = as_runs([N, D], C, L, groups, weights)
     enough(runs, 5)
-    edge = None
+    said_of_edge = ""
     if not tuned or hyperparameters is not None:
         z: FloatArray | None = None
         names: tuple[str, ...] = ()
         if hyperparameters is not None:
+            if not isinstance(hyperparameters, pd.DataFrame):
+                raise ValueError(
+                    "hyperparameters are a frame of columns, a row a run, as runs[['lr']], but "
+                    f"are {hyperparameters!r:.60}"
+                )
             names = tuple(str(name) for name in hyperparameters.columns)
             varied = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
             z = np.log(np.stack(positive_rows(loss=L, **varied)[1:], axis=1))
         edge = lower_edge(LOSS_FAMILY, LOSS_FAMILY.published, runs, z, names, edge_prior)
+        said_of_edge = _said_of_edge(edge, names_of_rows(len(L), loss, n_params, n_tokens))
         kept = edge.worth > 0
         runs = replace(runs, y=edge.y, weights=runs.weights * edge.worth).only(kept)
         if kept.sum() < 6:
             raise ValueError(
                 f"a law of the lower edge needs 6 runs near it, but of {len(kept)} only "
-                f"{kept.sum()} are: {_said_of_edge(edge)}"
+                f"{kept.sum()} are: {said_of_edge}"
             )
         N, D, L = N[kept], D[kept], L[kept]
         enough(runs, 5)
@@ -181,12 +191,13 @@ def fit_loss_law(
         n_params=N,
         n_tokens=D,
         loss=L,
-        edge=_said_of_edge(edge) if edge is not None else "",
+        edge=said_of_edge,
     )
 
 
-def _said_of_edge(edge: LowerEdge) -> str:
-    named = ", ".join(map(str, edge.failed[:_N_NAMED])) + ", ..." * (len(edge.failed) > _N_NAMED)
+def _said_of_edge(edge: LowerEdge, rows: np.ndarray) -> str:
+    failed = rows[edge.failed]
+    named = ", ".join(map(str, failed[:_N_NAMED])) + ", ..." * (len(failed) > _N_NAMED)
     left_out = f"; {len(edge.failed)} runs far above it are left out (rows {named})"
     return edge.said + left_out * bool(len(edge.failed))
 
@@ -532,10 +543,13 @@ def as_runs(
     """The rows."""
     n = len(L)
     w = np.ones(n) if weights is None else positive_rows(loss=L, weights=weights)[1]
-    labels = np.arange(n) if groups is None else np.asarray(groups)
-    if labels.shape != (n,):
-        raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
+    labels = runs_of_rows(groups, n)
     group = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    if n > 1 and group.max() == 0:
+        raise ValueError(
+            f"{str(labels[0])!r} is the run of all {n} rows, and one run tells no interval: leave "
+            "groups out if each row is a run of its own, else add other runs"
+        )
     x = np.log(np.stack(scales, axis=1))
     center = x.mean(axis=0)
     return Runs(x - center, np.log(C), np.log(L), w, group, center)
@@ -551,7 +565,7 @@ def enough(runs: Runs, n_coefficients: int) -> None:
 
 
 def positive_rows(**columns: ArrayLike) -> list[FloatArray]:
-    """Columns of equal length, finite and positive."""
+    """Columns of equal length, finite and positive; errors have the :func:`names_of_rows`."""
     arrays = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) > 1 or any(array.ndim != 1 for array in arrays.values()):
@@ -561,6 +575,6 @@ def positive_rows(**columns: ArrayLike) -> list[FloatArray]:
         np.any([~(np.isfinite(array) & (array > 0)) for array in arrays.values()], axis=0)
     )
     if len(wrong):
-        names = " or ".join(arrays)
-        raise ValueError(f"rows {wrong.tolist()} have a {names} not finite and positive")
+        rows = names_of_rows(len(next(iter(arrays.values()))), *columns.values())[wrong].tolist()
+        raise ValueError(f"rows {rows} have a {' or '.join(arrays)} not finite and positive")
     return list(arrays.values())

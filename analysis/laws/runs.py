@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carbs.analysis.laws.power import FLOPS_PER_TOKEN, ComputeLaw, LossLaw
+from carbs.analysis.laws.power import FLOPS_PER_TOKEN, ComputeLaw, LossLaw, names_of_rows
 from carbs.analysis.laws.power_fits import fit_compute_law, fit_loss_law
 from carbs.spaces import FloatArray
 
@@ -49,11 +49,17 @@ _PERPLEXITIES = ("perplexity", "ppl")
 _POWERS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21}
 _WORDS = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 _NUMBER = re.compile(
-    r"\s*(?P<digits>\d{1,3}(?:[,_ ]\d{3})+(?:\.\d*)?|\d[\d_]*\.?\d*|\.\d+)(?P<exponent>e[+-]?\d+)?"
+    r"\s*(?P<digits>-?(?:\d{1,3}(?:[,_ ]\d{3})+(?:\.\d*)?|\d[\d_]*\.?\d*|\.\d+))"
+    r"(?P<exponent>e[+-]?\d+)?"
     r"\s*(?P<power>thousand|million|billion|trillion|[kmbgtpez])?"
     r"\s*(?:flops?|params?|parameters|tokens?|toks?)?\s*",
     re.IGNORECASE,
 )
+# Is a loss of 4,575 four and a half, or four thousand? And no thousands begin with a nought.
+_THOUSANDS_OR_DECIMALS = {
+    "loss": re.compile(r"-?\d{1,3},\d{3}"),
+    "hyperparameter": re.compile(r"-?0\d*,\d{3}"),
+}
 # "params_b", "tokens (B)", "tokens in billions": the unit of a whole column.
 _UNIT_OF_COLUMN = re.compile(
     r"(?P<name>.+?)(?:\s+in\s+|[\s_(\[/]+)(?P<power>k|m|b|t|thousand|million|billion|trillion)s?[)\]]?",
@@ -200,11 +206,10 @@ def fit_runs(
     used = {quantity: known[quantity] for quantity in wanted}
     notes = []
     values = {}
+    rows = names_of_rows(len(frame), frame[used["loss"]])
     for quantity, column in used.items():
         values[quantity], note = _read(frame[column], str(column), quantity)
         notes += [note] * bool(note)
-    if "group" in known:
-        used["group"] = known["group"]
     varied = {}
     for column in hyperparameters:
         if column not in frame:
@@ -212,16 +217,28 @@ def fit_runs(
         varied[column], note = _read(frame[column], column, "hyperparameter")
         notes += [note] * bool(note)
     complete = np.all([np.isfinite(c) for c in (*values.values(), *varied.values())], axis=0)
-    if "group" in used:
+    guessed_group = "group" in known and "group" not in given
+    if guessed_group and frame.loc[complete, known["group"]].nunique() < 2:
+        notes.append(f"{known.pop('group')!r} names one run for all rows, and is not used")
+    if "group" in known:
+        used["group"] = known["group"]
         complete &= frame[used["group"]].notna().to_numpy()
     left_out = np.flatnonzero(~complete)
     if len(left_out):
-        named = ", ".join(map(str, left_out[:_N_NAMED])) + ", ..." * (len(left_out) > _N_NAMED)
+        named = ", ".join(map(str, rows[left_out[:_N_NAMED]]))
+        named += ", ..." * (len(left_out) > _N_NAMED)
         notes.append(f"{len(left_out)} rows left out, as they lack values (rows {named})")
+    kept = pd.Index(rows[complete])
     values = {quantity: column[complete] for quantity, column in values.items()}
     if "compute" in used and sizes:
         absent = "n_tokens" if sizes == ["n_params"] else "n_params"
         values[absent] = values.pop("compute") / (FLOPS_PER_TOKEN * values[sizes[0]])
+        _check_size(
+            values[absent],
+            absent,
+            f"{absent} computed from {used['compute']!r} as C = 6 N D",
+            f"{used['compute']!r} must be in FLOPs, of which a PF-day has 8.64e19",
+        )
         notes.append(f"{absent} computed from C = 6 N D")
     unused = [str(c) for q, c in known.items() if q not in used]
     if unused:
@@ -234,15 +251,16 @@ def fit_runs(
                 "the lower edge of untuned runs is sought over parameters and tokens, but there is "
                 "only their compute: name their columns with --params and --tokens"
             )
-        law = fit_compute_law(values["compute"], values["loss"], groups=groups)
+        loss = pd.Series(values["loss"], kept)
+        law = fit_compute_law(values["compute"], loss, groups=groups)
     else:
         law = fit_loss_law(
             values["n_params"],
             values["n_tokens"],
-            values["loss"],
+            pd.Series(values["loss"], kept),
             groups=groups,
             tuned=tuned,
-            hyperparameters=pd.DataFrame(varied)[complete] if varied else None,
+            hyperparameters=pd.DataFrame(varied, rows)[complete] if varied else None,
         )
     guessed = tuple(quantity for quantity in used if quantity not in given)
     return RunsFit(law, used, guessed, len(left_out), tuple(notes))
@@ -259,30 +277,45 @@ def _read(column: pd.Series, name: str, quantity: str) -> tuple[FloatArray, str]
     """Numbers, ``(n,)``, not finite where there is none, and what to say of how they were read."""
     plain = _plain(name)
     unit = _UNIT_OF_COLUMN.fullmatch(name) if quantity != "loss" else None
-    if pd.api.types.is_numeric_dtype(column):
-        values, as_written = column.to_numpy(dtype=float, na_value=np.nan), False
-    else:
-        read = [_number(value) for value in column]
-        wrong = [i for i, number in enumerate(read) if number is None]
-        if wrong:
-            raise ValueError(
-                f"row {wrong[0]} of {name!r} is no number: {column.iloc[wrong[0]]!r} (write 447M, "
-                f"1.2e9 or 300B)" + f"; {len(wrong)} rows are none" * (len(wrong) > 1)
-            )
-        values, as_written = np.array(read, dtype=float), True
-    note = ""
+    rows = names_of_rows(len(column), column)
+    factor = 1.0
     if unit is not None:
         power = unit["power"].lower()
         factor = _WORDS.get(power) or _POWERS[power]
-        values = values * factor
+    if pd.api.types.is_numeric_dtype(column):
+        values, as_written = factor * column.to_numpy(dtype=float, na_value=np.nan), False
+    else:
+        read = [_number(value, factor) for value in column]
+        wrong = [i for i, number in enumerate(read) if number is None]
+        if wrong:
+            raise ValueError(
+                f"row {rows[wrong[0]]} of {name!r} is no number: {column.iloc[wrong[0]]!r} (write "
+                f"447M, 1.2e9 or 300B)" + f"; {len(wrong)} rows are none" * (len(wrong) > 1)
+            )
+        values, as_written = np.array(read, dtype=float), True
+        unclear = _THOUSANDS_OR_DECIMALS.get(quantity)
+        for row, value in zip(rows, column, strict=True):
+            if unclear is not None and isinstance(value, str) and unclear.fullmatch(value.strip()):
+                point, none = value.strip().replace(",", "."), value.strip().replace(",", "")
+                raise ValueError(
+                    f"row {row} of {name!r} may be {point} or {none}: {value!r}. Write it without "
+                    "the comma"
+                )
+    note = ""
+    if unit is not None:
         note = f"{name!r} is in {factor:.0e}".replace("e+0", "e")
     known = values[np.isfinite(values)]
-    if quantity in ("n_params", "n_tokens") and len(known) and known.max() < _LEAST_SIZE:
+    least = 1.0 if plain in _PERPLEXITIES and quantity == "loss" else 0.0
+    wrong = [i for i, value in enumerate(values) if np.isfinite(value) and value <= least]
+    if wrong:
+        what = "perplexities are above 1" if least else "it must be positive"
         raise ValueError(
-            f"{name!r} is {known.max():.4g} at most, which is no number of "
-            f"{'parameters' if quantity == 'n_params' else 'tokens'}: if it is in billions, name "
-            f"the column {name}_b, or write 447M"
+            f"row {rows[wrong[0]]} of {name!r} is {values[wrong[0]]:.6g}, but {what}"
+            + f"; {len(wrong)} rows are not" * (len(wrong) > 1)
         )
+    if quantity in ("n_params", "n_tokens"):
+        better = f"if it is in billions, name the column {name}_b, or write 447M"
+        _check_size(known, quantity, repr(name), better)
     if as_written and len(known):
         first = next(i for i, value in enumerate(values) if np.isfinite(value))
         note = f"{column.iloc[first]!r} of {name!r} read as {values[first]:.6g}"
@@ -293,12 +326,24 @@ def _read(column: pd.Series, name: str, quantity: str) -> tuple[FloatArray, str]
     return values, note
 
 
-def _number(value: object) -> float | None:
-    """Of 447M and the like; nan where there is no value, None where it is no number."""
+def _check_size(known: FloatArray, quantity: str, name: str, better: str) -> None:
+    if len(known) and known.max() < _LEAST_SIZE:
+        raise ValueError(
+            f"{name} is {known.max():.4g} at most, which is no number of "
+            f"{'parameters' if quantity == 'n_params' else 'tokens'}: {better}"
+        )
+
+
+def _number(value: object, factor: float = 1.0) -> float | None:
+    """Of 447M and the like; nan where there is no value, None where it is no number.
+
+    Args:
+        factor: unit of a number that does not say its own.
+    """
     if value is None or (isinstance(value, float) and np.isnan(value)) or value is pd.NA:
         return np.nan
     if isinstance(value, int | float | np.number):
-        return float(value)
+        return factor * float(value)
     text = str(value).strip()
     if text.lower() in _NO_VALUE:
         return np.nan
@@ -308,4 +353,4 @@ def _number(value: object) -> float | None:
     power = (found["power"] or "").lower()
     digits = re.sub(r"[,_ ]", "", found["digits"])
     number = float(digits + (found["exponent"] or ""))
-    return number * (_WORDS.get(power) or _POWERS.get(power, 1.0))
+    return number * (_WORDS.get(power) or _POWERS.get(power, factor))

@@ -153,7 +153,8 @@ def plot_backtest(
     ax.set_xscale("log")
     style.ticks(ax.xaxis, *ax.get_xlim())
     ax.set_ylabel("predicted minus measured" + (f" ({output_unit})" if output_unit else ""))
-    ax.legend(loc="best")
+    # Error bars may be anywhere within.
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, borderaxespad=0.2)
     return style.finish(ax)
 
 
@@ -331,7 +332,8 @@ def plot_optimum(
     Args:
         law: fitted.
         name: of a hyperparameter of the law.
-        scale: what it depends on, the horizontal axis; other scales are held at their middle.
+        scale: what it depends on, the horizontal axis; other scales are held at their middle, to
+            which cells are moved along the law.
         level: of the band.
         ax: to draw on.
     """
@@ -344,11 +346,15 @@ def plot_optimum(
     band = law.interval(level, **at)[name]
     ax.fill_between(grid, *band, color=style.BLUE, **style.BAND)
     ax.plot(grid, law.predict(**at)[name], color=style.BLUE, lw=1.8)
-    ax.plot(cells[scale], cells[name], "o", color=style.INK, ms=4)
+    own = {other: cells[other].to_numpy() for other in law.scales_with}
+    held = {other: np.full(len(cells), middle[other]) for other in law.scales_with}
+    moved = law.predict(**held | {scale: own[scale]})[name] / law.predict(**own)[name]
+    ax.plot(cells[scale], cells[name] * moved, "o", color=style.INK, ms=4)
     ax.set_xscale("log")
     ax.set_yscale("log")
     style.ticks(ax.xaxis, *ax.get_xlim())
     style.ticks(ax.yaxis, *ax.get_ylim())
     ax.set_xlabel(style.plain(scale))
-    ax.set_ylabel(f"best {style.plain(name)}")
+    others = [f"{style.plain(o)} of {middle[o]:.2g}" for o in law.scales_with if o != scale]
+    ax.set_ylabel(f"best {style.plain(name)}" + (f" at {', '.join(others)}" if others else ""))
     return style.finish(ax)

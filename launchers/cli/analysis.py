@@ -221,12 +221,13 @@ def fit_command(
                 tuned=not untuned,
                 hyperparameters=hyperparameters or (),
             )
+        best, warned = _best(found.law, flops) if flops is not None else ({}, [])
     except (OSError, ValueError) as error:
         raise SweepStoppedError(f"no law from {file}: {error}") from None
     law = found.law
     form = "E + A N^-alpha + B D^-beta" if isinstance(law, analysis.LossLaw) else "E + k C^-g"
     if as_json:
-        _print_fit(found, form, flops)
+        _print_fit(found, form, flops, best, warned)
         return
     console.print(found.said(), **PLAIN)
     console.print(f"L = {form}, fitted to {law.fitted_to}", **PLAIN)
@@ -242,7 +243,6 @@ def fit_command(
     for doubt in law.doubts:
         console.print(f"warning: {doubt}", **PLAIN)
     if flops is not None:
-        best, warned = _best(law, flops)
         is_loss_law = isinstance(law, analysis.LossLaw)  # else the unit may be any
         texts = [
             f"{name} {one['estimate']:.4g} [{one['low']:.4g}, {one['high']:.4g}]"
@@ -254,8 +254,9 @@ def fit_command(
             console.print(f"warning: {text}", **PLAIN)
 
 
-def _print_fit(found: RunsFit, form: str, flops: float | None) -> None:
-    best, warned = _best(found.law, flops) if flops is not None else (None, [])
+def _print_fit(
+    found: RunsFit, form: str, flops: float | None, best: dict[str, Any], warned: list[str]
+) -> None:
     print_json(
         {
             "form": form,
@@ -270,7 +271,7 @@ def _print_fit(found: RunsFit, form: str, flops: float | None) -> None:
                 )
             },
             "flops": flops,
-            "best": best,
+            "best": best or None,
             "notes": found.notes,
             "warnings": [*found.law.doubts, *warned],
         }

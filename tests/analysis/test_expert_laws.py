@@ -94,5 +94,7 @@ def test_what_the_runs_do_not_tell_is_named_and_nonsense_refused() -> None:
         fit_expert_law(np.r_[N[0] / 2, N[1:]], N, D, L)
     with pytest.raises(ValueError, match=r"an expansion is 1 or more, but is 0\.5"):
         law.predict(1e9, 0.5, 1e10)
+    with pytest.raises(ValueError, match="was fitted without granularity"):
+        law.predict(1e9, 8, 1e10, granularity=8)
     with pytest.raises(ValueError, match="needs 11 runs"):
         fit_expert_law(*(column[:10] for column in (8 * N, N, D, L)))

@@ -16,6 +16,7 @@ from carbs.analysis import (
     UndeterminedLawWarning,
     UndeterminedSplitWarning,
     backtest,
+    datasets,
     effective_tokens,
     fit_loss_law,
 )
@@ -97,6 +98,46 @@ def test_rows_that_are_no_measurements_are_named() -> None:
         fit_loss_law(*(column[:5] for column in runs(10)))
     with pytest.raises(ValueError, match="groups"):
         fit_loss_law(*runs(10), groups=[1, 2])
+
+
+def test_rows_are_named_as_the_table_that_was_given_names_them() -> None:
+    table = pd.DataFrame(dict(zip(["N", "D", "L"], runs(20), strict=True)))
+    table.loc[[9, 15], "L"] = -1.0
+    dear = table[table.index > 4]
+    with pytest.raises(ValueError, match=r"rows \[9, 15\]"):
+        fit_loss_law(dear.N, dear.D, dear.L)
+    with pytest.raises(ValueError, match=r"rows \[4, 10\]"):
+        fit_loss_law(dear.N.to_numpy(), dear.D.to_numpy(), dear.L.to_numpy())
+
+
+def test_hyperparameters_are_a_frame_of_columns() -> None:
+    with pytest.raises(ValueError, match=r"as runs\[\['lr'\]\], but are \['lr'\]"):
+        fit_loss_law(*runs(20), hyperparameters=["lr"])  # type: ignore[arg-type]
+
+
+def test_groups_that_tell_no_run_from_another_are_refused() -> None:
+    N, D, L = runs(20)
+    with pytest.raises(ValueError, match=r"'my-sweep' is the run of all 20 rows.*leave groups out"):
+        fit_loss_law(N, D, L, groups=["my-sweep"] * 20)
+    with pytest.raises(ValueError, match=r"rows \[3, 4\] have no group"):
+        fit_loss_law(N, D, L, groups=[*"abc", None, np.nan, *"defghijklmnopqr"])
+    with pytest.raises(ValueError, match=r"rows \[3\] have no group"):
+        backtest(fit_loss_law, N, D, loss=L, groups=[*"abc", None, *"cdefghijklmnopqr"])
+
+
+@pytest.mark.filterwarnings("ignore::carbs.analysis.UndeterminedLawWarning")
+@pytest.mark.parametrize("noise", [0.003, 0.05])
+def test_an_interval_is_as_wide_as_the_runs_are_noisy(noise: float) -> None:
+    inside, width = [], []
+    for seed in range(10):
+        N, D, L = runs(36, noise, seed)
+        law = fit_loss_law(N, D, L, n_resamples=2)
+        N, D, L = runs(100, noise, 1000 + seed)
+        low, high = law.interval(N, D)
+        inside.append(np.mean((low <= L) & (high >= L)))
+        width.append(np.mean(np.log(high / low)))
+    assert 0.85 <= np.mean(inside) <= 0.97
+    assert 2 * 1.645 * noise < np.mean(width) < 3 * 1.645 * noise
 
 
 def test_a_weight_stands_for_repeated_runs() -> None:
@@ -197,6 +238,25 @@ def test_published_runs_have_one_answer_to_each_question(
 
 def guesses(law: LossLaw) -> pd.DataFrame:
     return law.summary().set_index("coefficient")
+
+
+def test_more_tokens_are_never_expected_to_make_a_model_worse() -> None:
+    # Runs of one to ten tokens a parameter bend the law such that it would rise.
+    chosen = datasets.load("porian").query(
+        "dataset == 'rw' and hparams == 'tuned' and warmup == 'short'"
+        " and param_count == 'standard' and n_tokens >= n_params"
+    )
+    law = fit_loss_law(chosen.n_params, chosen.n_tokens, chosen.loss, n_resamples=2)
+    n_tokens = np.geomspace(1e9, 1e12, 200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        for n_params in (3e8, 1e9, 3e9):
+            loss = law.predict(n_params, n_tokens)
+            assert (np.diff(loss) < 1e-5).all()
+            low, high = law.interval(n_params, n_tokens)
+            assert (low < loss).all() and (loss < high).all()
+        best, curve = law.compute_optimal(1e20), law.isoflop(1e20, n_points=201)
+    assert best.loss == pytest.approx(curve["loss"].min(), rel=1e-4)
 
 
 def test_an_axis_that_hardly_varies_leaves_its_exponent_a_guess() -> None:

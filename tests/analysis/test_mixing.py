@@ -82,6 +82,12 @@ def test_the_columns_of_a_frame_are_read_by_name() -> None:
         fit_mixing_law(frame.assign(run="a"), L)
 
 
+def test_a_level_in_percent_is_refused(law: MixingLaw) -> None:
+    for asked in (lambda: law.interval(law.weights, level=90), lambda: law.best_mix(level=90)):
+        with pytest.raises(ValueError, match=r"0\.9 for 90%, but is 90"):
+            asked()
+
+
 def test_weights_in_percent_are_told_to_be() -> None:
     W, L = mixes(12)
     with pytest.raises(ValueError, match="sum to 100: divide them by 100"):

@@ -121,6 +121,31 @@ def test_the_optimum_over_scale_goes_through_its_cells() -> None:
     assert np.exp(at) == pytest.approx(1e-2, rel=0.1)
 
 
+def test_cells_lie_on_the_optimum_over_one_of_two_scales() -> None:
+    runs = pd.DataFrame(
+        [
+            {"n": n, "d": d, "lr": rate, "loss": 2 + 0.1 * np.log(rate * n**0.5 / d**0.4) ** 2}
+            for n in (1e2, 1e4, 1e6)
+            for d in (1e3, 1e5)
+            for rate in n**-0.5 * d**0.4 * 2.0 ** np.arange(-3, 4)
+        ]
+    )
+    ax = plots.plot_optimum(fit_optimum_law(runs, ["lr"], ["n", "d"]), "lr", "n")
+    line, cells = ax.lines
+    curve = np.log(np.asarray(line.get_xdata())), np.log(np.asarray(line.get_ydata()))
+    at = np.exp(np.interp(np.log(np.asarray(cells.get_xdata())), *curve))
+    np.testing.assert_allclose(cells.get_ydata(), at, rtol=0.1)
+    assert ax.get_ylabel() == "best lr at d of 1e+04"
+
+
+def test_the_legend_of_a_backtest_covers_no_error_bar() -> None:
+    C = np.geomspace(1e15, 1e18, 20)
+    loss = (1 + 30 * C**-0.1) * np.exp(0.03 * np.random.default_rng(0).standard_normal(20))
+    ax = plots.plot_backtest(backtest(fit_compute_law, C, loss=loss, factors=[3, 10, 30]))
+    ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
+
+
 def test_labels_of_a_contour_lie_on_logarithmic_axes(front: FrontModel) -> None:
     """Placed before the axes are logarithmic, they float beside their lines."""
     ax = plots.plot_contour(front, "rate")

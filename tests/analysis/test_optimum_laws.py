@@ -89,6 +89,24 @@ def test_cells_that_are_too_small_are_counted_and_named() -> None:
     assert "of 246 runs in 3 cells (n_params 1e+08, 4e+08" in law.fitted_to
 
 
+def test_an_optimum_at_the_edge_of_what_was_tried_is_doubted() -> None:
+    runs = grid()
+    for kept, way in {"lr < 0.05": "more", "lr > 0.13": "less"}.items():
+        said = rf"best lr is at the edge of what was tried \(.*\) in \d of 6 cells.*: try {way}"
+        with pytest.warns(UndeterminedLawWarning, match=said):
+            law = fit_optimum_law(runs.query(kept), ["lr"], ["n_params", "n_tokens"])
+        assert "best lr is at the edge" in law.fitted_to
+
+
+def test_hyperparameters_of_one_or_two_values_have_no_bowl() -> None:
+    runs = grid(cells=2)
+    with pytest.raises(ValueError, match=r"wd has one value in each cell.*leave it out"):
+        fit_optimum_law(runs.assign(wd=0.1), ["lr", "wd"], ["n_tokens"])
+    two = runs.groupby("n_tokens")["lr"].transform(lambda lr: lr.rank(method="dense"))
+    with pytest.warns(UndeterminedLawWarning, match="lr has no more than two values in a cell"):
+        fit_optimum_law(runs[two.isin([4, 6])], ["lr"], ["n_tokens"], n_resamples=5)
+
+
 def test_the_name_of_a_column_is_no_list_of_them() -> None:
     with pytest.raises(ValueError, match=r"optimum_of is a list of columns: write \['lr'\]"):
         fit_optimum_law(grid(cells=2), "lr", ["n_tokens"])
@@ -106,6 +124,8 @@ def test_what_it_cannot_use_is_said() -> None:
     law = fit_optimum_law(grid(cells=2), ["lr"], ["n_tokens"], n_resamples=2)
     with pytest.raises(ValueError, match="depends on n_tokens"):
         law.predict(n_params=1e9)
+    with pytest.raises(ValueError, match=r"0\.9 for 90%, but is 90"):
+        law.interval(n_tokens=1e9, level=90)
 
 
 def test_regret_is_nothing_at_the_best_run_and_between_runs_of_the_line_between() -> None:

@@ -36,6 +36,28 @@ def test_given_columns_are_taken_and_rows_without_values_left_out() -> None:
     assert "1 rows left out" in found.said()
 
 
+def test_a_column_that_names_one_run_for_all_rows_is_no_group() -> None:
+    frame = pd.DataFrame({"N": N, "D": D, "loss": LOSS})
+    found = fit_runs(frame.assign(run="my-sweep"))
+    assert "'run' names one run for all rows, and is not used" in found.said()
+    assert "group" not in found.columns
+    pd.testing.assert_frame_equal(found.law.summary(), fit_runs(frame).law.summary())
+    with pytest.raises(ValueError, match="'my-sweep' is the run of all 36 rows"):
+        fit_runs(frame.assign(run="my-sweep"), {"group": "run"})
+
+
+def test_rows_are_named_as_in_the_table_where_some_lack_values() -> None:
+    frame = pd.DataFrame({"N": N, "D": D, "loss": LOSS, "lr": 1e-3 * (1 + np.arange(36) % 7)})
+    frame.loc[[0, 1, 2], "loss"] = np.nan
+    with pytest.raises(ValueError, match="row 10 of 'loss' is 0"):
+        fit_runs(frame.assign(loss=frame["loss"].where(frame.index != 10, 0.0)))
+    with pytest.raises(ValueError, match="row 10 of 'loss' is 0"):
+        fit_runs(frame.assign(loss=frame["loss"].where(frame.index != 10, 0.0))[5:])
+    frame.loc[30, "loss"] *= 2
+    law = fit_runs(frame, tuned=False).law
+    assert isinstance(law, LossLaw) and "left out (rows 30)" in law.fitted_to
+
+
 def test_compute_alone_is_enough() -> None:
     flops = np.geomspace(1e18, 1e21, 12)
     frame = pd.DataFrame({"FLOPs": flops, "loss": 1.7 + 2 * (flops / 1e18) ** -0.15})
@@ -92,6 +114,37 @@ def test_what_is_no_number_is_named() -> None:
         fit_runs(frame)
 
 
+def test_numbers_that_cannot_be_meant_are_named() -> None:
+    frame = pd.DataFrame({"loss": LOSS, "N": N, "D": D})
+    losses = frame["loss"].map(str)
+    for written, said in {
+        "-3": "row 7 of 'loss' is -3, but it must be positive",
+        "4,575": "row 7 of 'loss' may be 4.575 or 4575: '4,575'",
+        "-": None,
+    }.items():
+        wrong = frame.assign(loss=losses.where(frame.index != 7, written))
+        if said is None:
+            assert fit_runs(wrong).n_left_out == 1
+        else:
+            with pytest.raises(ValueError, match=said):
+                fit_runs(wrong)
+    with pytest.raises(ValueError, match=r"row 2 of 'N' is -4e\+06, but it must be positive"):
+        fit_runs(frame.assign(N=frame["N"].map(str).where(frame.index != 2, "-4M")))
+    with pytest.raises(ValueError, match=r"row 0 of 'lr' may be 0\.001 or 0001"):
+        fit_runs(frame.assign(lr="0,001"), hyperparameters=["lr"])
+    ppl = np.exp(LOSS).tolist()
+    with pytest.raises(ValueError, match="row 3 of 'ppl' is 1, but perplexities are above 1"):
+        fit_runs(pd.DataFrame({"N": N, "D": D, "ppl": [*ppl[:3], 1.0, *ppl[4:]]}))
+
+
+def test_a_cell_with_a_unit_of_its_own_is_not_in_the_columns() -> None:
+    written = [f"{n / 1e6:.6f}M" if i % 2 else f"{n / 1e6:.6f}" for i, n in enumerate(N)]
+    law = fit_runs(pd.DataFrame({"params_m": written, "tokens_b": D / 1e9, "loss": LOSS})).law
+    assert isinstance(law, LossLaw)
+    np.testing.assert_allclose(law.n_params, N, rtol=1e-5)
+    np.testing.assert_allclose(law.n_tokens, D)
+
+
 def test_two_columns_that_would_do_are_asked_for() -> None:
     frame = pd.DataFrame({"N": N, "D": D, "val_loss": LOSS, "train_loss": LOSS + 0.1})
     with pytest.raises(ValueError, match=r"'val_loss' and 'train_loss' may each be the loss.*--l"):
@@ -119,6 +172,9 @@ def test_any_two_of_parameters_tokens_and_flops_are_enough() -> None:
     np.testing.assert_allclose(found.law.loss, LOSS)
     assert "n_params computed from C = 6 N D" in found.said()
     assert "logarithm of 'ppl'" in found.said()
+    days = pd.DataFrame({"compute": 6 * N * D / 8.64e19, "params": N, "loss": LOSS})
+    with pytest.raises(ValueError, match=r"n_tokens computed from 'compute'.*a PF-day has 8.64e19"):
+        fit_runs(days)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "jsonl", "parquet"])

@@ -90,6 +90,9 @@ def test_fit_says_which_columns_it_took(run_cli: RunCli, tmp_path: Path) -> None
     assert code == 0 and "'eval_loss'," in out
     code, _, err = run_cli("fit", tmp_path / "runs.csv", "--loss", "odd")
     assert code == 2 and "no column 'odd'" in err
+    for as_json in ([], ["--json"]):
+        code, _, err = run_cli("fit", tmp_path / "runs.csv", "--flops", "-1", *as_json)
+        assert code == 2 and "compute must be finite and positive" in err
 
 
 def test_fit_warns_in_words(run_cli: RunCli, tmp_path: Path) -> None:
