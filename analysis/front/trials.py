@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
 from carbs.records import Direction, Failure, Observation
@@ -251,12 +252,13 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
         predicted = attributes.get(PREDICTED, {})
         spent = failure.get("cost", attributes.get(STOPPED, {}).get("spent"))
         output, cost = (trial.values or [None, spent])[:2]
+        reason = "pruned" if _is_pruned(trial) else None
         row: dict[str, Any] = {
             "number": trial.number,
-            "state": _state(trial.state.name, FORGOTTEN in attributes or trial.number in dropped),
+            "state": _state(trial, trial.number in dropped),
             "output": output,
             "cost": cost,
-            "reason": failure.get("reason", attributes.get(FORGOTTEN)),
+            "reason": failure.get("reason", attributes.get(FORGOTTEN, reason)),
         }
         for name in ("output", "cost"):
             low, high = predicted.get(f"predicted_{name}_interval") or (None, None)
@@ -288,10 +290,17 @@ def _ids(frame: pd.DataFrame) -> list[str]:
     return [str(number) for number in (frame["number"] if "number" in frame else range(len(frame)))]
 
 
-def _state(name: str, is_forgotten: bool) -> str:
-    if is_forgotten:
+def _state(trial: FrozenTrial, is_dropped: bool) -> str:
+    if is_dropped or FORGOTTEN in trial.user_attrs:
         return "forgotten"
-    return {"FAIL": "failed", "PRUNED": "stopped"}.get(name, name.lower())
+    if trial.state == TrialState.FAIL or _is_pruned(trial):
+        return "failed"
+    return "stopped" if trial.state == TrialState.PRUNED else trial.state.name.lower()
+
+
+def _is_pruned(trial: FrozenTrial) -> bool:
+    """Whether it was stopped early without a forecast of its end."""
+    return trial.state == TrialState.PRUNED and STOPPED not in trial.user_attrs
 
 
 def _flat_metrics(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def records(
     """Read a study's trials, in the order of their numbers.
 
     Trials without some active parameter of the space and forgotten ones are left out, and so are
-    pruned ones without a forecast of their end, and finished ones whose cost nobody knows.
+    finished ones whose cost nobody knows. Pruned ones count with a forecast of their end where a
+    :class:`FrontPruner` has made one, else as failures.
 
     Args:
         trials: of the study.
@@ -101,7 +102,8 @@ def earlier_sweep(
 ) -> EarlierSweep:
     """A study's ended trials, over whatever parameters they have, as data for a new search.
 
-    Trials that were stopped early count as their forecasts, pruned ones without a forecast do not.
+    Trials that were stopped early count as their forecasts, pruned ones without a forecast as
+    failures.
 
     Args:
         study: with the objectives (output, cost), or with one.
@@ -174,9 +176,12 @@ def records_of(
                 found.observations.append(
                     Observation(params=params, output=output, cost=cost, id=id, spent=spent)
                 )
-        elif trial.state == TrialState.PRUNED and STOPPED in trial.user_attrs:
+        elif trial.state == TrialState.PRUNED:
+            spent = _spent(trial, cost_attribute)
+            if STOPPED not in trial.user_attrs:
+                found.failures.append(Failure(params=params, reason="pruned", cost=spent, id=id))
+                continue
             stopped = dict(trial.user_attrs[STOPPED])
-            spent = _cost(trial, cost_attribute) if trial.intermediate_values else None
             if spent:  # one objective: there the pruner knows only which share was done
                 stopped |= {"cost": spent * stopped["cost"] / stopped["spent"], "spent": spent}
             found.observations.append(Observation(params=params, id=id, **stopped))
@@ -211,6 +216,12 @@ def _cost(trial: FrozenTrial, attribute: str | None) -> float | None:
     if not duration:
         return None
     return max(duration.total_seconds() - float(trial.system_attrs.get(SAMPLING_S, 0)), 1e-6)
+
+
+def _spent(trial: FrozenTrial, attribute: str | None) -> float | None:
+    """What a pruned trial spent; None where nobody knows, as in a study of two objectives."""
+    has_one_objective = attribute is not None or bool(trial.intermediate_values)
+    return _cost(trial, attribute) if has_one_objective else None
 
 
 def _tell_without_cost(numbers: list[int], attribute: str | None, have_others: bool) -> None:

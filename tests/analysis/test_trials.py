@@ -39,7 +39,7 @@ PARAMS = [
 def test_every_state_has_its_row() -> None:
     study = create_study("frame", None)
     study.sampler = CarbsSampler(PARAMS)
-    trials = [study.ask() for _ in range(5)]
+    trials = [study.ask() for _ in range(6)]
     trials[0].set_user_attr("metrics", {"flops": 1e9, "evaluations": {"values": {"accuracy": 0.5}}})
     study.tell(trials[0], [2.5, 3.0])
     tell_failure(study, 1, "out of memory", 1.5)
@@ -47,8 +47,11 @@ def test_every_state_has_its_row() -> None:
     forecast = {"output": 2.6, "output_deviation": 0.1, "cost": 8.0, "spent": None}
     set_attribute(study, 3, STOPPED, forecast)
     tell_stopped(study, 3, spent=2.0)
+    study.tell(5, state=optuna.trial.TrialState.PRUNED)  # without a forecast of its end
     frame = trials_frame(study, SearchSpace(PARAMS)).set_index("number")
-    assert frame["state"].tolist() == ["complete", "failed", "forgotten", "stopped", "running"]
+    states = ["complete", "failed", "forgotten", "stopped", "running", "failed"]
+    assert frame["state"].tolist() == states
+    assert frame.loc[5, "reason"] == "pruned"
     assert frame.loc[0, ["output", "cost", "width", "mix.a"]].tolist() == [2.5, 3.0, 64, 0.5]
     assert frame.loc[0, "metrics.evaluations.values.accuracy"] == 0.5
     assert frame.loc[1, ["reason", "cost"]].tolist() == ["out of memory", 1.5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -269,11 +271,54 @@ def test_steps_without_their_number_are_refused_with_the_remedy() -> None:
         trial.should_prune()
 
 
-def test_a_pruned_trial_without_a_forecast_is_left_out() -> None:
+def test_a_pruned_trial_without_a_forecast_is_a_failure_of_its_configuration() -> None:
     study = create_study("test", None)
     study.sampler = CarbsSampler(PARAMS)
-    study.tell(study.ask(), state=TrialState.PRUNED)
-    found = records(study.trials, SearchSpace(PARAMS))
-    assert found.observations == found.failures == found.pending == []
-    old = earlier_sweep(study)
-    assert old.observations == old.failures == ()
+    first = study.ask()
+    study.tell(first, state=TrialState.PRUNED)
+    for found in (records(study.trials, SearchSpace(PARAMS)), earlier_sweep(study)):
+        assert not found.observations
+        assert [(f.id, f.reason, f.cost, f.params) for f in found.failures] == [
+            ("0", "pruned", None, first.params)  # in which unit its duration is nobody knows
+        ]
+    assert study.ask().params != first.params
+
+
+@pytest.mark.parametrize(("cost", "spent"), [("flops", 3.0), (None, 7.0)])
+def test_a_pruned_trial_of_one_objective_costs_what_it_spent(
+    cost: str | None, spent: float
+) -> None:
+    study = optuna.create_study(sampler=CarbsSampler(PARAMS, cost=cost))
+    trial = study.ask()
+    trial.report(2.0, 1)
+    trial.set_user_attr("flops", 3.0)
+    study.tell(trial, state=TrialState.PRUNED)
+    ended = study.trials[0]
+    assert ended.datetime_complete is not None
+    ended.datetime_start = ended.datetime_complete - timedelta(seconds=7)
+    ended.system_attrs = {}
+    (failure,) = records([ended], SearchSpace(PARAMS), cost=cost).failures
+    assert failure.cost == pytest.approx(spent)
+
+
+def test_a_search_goes_on_elsewhere_than_where_trials_are_pruned() -> None:
+    """By another pruner than :class:`FrontPruner`, which says nothing of how they would end."""
+    study = optuna.create_study(
+        sampler=CarbsSampler(cost="cost"), pruner=optuna.pruners.MedianPruner(n_startup_trials=3)
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        width = trial.suggest_int("width", 16, 256, log=True)
+        rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+        output = 1 + width**-0.5 + 0.1 * (math.log10(rate) + 2.5) ** 2
+        for step in range(5):
+            trial.report(output + 1 / (step + 1), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("cost", (width / 64) ** 2)
+        return output
+
+    study.optimize(objective, n_trials=20)
+    late = [trial.params for trial in study.trials[-12:]]
+    assert len({params["width"] for params in late}) > 2
+    assert len({round(math.log10(params["rate"]), 1) for params in late}) > 2
