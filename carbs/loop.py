@@ -67,8 +67,9 @@ def minimize(
     Args:
         function: takes a configuration, ``{"learning_rate": 0.003, ...}`` without what is inactive,
             and returns ``loss, cost``, or a mapping or an object with ``output`` and ``cost``. If
-            it returns a loss alone, the cost is the seconds that the call took. A run that raises
-            is a failure, which teaches the search where not to go; so is a loss that is not finite.
+            it returns a loss alone, the cost is the seconds that the call took. A run that raises,
+            ``SystemExit`` too, is a failure, which teaches the search where not to go; so is a loss
+            that is not finite.
         params: what is searched. The first run is made of their centres.
         max_cost: of one run, in the same unit; None for no limit.
         n_trials: how many runs there are to be, failed ones too.
@@ -238,7 +239,7 @@ def _call(function: Callable[[dict[str, Any]], Any], params: dict[str, Any]) -> 
         returned = function(params)
         seconds = time.perf_counter() - started
         output, cost = _output_and_cost(returned)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # trainings end themselves by sys.exit(1)
         seconds = time.perf_counter() - started
         reason = f"{type(error).__name__}: {error}"
         return _End(seconds=seconds, reason=reason, trace=traceback.format_exc())

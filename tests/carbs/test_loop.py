@@ -242,6 +242,21 @@ def test_a_process_that_dies_is_a_failed_run() -> None:
         carbs.minimize(lambda params: 1 / 0, PARAMS, n_trials=9, n_jobs=2)
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_run_that_exits_is_a_failed_run(n_jobs: int, tmp_path: Path) -> None:
+    def exits(params: dict[str, Any]) -> tuple[float, float]:
+        if params["width"] == 8:
+            sys.exit("no memory left")
+        return train(params)
+
+    path = tmp_path / "search.json"
+    result = carbs.minimize(exits, PARAMS, n_trials=5, n_jobs=n_jobs, path=path)
+    assert result.failures[0].params["width"] == 8
+    assert result.failures[0].reason == "SystemExit: no memory left"
+    assert len(result.observations) + len(result.failures) == 5
+    assert CARBS.load(path).pending == ()
+
+
 SCRIPT = """
 import carbs
 from carbs import LogSpace, Param
