@@ -163,7 +163,7 @@ def records_of(
         id = str(trial.number)
         if trial.state == TrialState.COMPLETE:
             try:
-                cost = _cost(trial, cost_attribute)
+                cost = known_cost(trial, cost_attribute)
             except ValueError as error:
                 impossible.append(str(error))
                 continue
@@ -209,7 +209,7 @@ def records_of(
     return found
 
 
-def _cost(trial: FrozenTrial, attribute: str | None) -> float | None:
+def known_cost(trial: FrozenTrial, attribute: str | None) -> float | None:
     """What a trial cost; None where nobody knows.
 
     Raises:
@@ -231,7 +231,7 @@ def _spent(trial: FrozenTrial, attribute: str | None) -> float | None:
     """What a pruned trial spent; None where nobody knows, as in a study of two objectives."""
     has_one_objective = attribute is not None or bool(trial.intermediate_values)
     try:
-        return _cost(trial, attribute) if has_one_objective else None
+        return known_cost(trial, attribute) if has_one_objective else None
     except ValueError:
         return None
 

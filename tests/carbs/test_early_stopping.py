@@ -263,6 +263,46 @@ def test_a_study_of_one_objective_prunes_as_with_any_other_pruner() -> None:
     assert stopped.is_forecast
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_with_one_objective_a_dear_trial_does_not_stop_a_cheap_one_on_the_front(
+    tells: bool,
+) -> None:
+    """Trials 0 to 4 and 5 are ever cheaper and worse: all on the front. Trial 6 is dear and bad."""
+    study = optuna.create_study(
+        sampler=CarbsSampler(PARAMS, cost="flops"),
+        pruner=FrontPruner(miss_share=0.2, n_steps=10, cost="flops"),
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        n = trial.number
+        flops, extra = (10.0 - n, 0.1 * n) if n < 6 else (20.0, 8.0)
+        for step in range(1, 11):
+            if tells:
+                trial.set_user_attr("flops", flops * step / 10)
+            trial.report(2 - step / 10 + extra, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("flops", flops)
+        return 1 + extra
+
+    study.optimize(objective, n_trials=7)
+    states = [trial.state for trial in study.trials]
+    assert states[:6] == [TrialState.COMPLETE] * 6
+    # Nobody knows what it costs if it does not say so.
+    assert states[6] == (TrialState.PRUNED if tells else TrialState.COMPLETE)
+    last = records(study.trials, SearchSpace(PARAMS), cost="flops").observations[-1]
+    assert last.cost == pytest.approx(20)
+    assert last.spent == (pytest.approx(4) if tells else None)
+
+
+def test_a_cost_beside_a_second_objective_is_refused() -> None:
+    study = create_study("test", None)
+    study.sampler = CarbsSampler(PARAMS)
+    study.ask()
+    with pytest.raises(ValueError, match="cost='flops' names a user attribute.*leave it out"):
+        FrontPruner(cost="flops").prune(study, study.trials[0])
+
+
 def test_steps_without_their_number_are_refused_with_the_remedy() -> None:
     study = optuna.create_study(pruner=FrontPruner())
     trial = study.ask()
