@@ -299,7 +299,7 @@ def test_a_cost_beside_a_second_objective_is_refused() -> None:
     study = create_study("test", None)
     study.sampler = CarbsSampler(PARAMS)
     study.ask()
-    with pytest.raises(ValueError, match="cost='flops' names a user attribute.*leave it out"):
+    with pytest.raises(ValueError, match=r"cost='flops' names a user attribute.*leave it out"):
         FrontPruner(cost="flops").prune(study, study.trials[0])
 
 
