@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.acquisition import FrontImprovement, TrustBox, keys, maximize
-from carbs.allowance import Allowance
+from carbs.allowance import Allowance, check_limit
 from carbs.constraints import Constraint
 from carbs.display import shown, table
 from carbs.earlier import EarlierRuns, EarlierSweep
@@ -32,7 +32,7 @@ from carbs.from_imbue import (
     where,
 )
 from carbs.pareto import hypervolume, pareto_front
-from carbs.records import Direction, Failure, Observation, Suggestion, as_number
+from carbs.records import Direction, Failure, Observation, Suggestion, as_number, as_whole_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.surrogate import Surrogate, fit_surrogate
@@ -257,6 +257,19 @@ class _State(BaseModel):
     earlier: list[EarlierSweep] = []
 
 
+def _checked_limits(
+    max_cost: float | None, n_trials: int | None, budget: float | None
+) -> dict[str, Any]:
+    """By their names, or ``ValueError``."""
+    check_limit("max_cost", max_cost)
+    Allowance(n_trials, budget)
+    return {
+        "max_cost": None if max_cost is None else float(max_cost),
+        "n_trials": None if n_trials is None else int(n_trials),
+        "budget": None if budget is None else float(budget),
+    }
+
+
 def seen_from(
     space: SearchSpace, earlier: Sequence[EarlierSweep], direction: Direction
 ) -> list[EarlierRuns]:
@@ -288,7 +301,8 @@ class CARBS(metaclass=Explaining):
 
     Raises:
         ValueError: no parameters, names that occur twice, constraints that are none or that the
-            centre violates, a limit that is not positive, or an earlier sweep that does not fit.
+            centre violates, a limit that is not positive, a seed that is no whole number, or an
+            earlier sweep that does not fit.
     """
 
     @no_keywords_of_imbue(CONFIG_KEYWORDS)
@@ -306,19 +320,15 @@ class CARBS(metaclass=Explaining):
     ) -> None:
         if direction not in ("minimize", "maximize"):
             raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
-        if max_cost is not None and not max_cost > 0:
-            raise ValueError(f"max_cost is {max_cost}, expected a positive number or None")
-        Allowance(n_trials, budget)  # or a ValueError
+        limits = _checked_limits(max_cost, n_trials, budget)
         self.space = SearchSpace(params, constraints)
         self._state = _State(
             params=list(self.space.params),
             constraints=[constraint.saved for constraint in self.space.constraints],
             direction=direction,
-            max_cost=max_cost,
-            n_trials=n_trials,
-            budget=budget,
+            **limits,
             earlier=list(earlier),
-            seed=seed,
+            seed=as_whole_number("seed", seed),
         )
         self._earlier = seen_from(self.space, earlier, direction)
 
@@ -494,6 +504,7 @@ class CARBS(metaclass=Explaining):
         path: str | os.PathLike[str],
         *,
         constraints: Iterable[Constraint] | None = None,
+        max_cost: float | None = None,
         n_trials: int | None = None,
         budget: float | None = None,
     ) -> Self:
@@ -503,12 +514,14 @@ class CARBS(metaclass=Explaining):
             path: of the file.
             constraints: those that the optimizer was made with. Needed where some of them are
                 functions, which a file cannot hold.
-            n_trials, budget: of the search from its beginning, in place of those it was saved with.
+            max_cost, n_trials, budget: of the search from its beginning, in place of those it was
+                saved with.
 
         Raises:
             ValueError: the file is no saved optimizer, or was saved with other constraints; says
-                where it deviates.
+                where it deviates. Or a limit is not positive.
         """
+        limits = _checked_limits(max_cost, n_trials, budget)
         try:
             state = _State.model_validate_json(Path(path).read_bytes())
             if constraints is None:
@@ -518,8 +531,8 @@ class CARBS(metaclass=Explaining):
                 constraints=constraints,
                 direction=state.direction,
                 max_cost=state.max_cost,
-                n_trials=n_trials or state.n_trials,
-                budget=budget or state.budget,
+                n_trials=state.n_trials,
+                budget=state.budget,
                 earlier=state.earlier,
                 seed=state.seed,
             )
@@ -528,11 +541,12 @@ class CARBS(metaclass=Explaining):
         if optimizer._state.constraints != state.constraints:
             raise ValueError(
                 f"{path} was saved with the constraints {state.constraints}, but is loaded with "
-                f"{optimizer._state.constraints}: give CARBS.load the constraints that the "
-                "optimizer was made with, functions included"
+                f"{optimizer._state.constraints}: give those that the search was made with, "
+                "functions included; or begin another, which learns from it by "
+                "earlier=[EarlierSweep.load(path)]"
             )
-        limits = {"n_trials": optimizer._state.n_trials, "budget": optimizer._state.budget}
-        optimizer._state = state.model_copy(update=limits)
+        told = {name: limit for name, limit in limits.items() if limit is not None}
+        optimizer._state = state.model_copy(update=told)
         return optimizer
 
     if not TYPE_CHECKING:

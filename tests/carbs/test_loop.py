@@ -18,7 +18,15 @@ import pandas as pd
 import pytest
 
 import carbs
-from carbs import CARBS, ChoiceSpace, FunctionFailsError, LogSpace, MixtureSpace, Param
+from carbs import (
+    CARBS,
+    ChoiceSpace,
+    EarlierSweep,
+    FunctionFailsError,
+    LogSpace,
+    MixtureSpace,
+    Param,
+)
 from carbs.analysis.front.trials import frame_records
 from carbs.result import SearchResult
 
@@ -145,6 +153,8 @@ def test_a_budget_is_used_up() -> None:
 def test_limits_are_needed() -> None:
     with pytest.raises(ValueError, match="n_trials or budget"):
         carbs.minimize(train, PARAMS)
+    with pytest.raises(ValueError, match=r"n_trials is 8.5, expected a whole number"):
+        carbs.minimize(train, PARAMS, n_trials=8.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_jobs is 0"):
         carbs.minimize(train, PARAMS, n_trials=1, n_jobs=0)
 
@@ -206,8 +216,43 @@ def test_an_interrupted_search_goes_on_from_its_file(tmp_path: Path) -> None:
     # Limits may be raised; nothing is run that has been run.
     assert len(carbs.minimize(interrupted, PARAMS, n_trials=8, path=path).observations) == 8
     assert len(tried) == 9
-    with pytest.raises(ValueError, match="holds a search over other parameters"):
-        carbs.minimize(train, PARAMS[:1], n_trials=8, path=path)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (PARAMS[:1], "there is 'width' as well. Name another path"),
+        ([*PARAMS, Param("decay", LogSpace(), 0.1)], "there is no 'decay'. Name another path"),
+        (
+            [PARAMS[0], Param("width", LogSpace(is_integer=True), 8)],
+            r"there 'width' is Param\(.* where this call has Param\('width', [^P]*8\). Name",
+        ),
+        (PARAMS[::-1], r"in another order, \['rate', 'width'\]"),
+    ],
+)
+def test_a_file_of_other_parameters_is_refused_with_what_differs(
+    params: list[Param], message: str, tmp_path: Path
+) -> None:
+    carbs.minimize(train, PARAMS, n_trials=1, path=tmp_path / "search.json")
+    with pytest.raises(ValueError, match=f"holds a search over other parameters: .*{message}"):
+        carbs.minimize(train, params, n_trials=8, path=tmp_path / "search.json")
+
+
+def test_a_search_that_goes_on_takes_earlier_sweeps_and_keeps_its_constraints(
+    tmp_path: Path,
+) -> None:
+    path, old = (
+        tmp_path / "search.json",
+        EarlierSweep.of(carbs.minimize(train, PARAMS, n_trials=8, seed=1).optimizer),
+    )
+    carbs.minimize(train, PARAMS, n_trials=1, path=path)
+    carbs.minimize(train, PARAMS, n_trials=4, path=path, earlier=[old])
+    result = carbs.minimize(train, PARAMS, n_trials=6, path=path)  # it still knows of it
+    whole = carbs.minimize(train, PARAMS, n_trials=6, earlier=[old])
+    assert result.observations[1:] == whole.observations[1:]
+    assert result.observations[2:] != carbs.minimize(train, PARAMS, n_trials=6).observations[2:]
+    with pytest.raises(ValueError, match=r"constraints \[\], .* begin another, which learns"):
+        carbs.minimize(train, PARAMS, n_trials=8, path=path, constraints=["width < 100"])
 
 
 def test_several_processes(tmp_path: Path) -> None:
