@@ -387,6 +387,7 @@ class CARBS(metaclass=Explaining):
     ) -> None:
         """Tell the measured output and cost of a suggestion, or of any configuration.
 
+        A configuration by itself answers the first pending suggestion that is equal, if there is.
         Both may be of any kind that ``float()`` takes: NumPy's numbers, tensors of one element,
         ``Decimal``, a string that spells a number. An output that is NaN or infinite is recorded as
         a failure. A suggestion may be observed more than once: repeats teach the noise.
@@ -453,30 +454,43 @@ class CARBS(metaclass=Explaining):
         self,
         suggestion: Suggestion | Mapping[str, Any],
         *,
-        reason: str,
+        reason: str | Exception,
         cost: float | None = None,
     ) -> None:
         """Tell that a configuration cannot be trained. It lowers the success probability around it.
 
+        Args:
+            reason: in a few words, or the exception.
+            cost: spent before it failed, where known.
+
         Raises:
-            ValueError: the configuration is not in the space, or the cost negative or not finite.
+            ValueError: the configuration is not in the space, the reason no text, or the cost
+                negative or not finite.
         """
         params, id = self._identify(suggestion)
+        if isinstance(reason, Exception):
+            reason = f"{type(reason).__name__}: {reason}"
+        if not isinstance(reason, str):
+            raise ValueError(f"reason is {reason!r}, expected text or an exception")
         cost = None if cost is None else as_number("cost", cost)
         if cost is not None and not (np.isfinite(cost) and cost >= 0):
             raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
         self._state.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
         self._settle(id)
 
-    def forget(self, suggestion: Suggestion) -> None:
+    def forget(self, suggestion: Suggestion | Mapping[str, Any]) -> None:
         """Drop a pending suggestion: the machine's fault, neither a result nor a failure.
 
         Raises:
             ValueError: the suggestion is not pending.
         """
-        if all(pending.id != suggestion.id for pending in self._state.pending):
-            raise ValueError(f"suggestion {suggestion.id!r} is not pending, so cannot be forgotten")
-        self._settle(suggestion.id)
+        if not isinstance(suggestion, Suggestion):
+            params, id = self._identify(suggestion)
+            if id is None:
+                raise ValueError(f"no pending suggestion is {params}, so none can be forgotten")
+        elif (id := suggestion.id) not in {pending.id for pending in self._state.pending}:
+            raise ValueError(f"suggestion {id!r} is not pending, so cannot be forgotten")
+        self._settle(id)
 
     def pareto_front(self) -> list[Observation]:
         """Measurements that no other beats in both output and cost, cheapest first."""
@@ -584,7 +598,9 @@ class CARBS(metaclass=Explaining):
     def _identify(self, suggestion: Suggestion | Mapping[str, Any]) -> tuple[Params, str | None]:
         if isinstance(suggestion, Suggestion):
             return self.space.check(suggestion.params), suggestion.id
-        return self.space.check(suggestion), None
+        params = self.space.check(suggestion)
+        answered = (pending.id for pending in self._state.pending if pending.params == params)
+        return params, next(answered, None)
 
     def _reopen(self, suggestions: Sequence[Suggestion]) -> None:
         """Let what failed be pending again: something else was to blame."""

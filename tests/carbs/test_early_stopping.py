@@ -201,6 +201,18 @@ def run_trial(study: Study, extra: float, sign: float) -> None:
     study.tell(trial, [sign * (1.0 + extra), 2.0])
 
 
+def test_curves_may_be_lists_and_other_shapes_are_refused() -> None:
+    curve = [[0.5, 2.0, 1.0], [0.75, 1.5, 1.5]]
+    runs = [FinishedRun(curve, 1.0 + i, 2.0) for i in range(9)]  # type: ignore[arg-type]
+    arrays = [FinishedRun(np.array(curve), 1.0 + i, 2.0) for i in range(9)]
+    end = forecast(curve, runs, miss_share=0.2)
+    assert end is not None
+    assert end == forecast(np.array(curve), arrays, miss_share=0.2)
+    assert forecast([], runs) is None
+    with pytest.raises(ValueError, match=r"shape \(2,\), expected \(t, 3\): rows of progress"):
+        forecast([0.5, 2.0], runs)
+
+
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1.0), ("maximize", -1.0)])
 def test_a_study_of_two_objectives_is_pruned_by_its_curves(direction: Any, sign: float) -> None:
     study = create_study("test", None, direction)

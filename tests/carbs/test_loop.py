@@ -28,6 +28,7 @@ from carbs import (
     Param,
 )
 from carbs.analysis.front.trials import frame_records
+from carbs.records import Suggestion
 from carbs.result import SearchResult
 
 PARAMS = [
@@ -336,6 +337,25 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     carbs.minimize(train, PARAMS, n_trials=3, progress=False)
     assert terminal.getvalue() == ""
+
+
+def test_a_run_that_the_optimizer_did_not_suggest_has_no_number() -> None:
+    optimizer = CARBS(PARAMS)
+    mine = Suggestion(id="mine", params={"rate": 0.1, "width": 2})
+    optimizer.observe(optimizer.suggest(), output=1.0, cost=2.0)
+    optimizer.observe(mine, output=2.0, cost=3.0)
+    numbers = SearchResult(optimizer).to_frame()["number"]
+    assert numbers.isna().tolist() == [True, False]
+    assert numbers[1] == 0
+
+
+def test_a_search_without_finished_runs_is_a_figure_too() -> None:
+    optimizer = CARBS(PARAMS)
+    assert SearchResult(optimizer).plot().axes[0].get_xlabel() == "cost of one run"
+    optimizer.observe_failure(optimizer.suggest(), reason="diverged")
+    optimizer.observe_failure(optimizer.suggest(), reason="diverged", cost=2.0)
+    (ax,) = SearchResult(optimizer).plot().axes
+    assert "failed" in ax.get_legend().get_texts()[-1].get_text()
 
 
 def test_a_result_of_a_loop_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -359,6 +359,24 @@ def test_what_is_no_number_is_named(options: dict[str, Any], message: str) -> No
             kind(PARAMS, **options)
 
 
+def test_a_configuration_by_itself_answers_the_suggestion_that_is_equal() -> None:
+    optimizer = search(4)
+    first, second, third = optimizer.suggest(3)
+    optimizer.observe(first.params, output=1.0, cost=1.0)
+    optimizer.observe_failure(dict(second.params), reason=MemoryError("80 GiB"))
+    assert optimizer.pending == (third,)
+    assert (optimizer.observations[-1].id, optimizer.failures[-1].id) == (first.id, second.id)
+    assert optimizer.failures[-1].reason == "MemoryError: 80 GiB"
+    optimizer.forget(third.params)
+    assert optimizer.pending == ()
+    optimizer.observe(first.params, output=1.0, cost=1.0)
+    assert optimizer.observations[-1].id is None
+    with pytest.raises(ValueError, match=r"no pending suggestion is {'size': .*}"):
+        optimizer.forget(third.params)
+    with pytest.raises(ValueError, match="reason is 3, expected text or an exception"):
+        optimizer.observe_failure(third, reason=3)  # type: ignore[arg-type]
+
+
 def test_a_truncated_file_is_refused(searched: Path, tmp_path: Path) -> None:
     path = tmp_path / "truncated.json"
     path.write_text(searched.read_text()[:-20])
