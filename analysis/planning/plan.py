@@ -39,8 +39,10 @@ from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
 from carbs.display import in_a_line, with_interval
+from carbs.optimizer import CARBS
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
+from carbs.result import SearchResult
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.study import flatten
@@ -162,11 +164,11 @@ class Plan(Shown):
             raise ValueError("this plan does not know its sweep: make it with plan()")
         return expected_at(self.expectation, costs, self.bounds, self.fixed)
 
-    def figure(self, *, cost_unit: str = "s", output_unit: str = "") -> Figure:
+    def figure(self, *, cost_unit: str = "", output_unit: str = "") -> Figure:
         """Runs, front, what budgets up to this one would buy, check runs, and the run planned.
 
         Args:
-            cost_unit, output_unit: for the axes.
+            cost_unit, output_unit: for the axes; empty for none.
 
         Raises:
             ValueError: the plan has no front.
@@ -241,7 +243,7 @@ def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
 
 @on_one_thread
 def plan(
-    data: FrontModel | Study | pd.DataFrame,
+    data: FrontModel | CARBS | SearchResult | Study | pd.DataFrame,
     cost: float | None = None,
     *,
     flops: float | None = None,
@@ -267,7 +269,8 @@ def plan(
     budget in FLOPs, and GPU-seconds for the others, and a warning says so.
 
     Args:
-        data: a study, a frame of runs, or a front from :func:`carbs.analysis.fit_front`.
+        data: the result of :func:`carbs.minimize` or its optimizer, a study, a frame of runs, or a
+            front from :func:`carbs.analysis.fit_front`.
         cost: of the run, in the sweep's unit; or one of the next three.
         flops: of useful work.
         gpu_hours: rented.
@@ -294,6 +297,10 @@ def plan(
     notes: list[str] = []
     budget = None
     if cost is None:
+        if flops is None and gpu_hours is None and money is None:
+            raise ValueError(
+                "no budget: give a cost, in the sweep's unit, or one of flops, gpu_hours and money"
+            )
         budget = Budget.of(
             flops=flops,
             gpu_hours=gpu_hours,

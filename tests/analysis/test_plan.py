@@ -479,6 +479,7 @@ def test_other_bounds_hold_the_plan_or_let_it_further_than_the_sweep_went() -> N
         ({"depth": (1, 2)}, {}, "no parameter 'depth': there are size, tokens, rate, mix"),
         ({"mix": (0, 1)}, {}, "'mix' has no bounds: it is a mixture"),
         ({"size": (3, 2)}, {}, "bounds of 'size': 3 is above 2"),
+        ({"size": 2e8}, {}, r"bounds of 'size' are 200000000.0, expected \(low, high\)"),
         ({"size": (1, 2)}, {"size": 1.5}, "a value or bounds of size, not both"),
         ({}, {"size": -1.0}, "size = -1.0: -1 lies outside"),
     ],
@@ -486,6 +487,25 @@ def test_other_bounds_hold_the_plan_or_let_it_further_than_the_sweep_went() -> N
 def test_limits_that_cannot_be_are_refused(bounds: Any, fixed: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         plan(sweep(), 1000.0, bounds=bounds, fixed=fixed)
+
+
+def test_a_plan_without_a_budget_is_refused_with_the_ways_to_give_one() -> None:
+    with pytest.raises(ValueError, match="give a cost, in the sweep's unit, or one of flops"):
+        plan(sweep())
+
+
+def test_a_count_at_the_bound_that_was_asked_for_is_told() -> None:
+    """However near the search for the plan has come to it."""
+    size = Param("n_params", LogSpace(scale=0.5, is_integer=True), 10**6)
+    space = SearchSpace([size, *SPACE.params[1:]])
+    runs = []
+    for run in sweep().observations:
+        params = dict(run.params)
+        params["n_params"] = round(1e6 * params.pop("size"))  # type: ignore[operator]  # a number
+        runs.append(run.model_copy(update={"params": params}))
+    planned = plan(fit_front(space, runs), 3000.0, bounds={"n_params": (None, 2e7)})
+    assert planned.params["n_params"] == pytest.approx(2e7, rel=1e-4)
+    assert any("n_params = 2e+07 lies on its bound" in warning for warning in planned.warnings)
 
 
 def test_a_loss_that_was_never_negative_is_not_expected_to_be() -> None:
@@ -656,6 +676,8 @@ def test_a_plan_is_a_picture(direction: str) -> None:
     low, high = ax.get_ylim()
     assert low < planned.output_interval[0] < planned.output_interval[1] < high
     assert ax.get_xlim()[1] > planned.cost
+    assert ax.get_xlabel() == "cost of one run"
+    assert planned.figure(cost_unit="s").axes[0].get_xlabel() == "cost of one run (s)"
 
 
 def test_a_plan_that_may_be_no_better_than_the_best_run_says_so() -> None:
@@ -690,3 +712,5 @@ def test_a_bound_is_named_where_it_can_be_widened(least: int, said: list[str]) -
     planned = plan(fit_front(space, observations), 1000.0)
     assert planned.params["depth"] == least
     assert [warning for warning in planned.warnings if "bound" in warning] == said
+    (depth,) = (c for c in hyperparameter_curves(planned.expectation.front) if c.name == "depth")  # type: ignore[union-attr]  # it has one
+    assert depth.at_bound == ("low" if said else None)
