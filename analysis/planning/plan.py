@@ -299,7 +299,7 @@ def plan(
     if cost is None:
         if flops is None and gpu_hours is None and money is None:
             raise ValueError(
-                "no budget: give a cost, in the sweep's unit, or one of flops, gpu_hours and money"
+                "give one of flops, gpu_hours and money, or a cost in the sweep's unit"
             )
         budget = Budget.of(
             flops=flops,

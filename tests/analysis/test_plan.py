@@ -490,7 +490,7 @@ def test_limits_that_cannot_be_are_refused(bounds: Any, fixed: Any, problem: str
 
 
 def test_a_plan_without_a_budget_is_refused_with_the_ways_to_give_one() -> None:
-    with pytest.raises(ValueError, match="give a cost, in the sweep's unit, or one of flops"):
+    with pytest.raises(ValueError, match="give one of flops, gpu_hours and money, or a cost"):
         plan(sweep())
 
 
