@@ -16,7 +16,7 @@ from carbs.search_space import Param
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 
 # Further out than this, the trend has been followed for longer than it was seen.
-_FAR, _TOO_FAR = 10.0, 1000.0
+_FAR, TOO_FAR = 10.0, 1000.0
 # A dearer run than any should be better than all, and not fail, with this probability.
 _LEAST_CHANCE = 0.9
 # A value lies on its bound when it is as near as this, in scales.
@@ -51,7 +51,7 @@ def prediction_caveats(
     """
     found, front = [], expectation.front
     extrapolation = cost / front.dearest
-    if extrapolation > _TOO_FAR:
+    if extrapolation > TOO_FAR:
         found.append(
             f"{extrapolation:.3g} times the sweep's dearest run: what holds in the sweep need not "
             "hold so far out; search nearer to that cost first"

@@ -31,6 +31,7 @@ from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.success import SuccessLaw
 from carbs.analysis.front.trials import trials_frame
+from carbs.analysis.laws.power import ExtrapolationWarning
 from carbs.analysis.planning.plan import check, fit_front_law, plan
 from carbs.study import distributions, flatten
 
@@ -627,6 +628,23 @@ def test_a_table_says_what_other_budgets_would_buy_under_the_same_bounds() -> No
     assert table["mix.a"][1] == planned.params["mix"]["a"]  # type: ignore[index]
     with pytest.raises(ValueError, match=r"cost is -1.0, expected a positive"):
         planned.table([-1.0])
+    with pytest.warns(ExtrapolationWarning, match=r"at costs of 2e\+06, 1e\+06 are no") as told:
+        planned.table([2e6, 1000.0, 1e6])
+    assert told[0].filename == __file__
+
+
+def test_a_table_whose_outputs_get_worse_with_cost_says_that_they_are_no_guide() -> None:
+    """Larger costs loss here, and the bound leaves nothing else to spend on."""
+    rng, observations = np.random.default_rng(0), []
+    for _ in range(40):
+        size, rate = 10 ** rng.uniform(0, 2), 10 ** rng.uniform(-1, 1)
+        output = 2 + 0.3 * math.log10(size) + 0.2 * math.log10(rate) ** 2
+        params = {"size": size, "rate": rate}
+        observations.append(Observation(params=params, output=output, cost=size))
+    space = SearchSpace([Param("size", LogSpace(), 1.0), Param("rate", LogSpace(), 1.0)])
+    planned = plan(fit_front(space, observations), 90.0)
+    with pytest.warns(ExtrapolationWarning, match=r"at costs of 30, 90 are no guide.*cost 9"):
+        planned.table([3.0, 30.0, 90.0])
 
 
 @pytest.fixture(scope="module", params=["formula", "flops"])
