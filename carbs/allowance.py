@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from carbs.records import as_number, as_whole_number
+
 # How much cost counts in the end, and after how many runs it has come half the way there from 1:
 # cheap runs teach the law, dear ones prove it.
 _COST_EXPONENT = 0.3
@@ -26,16 +28,17 @@ class Allowance:
         budget: the cost of all runs together.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError: a limit is not positive, or ``n_trials`` no whole number.
     """
 
     n_trials: int | None = None
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        for name, limit in (("n_trials", self.n_trials), ("budget", self.budget)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{name} is {limit}, expected a positive number or None")
+        check_limit("n_trials", self.n_trials)
+        check_limit("budget", self.budget)
+        if self.n_trials is not None:
+            as_whole_number("n_trials", self.n_trials)
 
     def most(
         self, max_cost: float | None, spent: float, cheapest: float | None = None
@@ -77,3 +80,12 @@ class Allowance:
         if high is not None and self.is_ending(n_started):
             return 0.0
         return float(_COST_EXPONENT + (1 - _COST_EXPONENT) * 0.5 ** (n_started / _HALF_LIFE))
+
+
+def check_limit(name: str, limit: float | None) -> None:
+    """
+    Raises:
+        ValueError: it is neither a positive number nor None.
+    """
+    if limit is not None and not as_number(name, limit) > 0:
+        raise ValueError(f"{name} is {limit}, expected a positive number or None")

@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from carbs.records import Direction
 from carbs.spaces import FloatArray
@@ -53,11 +54,17 @@ class FinishedRun:
         curve: shape ``(t, 3)``: progress, output and cost so far of each report, by rising
             progress; empty where there were none.
         output, cost: of the whole run.
+
+    Raises:
+        ValueError: the curve has another shape.
     """
 
     curve: FloatArray
     output: float
     cost: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curve", _as_curve(self.curve))
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Forecast:
 
 
 def forecast(
-    curve: FloatArray,
+    curve: ArrayLike,
     finished: Sequence[FinishedRun],
     *,
     miss_share: float = MISS_SHARE,
@@ -98,8 +105,9 @@ def forecast(
         None while the run has not come far enough, is at its end, or too few runs have finished.
 
     Raises:
-        ValueError: the miss share is not in (0, 1).
+        ValueError: the miss share is not in (0, 1), or the curve of another shape.
     """
+    curve = _as_curve(curve)
     if not 0 < miss_share < 1:
         raise ValueError(f"miss_share is {miss_share}, expected a share in (0, 1), such as 0.05")
     if not len(curve) or not min_progress <= curve[-1, 0] < 1:
@@ -144,6 +152,17 @@ def is_off_front(
     sign = 1.0 if direction == "minimize" else -1.0
     reached = [sign * run.output for run in finished if run.cost <= end.cost]
     return bool(reached) and sign * end.best_output > min(reached)
+
+
+def _as_curve(rows: ArrayLike) -> FloatArray:
+    curve = np.asarray(rows, dtype=float)
+    if curve.size == 0:
+        return curve.reshape(0, 3)
+    if curve.ndim != 2 or curve.shape[1] != 3:
+        raise ValueError(
+            f"a curve has the shape {curve.shape}, expected (t, 3): rows of progress, output, cost"
+        )
+    return curve
 
 
 def _interpolated(run: FinishedRun, places: FloatArray) -> FloatArray:

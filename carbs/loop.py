@@ -67,8 +67,9 @@ def minimize(
     Args:
         function: takes a configuration, ``{"learning_rate": 0.003, ...}`` without what is inactive,
             and returns ``loss, cost``, or a mapping or an object with ``output`` and ``cost``. If
-            it returns a loss alone, the cost is the seconds that the call took. A run that raises
-            is a failure, which teaches the search where not to go; so is a loss that is not finite.
+            it returns a loss alone, the cost is the seconds that the call took. A run that raises,
+            ``SystemExit`` too, is a failure, which teaches the search where not to go; so is a loss
+            that is not finite.
         params: what is searched. The first run is made of their centres.
         max_cost: of one run, in the same unit; None for no limit.
         n_trials: how many runs there are to be, failed ones too.
@@ -79,7 +80,8 @@ def minimize(
             a failed run.
         path: of a file that holds every run as it ends, :meth:`CARBS.save`'s. If it exists the
             search goes on from there, first with the runs that were interrupted; limits count from
-            the beginning, and may have been raised.
+            the beginning, and may have been raised. So may earlier sweeps have come; constraints
+            stay.
         constraints, earlier, seed: as :class:`CARBS` takes them.
         progress: whether to show a bar, where there is a terminal.
 
@@ -121,15 +123,31 @@ def _opened(path: Path, fresh: CARBS, constraints: Sequence[Constraint]) -> CARB
     if not path.exists():
         return fresh
     optimizer = CARBS.load(path, constraints=constraints)
-    if optimizer.space.params != fresh.space.params or optimizer.direction != fresh.direction:
+    if optimizer.direction != fresh.direction:
+        raise ValueError(f"{path} holds a search to {optimizer.direction}: name another path")
+    if optimizer.space.params != fresh.space.params:
         raise ValueError(
-            f"{path} holds a search over other parameters, {list(optimizer.space.params)}: name "
-            "another path, or learn from it by earlier=[EarlierSweep.load(path)]"
+            f"{path} holds a search over other parameters: there "
+            f"{_difference(optimizer.space.params, fresh.space.params)}. Name another path, or "
+            "learn from it by earlier=[EarlierSweep.load(path)]"
         )
-    limits = {"n_trials", "budget", "max_cost", "seed"}
-    update = {name: getattr(fresh._state, name) for name in limits}
-    optimizer._state = optimizer._state.model_copy(update=update)
+    limits = ("n_trials", "budget", "max_cost", "seed")
+    told = {name: getattr(fresh._state, name) for name in limits}
+    if fresh._state.earlier:
+        told["earlier"] = fresh._state.earlier
+        optimizer._earlier = fresh._earlier
+    optimizer._state = optimizer._state.model_copy(update=told)
     return optimizer
+
+
+def _difference(saved: Sequence[Param], given: Sequence[Param]) -> str:
+    """What one list has otherwise than the other."""
+    old, new = ({param.name: param for param in params} for params in (saved, given))
+    both = [name for name in old if name in new and old[name] != new[name]]
+    parts = [f"is no {name!r}" for name in new if name not in old]
+    parts += [f"is {name!r} as well" for name in old if name not in new]
+    parts += [f"{name!r} is {old[name]}, where this call has {new[name]}" for name in both]
+    return ", ".join(parts) or f"they stand in another order, {list(old)}"
 
 
 class _Search:
@@ -238,7 +256,7 @@ def _call(function: Callable[[dict[str, Any]], Any], params: dict[str, Any]) -> 
         returned = function(params)
         seconds = time.perf_counter() - started
         output, cost = _output_and_cost(returned)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # trainings end themselves by sys.exit(1)
         seconds = time.perf_counter() - started
         reason = f"{type(error).__name__}: {error}"
         return _End(seconds=seconds, reason=reason, trace=traceback.format_exc())

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from carbs.acquisition import FrontImprovement, TrustBox, keys, maximize
-from carbs.allowance import Allowance
+from carbs.allowance import Allowance, check_limit
 from carbs.constraints import Constraint
 from carbs.display import shown, table
 from carbs.earlier import EarlierRuns, EarlierSweep
@@ -32,7 +32,7 @@ from carbs.from_imbue import (
     where,
 )
 from carbs.pareto import hypervolume, pareto_front
-from carbs.records import Direction, Failure, Observation, Suggestion, as_number
+from carbs.records import Direction, Failure, Observation, Suggestion, as_number, as_whole_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.surrogate import Surrogate, fit_surrogate
@@ -257,6 +257,19 @@ class _State(BaseModel):
     earlier: list[EarlierSweep] = []
 
 
+def _checked_limits(
+    max_cost: float | None, n_trials: int | None, budget: float | None
+) -> dict[str, Any]:
+    """By their names, or ``ValueError``."""
+    check_limit("max_cost", max_cost)
+    Allowance(n_trials, budget)
+    return {
+        "max_cost": None if max_cost is None else float(max_cost),
+        "n_trials": None if n_trials is None else int(n_trials),
+        "budget": None if budget is None else float(budget),
+    }
+
+
 def seen_from(
     space: SearchSpace, earlier: Sequence[EarlierSweep], direction: Direction
 ) -> list[EarlierRuns]:
@@ -288,7 +301,8 @@ class CARBS(metaclass=Explaining):
 
     Raises:
         ValueError: no parameters, names that occur twice, constraints that are none or that the
-            centre violates, a limit that is not positive, or an earlier sweep that does not fit.
+            centre violates, a limit that is not positive, a seed that is no whole number, or an
+            earlier sweep that does not fit.
     """
 
     @no_keywords_of_imbue(CONFIG_KEYWORDS)
@@ -306,19 +320,15 @@ class CARBS(metaclass=Explaining):
     ) -> None:
         if direction not in ("minimize", "maximize"):
             raise ValueError(f"direction is {direction!r}, expected 'minimize' or 'maximize'")
-        if max_cost is not None and not max_cost > 0:
-            raise ValueError(f"max_cost is {max_cost}, expected a positive number or None")
-        Allowance(n_trials, budget)  # or a ValueError
+        limits = _checked_limits(max_cost, n_trials, budget)
         self.space = SearchSpace(params, constraints)
         self._state = _State(
             params=list(self.space.params),
             constraints=[constraint.saved for constraint in self.space.constraints],
             direction=direction,
-            max_cost=max_cost,
-            n_trials=n_trials,
-            budget=budget,
+            **limits,
             earlier=list(earlier),
-            seed=seed,
+            seed=as_whole_number("seed", seed),
         )
         self._earlier = seen_from(self.space, earlier, direction)
 
@@ -377,6 +387,7 @@ class CARBS(metaclass=Explaining):
     ) -> None:
         """Tell the measured output and cost of a suggestion, or of any configuration.
 
+        A configuration by itself answers the first pending suggestion that is equal, if there is.
         Both may be of any kind that ``float()`` takes: NumPy's numbers, tensors of one element,
         ``Decimal``, a string that spells a number. An output that is NaN or infinite is recorded as
         a failure. A suggestion may be observed more than once: repeats teach the noise.
@@ -443,30 +454,43 @@ class CARBS(metaclass=Explaining):
         self,
         suggestion: Suggestion | Mapping[str, Any],
         *,
-        reason: str,
+        reason: str | Exception,
         cost: float | None = None,
     ) -> None:
         """Tell that a configuration cannot be trained. It lowers the success probability around it.
 
+        Args:
+            reason: in a few words, or the exception.
+            cost: spent before it failed, where known.
+
         Raises:
-            ValueError: the configuration is not in the space, or the cost negative or not finite.
+            ValueError: the configuration is not in the space, the reason no text, or the cost
+                negative or not finite.
         """
         params, id = self._identify(suggestion)
+        if isinstance(reason, Exception):
+            reason = f"{type(reason).__name__}: {reason}"
+        if not isinstance(reason, str):
+            raise ValueError(f"reason is {reason!r}, expected text or an exception")
         cost = None if cost is None else as_number("cost", cost)
         if cost is not None and not (np.isfinite(cost) and cost >= 0):
             raise ValueError(f"cost is {cost}, expected a finite number, at least 0, or None")
         self._state.failures.append(Failure(params=params, reason=reason, cost=cost, id=id))
         self._settle(id)
 
-    def forget(self, suggestion: Suggestion) -> None:
+    def forget(self, suggestion: Suggestion | Mapping[str, Any]) -> None:
         """Drop a pending suggestion: the machine's fault, neither a result nor a failure.
 
         Raises:
             ValueError: the suggestion is not pending.
         """
-        if all(pending.id != suggestion.id for pending in self._state.pending):
-            raise ValueError(f"suggestion {suggestion.id!r} is not pending, so cannot be forgotten")
-        self._settle(suggestion.id)
+        if not isinstance(suggestion, Suggestion):
+            params, id = self._identify(suggestion)
+            if id is None:
+                raise ValueError(f"no pending suggestion is {params}, so none can be forgotten")
+        elif (id := suggestion.id) not in {pending.id for pending in self._state.pending}:
+            raise ValueError(f"suggestion {id!r} is not pending, so cannot be forgotten")
+        self._settle(id)
 
     def pareto_front(self) -> list[Observation]:
         """Measurements that no other beats in both output and cost, cheapest first."""
@@ -494,6 +518,7 @@ class CARBS(metaclass=Explaining):
         path: str | os.PathLike[str],
         *,
         constraints: Iterable[Constraint] | None = None,
+        max_cost: float | None = None,
         n_trials: int | None = None,
         budget: float | None = None,
     ) -> Self:
@@ -503,12 +528,14 @@ class CARBS(metaclass=Explaining):
             path: of the file.
             constraints: those that the optimizer was made with. Needed where some of them are
                 functions, which a file cannot hold.
-            n_trials, budget: of the search from its beginning, in place of those it was saved with.
+            max_cost, n_trials, budget: of the search from its beginning, in place of those it was
+                saved with.
 
         Raises:
             ValueError: the file is no saved optimizer, or was saved with other constraints; says
-                where it deviates.
+                where it deviates. Or a limit is not positive.
         """
+        limits = _checked_limits(max_cost, n_trials, budget)
         try:
             state = _State.model_validate_json(Path(path).read_bytes())
             if constraints is None:
@@ -518,8 +545,8 @@ class CARBS(metaclass=Explaining):
                 constraints=constraints,
                 direction=state.direction,
                 max_cost=state.max_cost,
-                n_trials=n_trials or state.n_trials,
-                budget=budget or state.budget,
+                n_trials=state.n_trials,
+                budget=state.budget,
                 earlier=state.earlier,
                 seed=state.seed,
             )
@@ -528,11 +555,12 @@ class CARBS(metaclass=Explaining):
         if optimizer._state.constraints != state.constraints:
             raise ValueError(
                 f"{path} was saved with the constraints {state.constraints}, but is loaded with "
-                f"{optimizer._state.constraints}: give CARBS.load the constraints that the "
-                "optimizer was made with, functions included"
+                f"{optimizer._state.constraints}: give those that the search was made with, "
+                "functions included; or begin another, which learns from it by "
+                "earlier=[EarlierSweep.load(path)]"
             )
-        limits = {"n_trials": optimizer._state.n_trials, "budget": optimizer._state.budget}
-        optimizer._state = state.model_copy(update=limits)
+        told = {name: limit for name, limit in limits.items() if limit is not None}
+        optimizer._state = state.model_copy(update=told)
         return optimizer
 
     if not TYPE_CHECKING:
@@ -570,7 +598,9 @@ class CARBS(metaclass=Explaining):
     def _identify(self, suggestion: Suggestion | Mapping[str, Any]) -> tuple[Params, str | None]:
         if isinstance(suggestion, Suggestion):
             return self.space.check(suggestion.params), suggestion.id
-        return self.space.check(suggestion), None
+        params = self.space.check(suggestion)
+        answered = (pending.id for pending in self._state.pending if pending.params == params)
+        return params, next(answered, None)
 
     def _reopen(self, suggestions: Sequence[Suggestion]) -> None:
         """Let what failed be pending again: something else was to blame."""

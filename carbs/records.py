@@ -36,6 +36,18 @@ def as_number(name: str, value: Any) -> float:
         ) from None
 
 
+def as_whole_number(name: str, value: Any) -> int:
+    """A whole number of any kind.
+
+    Raises:
+        ValueError: says what it is instead.
+    """
+    number = as_number(name, value)
+    if not number.is_integer():
+        raise ValueError(f"{name} is {value!r}, expected a whole number")
+    return int(value)
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

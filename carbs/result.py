@@ -59,9 +59,9 @@ class SearchResult:
     def to_frame(self) -> pd.DataFrame:
         """Every run, one a row, as :mod:`carbs.analysis` takes them.
 
-        Columns: ``number`` (of the suggestion), ``state`` (complete, failed, stopped), ``output``,
-        ``cost``, ``reason`` of a failure, and one for each parameter, mixtures as ``mix.code``. An
-        inactive parameter has no value.
+        Columns: ``number`` (of the suggestion; none where it was not one of the optimizer's),
+        ``state`` (complete, failed, stopped), ``output``, ``cost``, ``reason`` of a failure, and
+        one for each parameter, mixtures as ``mix.code``. An inactive parameter has no value.
         """
         import pandas as pd
 
@@ -71,7 +71,7 @@ class SearchResult:
         names = [name for param in params for name in flat_names(param)]
         rows = []
         for run in self._runs():
-            row: dict[str, Any] = {"number": None if run.id is None else int(run.id)}
+            row: dict[str, Any] = {"number": _number(run)}
             if isinstance(run, Failure):
                 row |= {"state": "failed", "output": None, "cost": run.cost, "reason": run.reason}
             else:
@@ -95,7 +95,7 @@ class SearchResult:
 
     def _runs(self) -> Sequence[Observation | Failure]:
         runs: list[Observation | Failure] = [*self.observations, *self.failures]
-        return sorted(runs, key=lambda run: -1 if run.id is None else int(run.id))
+        return sorted(runs, key=lambda run: -1 if (number := _number(run)) is None else number)
 
     def _summary(self) -> str:
         runs = self.observations
@@ -115,3 +115,8 @@ class SearchResult:
 
     def _repr_html_(self) -> str:
         return self.optimizer._front_html(self._summary())
+
+
+def _number(run: Observation | Failure) -> int | None:
+    """Of the suggestion; None where the optimizer has not made it."""
+    return int(run.id) if run.id is not None and run.id.isdecimal() else None

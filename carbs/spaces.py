@@ -296,14 +296,15 @@ class ChoiceSpace(_Space):
     """One of several values without an order.
 
     Args:
-        choices: at least two distinct numbers, strings or booleans.
+        choices: at least two distinct numbers, strings or booleans; NumPy's count as Python's.
     """
 
     kind: Literal["choice"] = "choice"
     choices: tuple[Scalar, ...]
 
     def __init__(self, choices: Sequence[Scalar], **fields: Any) -> None:
-        super().__init__(**{"choices": tuple(choices), **fields})
+        plain = [choice.item() if isinstance(choice, np.generic) else choice for choice in choices]
+        super().__init__(**{"choices": tuple(plain), **fields})
 
     @model_validator(mode="after")
     def _check_choices(self) -> ChoiceSpace:

@@ -20,7 +20,9 @@ from optuna.study import Study
 
 from carbs.analysis.front.model import FrontModel, as_front, decades_of_unit
 from carbs.analysis.laws.shown import Shown
+from carbs.optimizer import CARBS
 from carbs.records import Direction
+from carbs.result import SearchResult
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogitSpace, LogSpace, MixtureSpace
 from carbs.threads import on_one_thread
@@ -136,7 +138,7 @@ class Curve(Shown):
 
 @on_one_thread
 def hyperparameter_curves(
-    data: FrontModel | Study | pd.DataFrame,
+    data: FrontModel | CARBS | SearchResult | Study | pd.DataFrame,
     *,
     space: SearchSpace | None = None,
     direction: Direction | None = None,
@@ -148,7 +150,8 @@ def hyperparameter_curves(
     Conditional parameters that hardly any draw has are left out.
 
     Args:
-        data: a study of a sweep, a frame as of :func:`analysis.trials_frame`, or a fitted front.
+        data: the result of :func:`carbs.minimize` or its optimizer, a study of a sweep, a frame as
+            of :func:`analysis.trials_frame`, or a fitted front.
         space: where the study or frame does not say it.
         direction: of the output, where ``data`` is a frame; ``minimize`` by default.
         level: of the intervals, where nothing has been fitted yet.
@@ -246,6 +249,8 @@ def _bound(param: Param, median: FloatArray) -> Literal["low", "high"] | None:
     if isinstance(param.space, (ChoiceSpace, MixtureSpace)):
         return None
     low, high = param.space.limits()
+    if isinstance(param.space, LogSpace) and param.space.is_integer and low == 1:
+        low = -math.inf  # of a count there cannot be less than one: nothing could be widened
     if np.any(median <= low * (1 + 1e-9) if low > 0 else median <= low):
         return "low" if math.isfinite(low) else None
     return "high" if np.any(median >= high * (1 - 1e-9)) else None

@@ -31,7 +31,9 @@ from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.front.response_surface import ResponseSurface
 from carbs.analysis.front.trials import frame_records, run_metrics, study_records
 from carbs.display import table
+from carbs.optimizer import CARBS
 from carbs.records import Direction, Failure, Observation
+from carbs.result import SearchResult
 from carbs.search_space import AllowedPoints, Param, SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace
 from carbs.surrogate import Surrogate, fit_surrogate
@@ -205,21 +207,41 @@ def fit_front(
 
 
 def as_front(
-    data: FrontModel | Study | pd.DataFrame,
+    data: FrontModel | CARBS | SearchResult | Study | pd.DataFrame,
     *,
     space: SearchSpace | None = None,
     direction: Direction | None = None,
     level: float = 0.9,
     seed: int = 0,
 ) -> FrontModel:
-    """A front fitted to a study or a frame of runs; one that is fitted is returned as it is."""
+    """A front fitted to a search, a study or a frame of runs; one that is fitted stays as it is.
+
+    Raises:
+        ValueError: too few runs, columns that are missing, or something else than these.
+    """
     if isinstance(data, FrontModel):
         return data
+    if isinstance(data, SearchResult):
+        data = data.optimizer
+    if isinstance(data, CARBS):
+        return fit_front(
+            space or data.space,
+            data.observations,
+            data.failures,
+            direction=direction or data.direction,
+            level=level,
+            seed=seed,
+        )
     if isinstance(data, Study):
         space, known, sought = study_records(data, space)
         direction = direction or sought
-    else:
+    elif isinstance(data, pd.DataFrame):
         space, known = frame_records(data, space)
+    else:
+        raise ValueError(
+            f"a {type(data).__name__} is no runs: expected the result of carbs.minimize, a CARBS, "
+            "a study, a frame with one row a run, or a front"
+        )
     counted = None if space.cost is not None else _flops(data, space, known.observations)
     return fit_front(
         space,

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
+from carbs.analysis.laws.runs import _number as as_written
 from carbs.records import Direction, Failure, Observation
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace
@@ -81,13 +83,25 @@ def frame_records(
     Raises:
         ValueError: a column is missing, or rows that are not finite, which are named.
     """
-    frame = _with_numbers(frame)
-    space = space or frame_space(frame)
     output = "output" if "output" in frame else "loss"
+    _check_columns(frame, (output, "cost"))
+    if not len(frame):
+        raise ValueError("the frame has no rows: expected one a run")
+    if "state" in frame and not (frame["state"] == "complete").any():
+        raise ValueError(
+            f"the frame's column 'state' has {sorted(map(str, frame['state'].unique()))}, and no "
+            "run that is 'complete': write that for the finished runs, and 'failed' for those that "
+            "could not be trained, or drop the column"
+        )
+    frame = _with_numbers(frame)
+    for name in (output, "cost"):
+        if _has_words(frame[name]):
+            raise ValueError(f"column {name!r} holds {frame[name].iloc[0]!r}: expected numbers")
+    if not (frame["cost"] > 0).any():
+        raise ValueError("no row of the frame has a cost: expected a positive, finite number")
+    space = space or frame_space(frame)
     names = [name for param in space.params for name in flat_names(param)]
-    missing = [name for name in (output, "cost", *names) if name not in frame]
-    if missing:
-        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}")
+    _check_columns(frame, names)
     observations, failures = [], []
     wrong = []
     ids = _ids(frame)
@@ -109,9 +123,16 @@ def frame_records(
     if wrong:
         raise ValueError(
             f"rows {wrong[:20]} have an output or a cost that is not finite, a cost that is not "
-            "positive, or a parameter outside its space: correct or drop them"
+            "positive, or a parameter that is missing or outside its space: correct or drop them, "
+            "or pass the space that was searched"
         )
     return space, Records(observations, failures, [])
+
+
+def _check_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
+    missing = [name for name in names if name not in frame]
+    if missing:
+        raise ValueError(f"the frame lacks the columns {missing}; it has {list(frame.columns)}")
 
 
 _NO_PARAMETER = ("number", "state", "output", "loss", "cost", "reason", "flops")
@@ -125,45 +146,50 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
     Columns ``mix.code``, ``mix.prose`` whose rows sum to one are a mixture; words are categories;
     positive numbers over more than a factor of three are on a logarithmic scale, fractions on that
     of their odds, and other numbers on a linear one. Columns of whole numbers stay whole. The
-    centre is the cheapest run. Columns that do not vary, or that only tell runs apart (``seed``,
-    ``run_id``, ``date``), are left out.
+    centre is the cheapest run. A column that lacks values exactly beside some words of another
+    exists only beside its other words. Columns that do not vary, or that only tell runs apart
+    (``seed``, ``run_id``, ``date``), are left out.
 
     Raises:
-        ValueError: no column is left.
+        ValueError: no column is left, or one holds so many words that they are no choices.
     """
     columns = [str(name) for name in frame.columns if _is_parameter(str(name))]
-    cheapest = frame.iloc[int(frame["cost"].argmin())]
+    cheapest_first = frame.sort_values("cost")
     params: list[Param] = []
     mixes = _mixtures(frame, columns)
     of_mixes = {f"{name}.{part}" for name, parts in mixes.items() for part in parts}
+    words = [name for name in columns if name not in of_mixes and _has_words(frame[name])]
     for name in columns:
         if name in of_mixes:
             continue
         values = frame[name].dropna()
         if values.nunique() < 2:
             continue
-        if not pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values):
-            choices = sorted(values.unique().tolist(), key=str)
-            params.append(Param(name, ChoiceSpace(choices), cheapest[name]))
+        when = _condition(frame, name, words)
+        first = cheapest_first[name].dropna().iloc[0]
+        if name in words:
+            params.append(Param(name, _choices(values), first, when))
             continue
         low, high = float(values.min()), float(values.max())
-        center = float(cheapest[name])
+        center = float(first)
         is_whole = bool((values == values.round()).all())
         if is_whole:
             small = high <= 3 * low or low <= 0
-            space = LinearSpace(scale=(high - low) / 2, is_integer=True)
-            params.append(Param(name, space if small else LogSpace(is_integer=True), int(center)))
+            linear = LinearSpace(scale=(high - low) / 2, is_integer=True)
+            whole = linear if small else LogSpace(is_integer=True)
+            params.append(Param(name, whole, int(center), when))
         elif low > 0 and high > 3 * low and not (high < 1 and low > 0.02):
-            params.append(Param(name, LogSpace(), center))
+            params.append(Param(name, LogSpace(), center, when))
         elif low > 0 and high < 1:
-            params.append(Param(name, LogitSpace(), center))
+            params.append(Param(name, LogitSpace(), center, when))
         else:
-            params.append(Param(name, LinearSpace(scale=(high - low) / 2), center))
+            params.append(Param(name, LinearSpace(scale=(high - low) / 2), center, when))
     for name, components in mixes.items():
-        shares = {part: float(cheapest[f"{name}.{part}"]) for part in components}
-        total = sum(shares.values())
-        shares = {part: share / total for part, share in shares.items()}
-        params.append(Param(name, MixtureSpace(components), shares))
+        parts = [f"{name}.{part}" for part in components]
+        shares = cheapest_first[parts].dropna().iloc[0]
+        weights = dict(zip(components, (shares / shares.sum()).tolist(), strict=True))
+        when = _condition(frame, parts[0], words)
+        params.append(Param(name, MixtureSpace(components), weights, when))
     if not params:
         raise ValueError(
             f"the frame has {len(frame)} row{'s' * (len(frame) != 1)}, and none of its columns "
@@ -171,6 +197,32 @@ def frame_space(frame: pd.DataFrame) -> SearchSpace:
             "a SearchSpace"
         )
     return SearchSpace(params)
+
+
+def _has_words(column: pd.Series[Any]) -> bool:
+    return not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
+
+
+def _choices(words: pd.Series[Any]) -> ChoiceSpace:
+    choices = sorted(words.unique().tolist(), key=str)
+    if len(choices) > max(len(words) / 2, _MANY_WORDS):
+        raise ValueError(
+            f"column {words.name!r} holds {len(choices)} different words in {len(words)} rows, "
+            f"such as {choices[0]!r}, which are no choices: drop it, write numbers as 1.2e9 or "
+            "447M, or pass the SearchSpace that was searched"
+        )
+    return ChoiceSpace(choices)
+
+
+def _condition(frame: pd.DataFrame, name: str, words: Sequence[str]) -> dict[str, list[Any]]:
+    """Beside which words of another column the name has values, where it lacks some."""
+    has = frame[name].notna()
+    for other in words if not has.all() else ():
+        beside = frame.loc[has, other]
+        without = set(frame.loc[~has, other].dropna())
+        if beside.notna().all() and without and not without & set(beside):
+            return {other: sorted(set(beside), key=str)}
+    return {}
 
 
 def _mixtures(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
@@ -190,6 +242,7 @@ def _mixtures(frame: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str
     return found
 
 
+_MANY_WORDS = 8  # more, in more than half of the rows, are no choices
 _ROUNDED = 0.05  # by which shares that were rounded may miss one
 
 
@@ -200,7 +253,9 @@ def _is_parameter(name: str) -> bool:
 
 
 def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its columns of numbers that are written as words (``"3e-4"``) as numbers.
+    """The frame with its columns of numbers that are written as words as numbers.
+
+    They are read as :func:`carbs.analysis.fit_runs` reads them: ``3e-4``, ``447M``, ``1,200``.
 
     Raises:
         ValueError: a column holds both, which is named with the words.
@@ -213,9 +268,9 @@ def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
         values = frame[name].dropna()
         if not values.map(lambda value: isinstance(value, str)).all():
             continue
-        numbers = pd.to_numeric(values, errors="coerce")
+        numbers = values.map(as_written).astype(float)
         if numbers.notna().all():
-            found[name] = pd.to_numeric(frame[name])
+            found[name] = numbers.reindex(frame.index)
         elif numbers.notna().mean() > 0.5:
             words = sorted(set(values[numbers.isna()]))[:5]
             raise ValueError(
@@ -251,12 +306,13 @@ def trials_frame(study: Study, space: SearchSpace | None = None) -> pd.DataFrame
         predicted = attributes.get(PREDICTED, {})
         spent = failure.get("cost", attributes.get(STOPPED, {}).get("spent"))
         output, cost = (trial.values or [None, spent])[:2]
+        reason = "pruned" if _is_pruned(trial) else None
         row: dict[str, Any] = {
             "number": trial.number,
-            "state": _state(trial.state.name, FORGOTTEN in attributes or trial.number in dropped),
+            "state": _state(trial, trial.number in dropped),
             "output": output,
             "cost": cost,
-            "reason": failure.get("reason", attributes.get(FORGOTTEN)),
+            "reason": failure.get("reason", attributes.get(FORGOTTEN, reason)),
         }
         for name in ("output", "cost"):
             low, high = predicted.get(f"predicted_{name}_interval") or (None, None)
@@ -288,10 +344,17 @@ def _ids(frame: pd.DataFrame) -> list[str]:
     return [str(number) for number in (frame["number"] if "number" in frame else range(len(frame)))]
 
 
-def _state(name: str, is_forgotten: bool) -> str:
-    if is_forgotten:
+def _state(trial: FrozenTrial, is_dropped: bool) -> str:
+    if is_dropped or FORGOTTEN in trial.user_attrs:
         return "forgotten"
-    return {"FAIL": "failed", "PRUNED": "stopped"}.get(name, name.lower())
+    if trial.state == TrialState.FAIL or _is_pruned(trial):
+        return "failed"
+    return "stopped" if trial.state == TrialState.PRUNED else trial.state.name.lower()
+
+
+def _is_pruned(trial: FrozenTrial) -> bool:
+    """Whether it was stopped early without a forecast of its end."""
+    return trial.state == TrialState.PRUNED and STOPPED not in trial.user_attrs
 
 
 def _flat_metrics(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -12,12 +12,15 @@ from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve
 from carbs.analysis.planning.choice import LIKELY
 from carbs.analysis.planning.limits import Bounds
+from carbs.search_space import Param
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace, Params
 
 # Further out than this, the trend has been followed for longer than it was seen.
-_FAR, _TOO_FAR = 10.0, 1000.0
+_FAR, TOO_FAR = 10.0, 1000.0
 # A dearer run than any should be better than all, and not fail, with this probability.
 _LEAST_CHANCE = 0.9
+# A value lies on its bound when it is as near as this, in scales.
+_AT_BOUND = 1e-3
 # A law is uncertain when its band is wider than this many decades where it is used.
 _WIDE = 0.6
 # Up to four epochs, repeated tokens are almost as good as new ones (Muennighoff et al. 2023,
@@ -48,7 +51,7 @@ def prediction_caveats(
     """
     found, front = [], expectation.front
     extrapolation = cost / front.dearest
-    if extrapolation > _TOO_FAR:
+    if extrapolation > TOO_FAR:
         found.append(
             f"{extrapolation:.3g} times the sweep's dearest run: what holds in the sweep need not "
             "hold so far out; search nearer to that cost first"
@@ -83,8 +86,8 @@ def prediction_caveats(
             # Given; or a count, of which there cannot be less than one.
             is_fixed = math.isclose(*param.space.limits())
             is_fixed |= isinstance(param.space, LogSpace) and param.space.is_integer and value == 1
-            if not is_fixed and any(end is not None and math.isclose(value, end) for end in ends):  # type: ignore[arg-type]  # a number
-                found.append(f"{param.name} = {value:g} lies on its bound: widen it")
+            if not is_fixed and any(end is not None and _is_at(param, value, end) for end in ends):
+                found.append(f"{param.name} = {value:.4g} lies on its bound: widen it")
     for curve in curves:
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
             continue
@@ -98,6 +101,12 @@ def prediction_caveats(
         elif low > 0 and math.log10(high / low) > _WIDE:
             found.append(f"{curve.name} is uncertain there: its law says {said}")
     return found
+
+
+def _is_at(param: Param, value: Any, end: float) -> bool:
+    """Whether a value is an end of its range, but for what the search for it leaves."""
+    z, z_end = param.space.encode_all([value, end], param.search_center)[:, 0]
+    return bool(abs(z - z_end) < _AT_BOUND)
 
 
 def repetition_caveats(

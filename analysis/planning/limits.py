@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ class Limits:
         """The space with other bounds, and with values that are fixed.
 
         Raises:
-            ValueError: a parameter that there is not, that has no bounds, or whose bounds leave
-                nothing; a value that its space does not have.
+            ValueError: a parameter that there is not, that has no bounds, or whose bounds are no
+                pair or leave nothing; a value that its space does not have.
         """
         params = {param.name: param for param in space.params}
         for name in (*bounds, *fixed):
@@ -43,7 +43,13 @@ class Limits:
         if both := set(bounds) & set(fixed):
             raise ValueError(f"give a value or bounds of {', '.join(sorted(both))}, not both")
         ends: dict[str, tuple[float, float]] = {}
-        for name, (low, high) in bounds.items():
+        for name, pair in bounds.items():
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ValueError(
+                    f"bounds of {name!r} are {pair!r}, expected (low, high), None for an open end; "
+                    f"a value that is given is fixed={{{name!r}: ...}}"
+                )
+            low, high = pair
             if not isinstance(params[name].space, NumericSpace):
                 raise ValueError(f"{name!r} has no bounds: it is a {params[name].space.kind}")
             ends[name] = -math.inf if low is None else low, math.inf if high is None else high

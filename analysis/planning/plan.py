@@ -25,11 +25,12 @@ from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
-from carbs.analysis.laws.power import ComputeLaw, UndeterminedLawWarning
+from carbs.analysis.laws.power import ComputeLaw, ExtrapolationWarning, UndeterminedLawWarning
 from carbs.analysis.laws.power_fits import fit_compute_law
 from carbs.analysis.laws.shown import Shown
 from carbs.analysis.planning.budget import GPUS, Budget, Failures
 from carbs.analysis.planning.caveats import (
+    TOO_FAR,
     prediction_caveats,
     repetition_caveats,
     version_caveats,
@@ -39,8 +40,10 @@ from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
 from carbs.display import in_a_line, with_interval
+from carbs.optimizer import CARBS
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
+from carbs.result import SearchResult
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.study import flatten
@@ -153,20 +156,38 @@ class Plan(Shown):
     def table(self, costs: Sequence[float]) -> pd.DataFrame:
         """What other budgets would buy, under the same bounds: one row a cost, in their order.
 
-        Columns: ``cost``, ``output`` with ``low`` and ``high``, and one for each parameter.
+        Columns: ``cost``, ``output`` with ``low`` and ``high``, and one for each parameter. An
+        :class:`ExtrapolationWarning` names costs more than a thousand times the sweep's dearest
+        run, and those where the expectation is worse than for less: it is so wide there that its
+        median says nothing.
 
         Raises:
             ValueError: the plan has no front, or a cost is not positive and finite.
         """
         if self.expectation is None:
             raise ValueError("this plan does not know its sweep: make it with plan()")
-        return expected_at(self.expectation, costs, self.bounds, self.fixed)
+        found = expected_at(self.expectation, costs, self.bounds, self.fixed)
+        front = self.expectation.front
+        by_cost = found.sort_values("cost")
+        losses = by_cost["output"] if front.direction == "minimize" else -by_cost["output"]
+        margin = 1e-3 * (by_cost["high"] - by_cost["low"])
+        is_far = (found["cost"] > TOO_FAR * front.dearest) | (losses > losses.cummin() + margin)
+        if is_far.any():
+            far = ", ".join(f"{cost:.3g}" for cost in found["cost"][is_far])
+            warnings.warn(
+                f"the outputs at costs of {far} are no guide: the sweep's dearest run cost "
+                f"{front.dearest:.3g}, and what holds in it need not hold so far out; search "
+                "nearer to them first",
+                ExtrapolationWarning,
+                stacklevel=3,
+            )
+        return found
 
-    def figure(self, *, cost_unit: str = "s", output_unit: str = "") -> Figure:
+    def figure(self, *, cost_unit: str = "", output_unit: str = "") -> Figure:
         """Runs, front, what budgets up to this one would buy, check runs, and the run planned.
 
         Args:
-            cost_unit, output_unit: for the axes.
+            cost_unit, output_unit: for the axes; empty for none.
 
         Raises:
             ValueError: the plan has no front.
@@ -241,7 +262,7 @@ def fit_front_law(front: FrontModel, n_resamples: int = 200) -> ComputeLaw:
 
 @on_one_thread
 def plan(
-    data: FrontModel | Study | pd.DataFrame,
+    data: FrontModel | CARBS | SearchResult | Study | pd.DataFrame,
     cost: float | None = None,
     *,
     flops: float | None = None,
@@ -267,7 +288,8 @@ def plan(
     budget in FLOPs, and GPU-seconds for the others, and a warning says so.
 
     Args:
-        data: a study, a frame of runs, or a front from :func:`carbs.analysis.fit_front`.
+        data: the result of :func:`carbs.minimize` or its optimizer, a study, a frame of runs, or a
+            front from :func:`carbs.analysis.fit_front`.
         cost: of the run, in the sweep's unit; or one of the next three.
         flops: of useful work.
         gpu_hours: rented.
@@ -294,6 +316,10 @@ def plan(
     notes: list[str] = []
     budget = None
     if cost is None:
+        if flops is None and gpu_hours is None and money is None:
+            raise ValueError(
+                "give one of flops, gpu_hours and money, or a cost in the sweep's unit"
+            )
         budget = Budget.of(
             flops=flops,
             gpu_hours=gpu_hours,

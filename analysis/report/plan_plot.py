@@ -13,7 +13,7 @@ _N_BUDGETS = 7
 
 
 def plot_plan(
-    plan: Plan, *, cost_unit: str = "s", output_unit: str = "", ax: Axes | None = None
+    plan: Plan, *, cost_unit: str = "", output_unit: str = "", ax: Axes | None = None
 ) -> Axes:
     """Runs, front, what budgets up to the plan's would buy, check runs, and the run planned.
 

@@ -124,8 +124,9 @@ def plot_front(
     """
     ax = style.axes(ax, style.FRONT)
     done, front = finished(trials), front_trials(trials, direction)
-    ax.plot(done["cost"], done["output"], label="finished trial", **style.RUNS)
-    ax.plot(front["cost"], front["output"], label="Pareto front", **style.STEPS)
+    if len(done):
+        ax.plot(done["cost"], done["output"], label="finished trial", **style.RUNS)
+        ax.plot(front["cost"], front["output"], label="Pareto front", **style.STEPS)
     level = 0.9 if check is None else float(check["level"])
     if law is not None:
         end = float(law.compute.max())
@@ -137,7 +138,8 @@ def plot_front(
     keep = [] if check is None else list(check["predicted_output_interval"])
     if check is not None and check.get("measured_output") is not None:
         keep.append(check["measured_output"])
-    _cut_off(ax, done["cost"], done["output"], direction, keep)
+    if len(done):
+        _cut_off(ax, done["cost"], done["output"], direction, keep)
     costs = failed(trials)["cost"]
     if (costs > 0).any():
         ax.plot(

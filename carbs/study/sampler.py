@@ -14,10 +14,10 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from carbs.allowance import Allowance
+from carbs.allowance import Allowance, check_limit
 from carbs.constraints import Constraint, as_tuple
 from carbs.earlier import EarlierRuns, EarlierSweep
-from carbs.records import Direction, Suggestion
+from carbs.records import Direction, Suggestion, as_whole_number
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import MixtureSpace, Params
 from carbs.study.define_by_run import (
@@ -85,7 +85,8 @@ class CarbsSampler(BaseSampler):
         seed: same trials and seed, same suggestion.
 
     Raises:
-        ValueError: constraints without a list, or what :class:`carbs.SearchSpace` refuses. While
+        ValueError: constraints without a list, a limit that is not positive, a seed that is no
+            whole number, or what :class:`carbs.SearchSpace` refuses. While
             trials run: one was enqueued with a value out of range, or asks for something else than
             the list has. Such a trial ends as forgotten: the search learns nothing from it.
     """
@@ -108,12 +109,13 @@ class CarbsSampler(BaseSampler):
                 "constraints need to know the parameters: give CarbsSampler the list of them"
             )
         self._listed = None if params is None else SearchSpace(params, constraints)
+        check_limit("max_cost", max_cost)
         self.max_cost = max_cost
         self.allowance = Allowance(n_trials, budget)
         self.cost = cost
         self.cost_exponent = cost_exponent
         self.earlier = tuple(earlier)
-        self.seed = seed
+        self.seed = as_whole_number("seed", seed)
         self._seen: dict[str, list[EarlierRuns]] = {}
         self._distributions = {} if self._listed is None else distributions(self._listed)
 

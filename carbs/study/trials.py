@@ -29,6 +29,7 @@ STOPPED = "stopped"
 SPENT = "spent"
 DROPPED = "dropped"
 EARLIER_VALUES = "earlier_values"
+_MOST_TOLD = 5  # trials that are left out
 SAMPLING_S = "carbs:sampling_s"  # of a trial's duration, what its suggestion took
 
 _logger = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ def records(
     """Read a study's trials, in the order of their numbers.
 
     Trials without some active parameter of the space and forgotten ones are left out, and so are
-    pruned ones without a forecast of their end, and finished ones whose cost nobody knows.
+    finished ones whose cost nobody knows or is no positive, finite number, with a warning. Pruned
+    ones count with a forecast of their end where a :class:`FrontPruner` has made one, else as
+    failures.
 
     Args:
         trials: of the study.
@@ -91,7 +94,7 @@ def records(
             their duration in seconds.
 
     Raises:
-        ValueError: a completed trial has a cost that is not positive, or none has the attribute.
+        ValueError: none of the completed trials has a cost that could be used.
     """
     return records_of(trials, lambda trial: unflatten(space, trial.params), cost)
 
@@ -101,7 +104,8 @@ def earlier_sweep(
 ) -> EarlierSweep:
     """A study's ended trials, over whatever parameters they have, as data for a new search.
 
-    Trials that were stopped early count as their forecasts, pruned ones without a forecast do not.
+    Trials that were stopped early count as their forecasts, pruned ones without a forecast as
+    failures.
 
     Args:
         study: with the objectives (output, cost), or with one.
@@ -110,8 +114,8 @@ def earlier_sweep(
             its duration in seconds.
 
     Raises:
-        ValueError: the study's objectives are others, or a completed trial has a cost that is not
-            positive.
+        ValueError: the study's objectives are others, or none of the completed trials has a cost
+            that could be used.
     """
     found = records_of(kept_trials(study), lambda trial: dict(trial.params) or None, cost)
     return EarlierSweep(
@@ -151,20 +155,21 @@ def records_of(
 ) -> Records:
     found = Records([], [], [])
     without_cost: list[int] = []
+    impossible: list[str] = []
     for trial in trials:
         params = read(trial)
         if params is None or trial.user_attrs.get(FORGOTTEN):
             continue
         id = str(trial.number)
         if trial.state == TrialState.COMPLETE:
-            cost = _cost(trial, cost_attribute)
+            try:
+                cost = known_cost(trial, cost_attribute)
+            except ValueError as error:
+                impossible.append(str(error))
+                continue
             if cost is None:
                 without_cost.append(trial.number)
                 continue
-            if not 0 < cost < float("inf"):
-                raise ValueError(
-                    f"trial {trial.number} has cost {cost}, expected a positive, finite number"
-                )
             output = trial.values[0]
             if abs(output) == float("inf"):
                 reason = f"output is {output}"
@@ -174,9 +179,12 @@ def records_of(
                 found.observations.append(
                     Observation(params=params, output=output, cost=cost, id=id, spent=spent)
                 )
-        elif trial.state == TrialState.PRUNED and STOPPED in trial.user_attrs:
+        elif trial.state == TrialState.PRUNED:
+            spent = _spent(trial, cost_attribute)
+            if STOPPED not in trial.user_attrs:
+                found.failures.append(Failure(params=params, reason="pruned", cost=spent, id=id))
+                continue
             stopped = dict(trial.user_attrs[STOPPED])
-            spent = _cost(trial, cost_attribute) if trial.intermediate_values else None
             if spent:  # one objective: there the pruner knows only which share was done
                 stopped |= {"cost": spent * stopped["cost"] / stopped["spent"], "spent": spent}
             found.observations.append(Observation(params=params, id=id, **stopped))
@@ -194,23 +202,59 @@ def records_of(
             found.pending.append(
                 Suggestion(id=id, params=params, **trial.user_attrs.get(PREDICTED, {}))
             )
+    if impossible:
+        _tell_impossible(impossible, bool(found.observations))
     if without_cost:
         _tell_without_cost(without_cost, cost_attribute, bool(found.observations))
     return found
 
 
-def _cost(trial: FrozenTrial, attribute: str | None) -> float | None:
-    """What a trial cost; None where nobody knows."""
+def known_cost(trial: FrozenTrial, attribute: str | None) -> float | None:
+    """What a trial cost; None where nobody knows.
+
+    Raises:
+        ValueError: that is no positive, finite number.
+    """
     if len(trial.values or ()) > 1:
-        return float(trial.values[1])
+        return _positive("cost", trial, trial.values[1])
     if attribute is not None:
         found = trial.user_attrs.get(attribute)
-        return None if found is None else as_number(f"{attribute} of trial {trial.number}", found)
+        return None if found is None else _positive(attribute, trial, found)
     # A trial that was added to the study, not run in it, began when it ended.
     duration = trial.duration
     if not duration:
         return None
     return max(duration.total_seconds() - float(trial.system_attrs.get(SAMPLING_S, 0)), 1e-6)
+
+
+def _spent(trial: FrozenTrial, attribute: str | None) -> float | None:
+    """What a pruned trial spent; None where nobody knows, as in a study of two objectives."""
+    has_one_objective = attribute is not None or bool(trial.intermediate_values)
+    try:
+        return known_cost(trial, attribute) if has_one_objective else None
+    except ValueError:
+        return None
+
+
+def _positive(name: str, trial: FrozenTrial, value: Any) -> float:
+    number = as_number(f"{name} of trial {trial.number}", value)
+    if not 0 < number < float("inf"):
+        raise ValueError(
+            f"trial {trial.number} has {name} {number}, expected a positive, finite number"
+        )
+    return number
+
+
+def _tell_impossible(messages: list[str], have_others: bool) -> None:
+    if not have_others:
+        raise ValueError(
+            f"{messages[0]}, and no other trial has a cost that could be used: return what it "
+            "took, in any unit, and begin another study"
+        )
+    for message in messages[:_MOST_TOLD]:
+        _logger.warning("%s: the trial is left out", message)
+    if len(messages) > _MOST_TOLD:
+        _logger.warning("%d more trials are left out likewise", len(messages) - _MOST_TOLD)
 
 
 def _tell_without_cost(numbers: list[int], attribute: str | None, have_others: bool) -> None:

@@ -31,6 +31,7 @@ from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.success import SuccessLaw
 from carbs.analysis.front.trials import trials_frame
+from carbs.analysis.laws.power import ExtrapolationWarning
 from carbs.analysis.planning.plan import check, fit_front_law, plan
 from carbs.study import distributions, flatten
 
@@ -479,6 +480,7 @@ def test_other_bounds_hold_the_plan_or_let_it_further_than_the_sweep_went() -> N
         ({"depth": (1, 2)}, {}, "no parameter 'depth': there are size, tokens, rate, mix"),
         ({"mix": (0, 1)}, {}, "'mix' has no bounds: it is a mixture"),
         ({"size": (3, 2)}, {}, "bounds of 'size': 3 is above 2"),
+        ({"size": 2e8}, {}, r"bounds of 'size' are 200000000.0, expected \(low, high\)"),
         ({"size": (1, 2)}, {"size": 1.5}, "a value or bounds of size, not both"),
         ({}, {"size": -1.0}, "size = -1.0: -1 lies outside"),
     ],
@@ -486,6 +488,25 @@ def test_other_bounds_hold_the_plan_or_let_it_further_than_the_sweep_went() -> N
 def test_limits_that_cannot_be_are_refused(bounds: Any, fixed: Any, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         plan(sweep(), 1000.0, bounds=bounds, fixed=fixed)
+
+
+def test_a_plan_without_a_budget_is_refused_with_the_ways_to_give_one() -> None:
+    with pytest.raises(ValueError, match="give one of flops, gpu_hours and money, or a cost"):
+        plan(sweep())
+
+
+def test_a_count_at_the_bound_that_was_asked_for_is_told() -> None:
+    """However near the search for the plan has come to it."""
+    size = Param("n_params", LogSpace(scale=0.5, is_integer=True), 10**6)
+    space = SearchSpace([size, *SPACE.params[1:]])
+    runs = []
+    for run in sweep().observations:
+        params = dict(run.params)
+        params["n_params"] = round(1e6 * params.pop("size"))  # type: ignore[operator]  # a number
+        runs.append(run.model_copy(update={"params": params}))
+    planned = plan(fit_front(space, runs), 3000.0, bounds={"n_params": (None, 2e7)})
+    assert planned.params["n_params"] == pytest.approx(2e7, rel=1e-4)
+    assert any("n_params = 2e+07 lies on its bound" in warning for warning in planned.warnings)
 
 
 def test_a_loss_that_was_never_negative_is_not_expected_to_be() -> None:
@@ -607,6 +628,23 @@ def test_a_table_says_what_other_budgets_would_buy_under_the_same_bounds() -> No
     assert table["mix.a"][1] == planned.params["mix"]["a"]  # type: ignore[index]
     with pytest.raises(ValueError, match=r"cost is -1.0, expected a positive"):
         planned.table([-1.0])
+    with pytest.warns(ExtrapolationWarning, match=r"at costs of 2e\+06, 1e\+06 are no") as told:
+        planned.table([2e6, 1000.0, 1e6])
+    assert told[0].filename == __file__
+
+
+def test_a_table_whose_outputs_get_worse_with_cost_says_that_they_are_no_guide() -> None:
+    """Larger costs loss here, and the bound leaves nothing else to spend on."""
+    rng, observations = np.random.default_rng(0), []
+    for _ in range(40):
+        size, rate = 10 ** rng.uniform(0, 2), 10 ** rng.uniform(-1, 1)
+        output = 2 + 0.3 * math.log10(size) + 0.2 * math.log10(rate) ** 2
+        params = {"size": size, "rate": rate}
+        observations.append(Observation(params=params, output=output, cost=size))
+    space = SearchSpace([Param("size", LogSpace(), 1.0), Param("rate", LogSpace(), 1.0)])
+    planned = plan(fit_front(space, observations), 90.0)
+    with pytest.warns(ExtrapolationWarning, match=r"at costs of 30, 90 are no guide.*cost 9"):
+        planned.table([3.0, 30.0, 90.0])
 
 
 @pytest.fixture(scope="module", params=["formula", "flops"])
@@ -656,6 +694,8 @@ def test_a_plan_is_a_picture(direction: str) -> None:
     low, high = ax.get_ylim()
     assert low < planned.output_interval[0] < planned.output_interval[1] < high
     assert ax.get_xlim()[1] > planned.cost
+    assert ax.get_xlabel() == "cost of one run"
+    assert planned.figure(cost_unit="s").axes[0].get_xlabel() == "cost of one run (s)"
 
 
 def test_a_plan_that_may_be_no_better_than_the_best_run_says_so() -> None:
@@ -690,3 +730,5 @@ def test_a_bound_is_named_where_it_can_be_widened(least: int, said: list[str]) -
     planned = plan(fit_front(space, observations), 1000.0)
     assert planned.params["depth"] == least
     assert [warning for warning in planned.warnings if "bound" in warning] == said
+    (depth,) = (c for c in hyperparameter_curves(planned.expectation.front) if c.name == "depth")  # type: ignore[union-attr]  # it has one
+    assert depth.at_bound == ("low" if said else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import optuna
@@ -17,6 +18,7 @@ from carbs import (
     MixtureSpace,
     Param,
     SearchSpace,
+    minimize,
 )
 from carbs.analysis import fit_front, hyperparameter_curves, plan
 from carbs.analysis.front.trials import frame_records, study_space, trials_frame
@@ -39,7 +41,7 @@ PARAMS = [
 def test_every_state_has_its_row() -> None:
     study = create_study("frame", None)
     study.sampler = CarbsSampler(PARAMS)
-    trials = [study.ask() for _ in range(5)]
+    trials = [study.ask() for _ in range(6)]
     trials[0].set_user_attr("metrics", {"flops": 1e9, "evaluations": {"values": {"accuracy": 0.5}}})
     study.tell(trials[0], [2.5, 3.0])
     tell_failure(study, 1, "out of memory", 1.5)
@@ -47,8 +49,11 @@ def test_every_state_has_its_row() -> None:
     forecast = {"output": 2.6, "output_deviation": 0.1, "cost": 8.0, "spent": None}
     set_attribute(study, 3, STOPPED, forecast)
     tell_stopped(study, 3, spent=2.0)
+    study.tell(5, state=optuna.trial.TrialState.PRUNED)  # without a forecast of its end
     frame = trials_frame(study, SearchSpace(PARAMS)).set_index("number")
-    assert frame["state"].tolist() == ["complete", "failed", "forgotten", "stopped", "running"]
+    states = ["complete", "failed", "forgotten", "stopped", "running", "failed"]
+    assert frame["state"].tolist() == states
+    assert frame.loc[5, "reason"] == "pruned"
     assert frame.loc[0, ["output", "cost", "width", "mix.a"]].tolist() == [2.5, 3.0, 64, 0.5]
     assert frame.loc[0, "metrics.evaluations.values.accuracy"] == 0.5
     assert frame.loc[1, ["reason", "cost"]].tolist() == ["out of memory", 1.5]
@@ -167,6 +172,63 @@ def test_a_column_of_numbers_and_words_is_refused_by_name() -> None:
     runs.loc[3, "learning_rate"] = "unknown"
     with pytest.raises(ValueError, match=r"'learning_rate' holds numbers and words.*unknown"):
         plan(runs, 1e4)
+
+
+def test_numbers_with_units_are_read_and_words_that_are_no_choices_are_refused_by_name() -> None:
+    runs = frame().assign(size=[f"{i + 1.5}M" for i in range(40)])
+    spaces = {param.name: param.space for param in frame_records(runs)[0].params}
+    assert isinstance(spaces["size"], LogSpace)
+    assert frame_records(runs)[1].observations[3].params["size"] == 4.5e6
+    runs["size"] = [f"model {i}" for i in range(40)]
+    with pytest.raises(ValueError, match="column 'size' holds 40 different words in 40 rows"):
+        frame_records(runs)
+    runs["size"] = ["small", "large"] * 20
+    assert ChoiceSpace(["large", "small"]) in [p.space for p in frame_records(runs)[0].params]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda runs: runs.drop(columns="cost"), r"lacks the columns \['cost'\]"),
+        (lambda runs: runs[:0], "the frame has no rows"),
+        (lambda runs: runs.assign(cost=math.nan), "no row of the frame has a cost"),
+        (lambda runs: runs.assign(cost="dear"), "column 'cost' holds 'dear': expected numbers"),
+        (lambda runs: runs.assign(state="finished"), r"\['finished'\], and no run .* 'complete'"),
+        (lambda runs: runs.to_dict(), "a dict is no runs: expected .* a frame with one row a run"),
+    ],
+)
+def test_a_frame_that_is_none_of_runs_is_told_what_it_lacks(change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(change(frame()), 1e4)
+
+
+def test_a_search_is_analysed_in_its_own_space_or_by_its_frame() -> None:
+    params = [
+        Param("width", LogSpace(min=16, is_integer=True, rounding_factor=16), 64),
+        Param("optimizer", ChoiceSpace(["adam", "sgd"]), "adam"),
+        Param("momentum", LogitSpace(), 0.9, when={"optimizer": "sgd"}),
+        Param("mix", MixtureSpace(["a", "b"]), {"a": 0.5, "b": 0.5}, when={"optimizer": "sgd"}),
+    ]
+
+    def train(params: dict[str, Any]) -> tuple[float, float]:
+        better = 0.1 if params["optimizer"] == "sgd" else 0.0
+        return 1 + params["width"] ** -0.4 - better, params["width"] / 16
+
+    result = minimize(train, params, n_trials=20, max_cost=100)
+    planned = plan(result, 300)
+    assert planned == plan(result.optimizer, 300)
+    assert planned.params["width"] % 16 == 0
+    space, known = frame_records(result.to_frame())
+    assert {param.name: dict(param.when) for param in space.params} == {
+        "width": {},
+        "optimizer": {},
+        "momentum": {"optimizer": ("sgd",)},
+        "mix": {"optimizer": ("sgd",)},
+    }
+    assert {name for run in known.observations for name in run.params} == set(planned.params)
+    for data in (result, result.to_frame()):
+        names = {curve.name for curve in hyperparameter_curves(data)}
+        assert {"width", "momentum"} <= names <= {"width", "momentum", "mix.a", "mix.b"}
 
 
 def test_a_budget_in_flops_beside_costs_in_another_unit_is_refused() -> None:

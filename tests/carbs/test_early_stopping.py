@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -199,6 +201,18 @@ def run_trial(study: Study, extra: float, sign: float) -> None:
     study.tell(trial, [sign * (1.0 + extra), 2.0])
 
 
+def test_curves_may_be_lists_and_other_shapes_are_refused() -> None:
+    curve = [[0.5, 2.0, 1.0], [0.75, 1.5, 1.5]]
+    runs = [FinishedRun(curve, 1.0 + i, 2.0) for i in range(9)]  # type: ignore[arg-type]
+    arrays = [FinishedRun(np.array(curve), 1.0 + i, 2.0) for i in range(9)]
+    end = forecast(curve, runs, miss_share=0.2)
+    assert end is not None
+    assert end == forecast(np.array(curve), arrays, miss_share=0.2)
+    assert forecast([], runs) is None
+    with pytest.raises(ValueError, match=r"shape \(2,\), expected \(t, 3\): rows of progress"):
+        forecast([0.5, 2.0], runs)
+
+
 @pytest.mark.parametrize(("direction", "sign"), [("minimize", 1.0), ("maximize", -1.0)])
 def test_a_study_of_two_objectives_is_pruned_by_its_curves(direction: Any, sign: float) -> None:
     study = create_study("test", None, direction)
@@ -261,6 +275,46 @@ def test_a_study_of_one_objective_prunes_as_with_any_other_pruner() -> None:
     assert stopped.is_forecast
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_with_one_objective_a_dear_trial_does_not_stop_a_cheap_one_on_the_front(
+    tells: bool,
+) -> None:
+    """Trials 0 to 4 and 5 are ever cheaper and worse: all on the front. Trial 6 is dear and bad."""
+    study = optuna.create_study(
+        sampler=CarbsSampler(PARAMS, cost="flops"),
+        pruner=FrontPruner(miss_share=0.2, n_steps=10, cost="flops"),
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        n = trial.number
+        flops, extra = (10.0 - n, 0.1 * n) if n < 6 else (20.0, 8.0)
+        for step in range(1, 11):
+            if tells:
+                trial.set_user_attr("flops", flops * step / 10)
+            trial.report(2 - step / 10 + extra, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("flops", flops)
+        return 1 + extra
+
+    study.optimize(objective, n_trials=7)
+    states = [trial.state for trial in study.trials]
+    assert states[:6] == [TrialState.COMPLETE] * 6
+    # Nobody knows what it costs if it does not say so.
+    assert states[6] == (TrialState.PRUNED if tells else TrialState.COMPLETE)
+    last = records(study.trials, SearchSpace(PARAMS), cost="flops").observations[-1]
+    assert last.cost == pytest.approx(20)
+    assert last.spent == (pytest.approx(4) if tells else None)
+
+
+def test_a_cost_beside_a_second_objective_is_refused() -> None:
+    study = create_study("test", None)
+    study.sampler = CarbsSampler(PARAMS)
+    study.ask()
+    with pytest.raises(ValueError, match=r"cost='flops' names a user attribute.*leave it out"):
+        FrontPruner(cost="flops").prune(study, study.trials[0])
+
+
 def test_steps_without_their_number_are_refused_with_the_remedy() -> None:
     study = optuna.create_study(pruner=FrontPruner())
     trial = study.ask()
@@ -269,11 +323,54 @@ def test_steps_without_their_number_are_refused_with_the_remedy() -> None:
         trial.should_prune()
 
 
-def test_a_pruned_trial_without_a_forecast_is_left_out() -> None:
+def test_a_pruned_trial_without_a_forecast_is_a_failure_of_its_configuration() -> None:
     study = create_study("test", None)
     study.sampler = CarbsSampler(PARAMS)
-    study.tell(study.ask(), state=TrialState.PRUNED)
-    found = records(study.trials, SearchSpace(PARAMS))
-    assert found.observations == found.failures == found.pending == []
-    old = earlier_sweep(study)
-    assert old.observations == old.failures == ()
+    first = study.ask()
+    study.tell(first, state=TrialState.PRUNED)
+    for found in (records(study.trials, SearchSpace(PARAMS)), earlier_sweep(study)):
+        assert not found.observations
+        assert [(f.id, f.reason, f.cost, f.params) for f in found.failures] == [
+            ("0", "pruned", None, first.params)  # in which unit its duration is nobody knows
+        ]
+    assert study.ask().params != first.params
+
+
+@pytest.mark.parametrize(("cost", "spent"), [("flops", 3.0), (None, 7.0)])
+def test_a_pruned_trial_of_one_objective_costs_what_it_spent(
+    cost: str | None, spent: float
+) -> None:
+    study = optuna.create_study(sampler=CarbsSampler(PARAMS, cost=cost))
+    trial = study.ask()
+    trial.report(2.0, 1)
+    trial.set_user_attr("flops", 3.0)
+    study.tell(trial, state=TrialState.PRUNED)
+    ended = study.trials[0]
+    assert ended.datetime_complete is not None
+    ended.datetime_start = ended.datetime_complete - timedelta(seconds=7)
+    ended.system_attrs = {}
+    (failure,) = records([ended], SearchSpace(PARAMS), cost=cost).failures
+    assert failure.cost == pytest.approx(spent)
+
+
+def test_a_search_goes_on_elsewhere_than_where_trials_are_pruned() -> None:
+    """By another pruner than :class:`FrontPruner`, which says nothing of how they would end."""
+    study = optuna.create_study(
+        sampler=CarbsSampler(cost="cost"), pruner=optuna.pruners.MedianPruner(n_startup_trials=3)
+    )
+
+    def objective(trial: optuna.Trial) -> float:
+        width = trial.suggest_int("width", 16, 256, log=True)
+        rate = trial.suggest_float("rate", 1e-4, 1e-1, log=True)
+        output = 1 + width**-0.5 + 0.1 * (math.log10(rate) + 2.5) ** 2
+        for step in range(5):
+            trial.report(output + 1 / (step + 1), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        trial.set_user_attr("cost", (width / 64) ** 2)
+        return output
+
+    study.optimize(objective, n_trials=20)
+    late = [trial.params for trial in study.trials[-12:]]
+    assert len({params["width"] for params in late}) > 2
+    assert len({round(math.log10(params["rate"]), 1) for params in late}) > 2

@@ -18,8 +18,17 @@ import pandas as pd
 import pytest
 
 import carbs
-from carbs import CARBS, ChoiceSpace, FunctionFailsError, LogSpace, MixtureSpace, Param
+from carbs import (
+    CARBS,
+    ChoiceSpace,
+    EarlierSweep,
+    FunctionFailsError,
+    LogSpace,
+    MixtureSpace,
+    Param,
+)
 from carbs.analysis.front.trials import frame_records
+from carbs.records import Suggestion
 from carbs.result import SearchResult
 
 PARAMS = [
@@ -145,6 +154,8 @@ def test_a_budget_is_used_up() -> None:
 def test_limits_are_needed() -> None:
     with pytest.raises(ValueError, match="n_trials or budget"):
         carbs.minimize(train, PARAMS)
+    with pytest.raises(ValueError, match=r"n_trials is 8.5, expected a whole number"):
+        carbs.minimize(train, PARAMS, n_trials=8.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_jobs is 0"):
         carbs.minimize(train, PARAMS, n_trials=1, n_jobs=0)
 
@@ -206,8 +217,43 @@ def test_an_interrupted_search_goes_on_from_its_file(tmp_path: Path) -> None:
     # Limits may be raised; nothing is run that has been run.
     assert len(carbs.minimize(interrupted, PARAMS, n_trials=8, path=path).observations) == 8
     assert len(tried) == 9
-    with pytest.raises(ValueError, match="holds a search over other parameters"):
-        carbs.minimize(train, PARAMS[:1], n_trials=8, path=path)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (PARAMS[:1], "there is 'width' as well. Name another path"),
+        ([*PARAMS, Param("decay", LogSpace(), 0.1)], "there is no 'decay'. Name another path"),
+        (
+            [PARAMS[0], Param("width", LogSpace(is_integer=True), 8)],
+            r"there 'width' is Param\(.* where this call has Param\('width', [^P]*8\). Name",
+        ),
+        (PARAMS[::-1], r"in another order, \['rate', 'width'\]"),
+    ],
+)
+def test_a_file_of_other_parameters_is_refused_with_what_differs(
+    params: list[Param], message: str, tmp_path: Path
+) -> None:
+    carbs.minimize(train, PARAMS, n_trials=1, path=tmp_path / "search.json")
+    with pytest.raises(ValueError, match=f"holds a search over other parameters: .*{message}"):
+        carbs.minimize(train, params, n_trials=8, path=tmp_path / "search.json")
+
+
+def test_a_search_that_goes_on_takes_earlier_sweeps_and_keeps_its_constraints(
+    tmp_path: Path,
+) -> None:
+    path, old = (
+        tmp_path / "search.json",
+        EarlierSweep.of(carbs.minimize(train, PARAMS, n_trials=8, seed=1).optimizer),
+    )
+    carbs.minimize(train, PARAMS, n_trials=1, path=path)
+    carbs.minimize(train, PARAMS, n_trials=4, path=path, earlier=[old])
+    result = carbs.minimize(train, PARAMS, n_trials=6, path=path)  # it still knows of it
+    whole = carbs.minimize(train, PARAMS, n_trials=6, earlier=[old])
+    assert result.observations[1:] == whole.observations[1:]
+    assert result.observations[2:] != carbs.minimize(train, PARAMS, n_trials=6).observations[2:]
+    with pytest.raises(ValueError, match=r"constraints \[\], .* begin another, which learns"):
+        carbs.minimize(train, PARAMS, n_trials=8, path=path, constraints=["width < 100"])
 
 
 def test_several_processes(tmp_path: Path) -> None:
@@ -240,6 +286,21 @@ def test_a_process_that_dies_is_a_failed_run() -> None:
     assert len(result.observations) > 0
     with pytest.raises(FunctionFailsError, match=r"(?s)ZeroDivisionError.*division by zero"):
         carbs.minimize(lambda params: 1 / 0, PARAMS, n_trials=9, n_jobs=2)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_run_that_exits_is_a_failed_run(n_jobs: int, tmp_path: Path) -> None:
+    def exits(params: dict[str, Any]) -> tuple[float, float]:
+        if params["width"] == 8:
+            sys.exit("no memory left")
+        return train(params)
+
+    path = tmp_path / "search.json"
+    result = carbs.minimize(exits, PARAMS, n_trials=5, n_jobs=n_jobs, path=path)
+    assert result.failures[0].params["width"] == 8
+    assert result.failures[0].reason == "SystemExit: no memory left"
+    assert len(result.observations) + len(result.failures) == 5
+    assert CARBS.load(path).pending == ()
 
 
 SCRIPT = """
@@ -276,6 +337,25 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     carbs.minimize(train, PARAMS, n_trials=3, progress=False)
     assert terminal.getvalue() == ""
+
+
+def test_a_run_that_the_optimizer_did_not_suggest_has_no_number() -> None:
+    optimizer = CARBS(PARAMS)
+    mine = Suggestion(id="mine", params={"rate": 0.1, "width": 2})
+    optimizer.observe(optimizer.suggest(), output=1.0, cost=2.0)
+    optimizer.observe(mine, output=2.0, cost=3.0)
+    numbers = SearchResult(optimizer).to_frame()["number"]
+    assert numbers.isna().tolist() == [True, False]
+    assert numbers[1] == 0
+
+
+def test_a_search_without_finished_runs_is_a_figure_too() -> None:
+    optimizer = CARBS(PARAMS)
+    assert SearchResult(optimizer).plot().axes[0].get_xlabel() == "cost of one run"
+    optimizer.observe_failure(optimizer.suggest(), reason="diverged")
+    optimizer.observe_failure(optimizer.suggest(), reason="diverged", cost=2.0)
+    (ax,) = SearchResult(optimizer).plot().axes
+    assert "failed" in ax.get_legend().get_texts()[-1].get_text()
 
 
 def test_a_result_of_a_loop_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from carbs import (
     Observation,
     Param,
 )
+from carbs.study import CarbsSampler
 
 PARAMS = [
     Param("size", LogSpace(scale=0.5, min=1, is_integer=True), 20),
@@ -330,6 +331,50 @@ def test_a_broken_file_is_refused_by_name(content: bytes, tmp_path: Path) -> Non
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.json"):
         CARBS.load(path)
+
+
+def test_limits_are_told_anew_on_loading(searched: Path, tmp_path: Path) -> None:
+    optimizer = CARBS.load(searched, max_cost=2, n_trials=30, budget=50)
+    optimizer.save(tmp_path / "again.json")
+    saved = json.loads((tmp_path / "again.json").read_text())
+    assert [saved[name] for name in ("max_cost", "n_trials", "budget")] == [2, 30, 50]
+    assert max(s.predicted_cost or 0 for s in optimizer.suggest(4)) < 2.5
+    for limits in ({"max_cost": 0}, {"n_trials": 0}, {"budget": -1}):
+        with pytest.raises(ValueError, match=r"(max_cost|n_trials|budget) is .* a positive"):
+            CARBS.load(searched, **limits)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_trials": 8.5}, "n_trials is 8.5, expected a whole number"),
+        ({"budget": "all"}, r"budget is a str \('all'\), expected a number"),
+        ({"seed": None}, r"seed is a NoneType \(None\), expected a number"),
+        ({"seed": 0.5}, "seed is 0.5, expected a whole number"),
+    ],
+)
+def test_what_is_no_number_is_named(options: dict[str, Any], message: str) -> None:
+    for kind in (CARBS, CarbsSampler):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            kind(PARAMS, **options)
+
+
+def test_a_configuration_by_itself_answers_the_suggestion_that_is_equal() -> None:
+    optimizer = search(4)
+    first, second, third = optimizer.suggest(3)
+    optimizer.observe(first.params, output=1.0, cost=1.0)
+    optimizer.observe_failure(dict(second.params), reason=MemoryError("80 GiB"))
+    assert optimizer.pending == (third,)
+    assert (optimizer.observations[-1].id, optimizer.failures[-1].id) == (first.id, second.id)
+    assert optimizer.failures[-1].reason == "MemoryError: 80 GiB"
+    optimizer.forget(third.params)
+    assert optimizer.pending == ()
+    optimizer.observe(first.params, output=1.0, cost=1.0)
+    assert optimizer.observations[-1].id is None
+    with pytest.raises(ValueError, match=r"no pending suggestion is {'size': .*}"):
+        optimizer.forget(third.params)
+    with pytest.raises(ValueError, match="reason is 3, expected text or an exception"):
+        optimizer.observe_failure(third, reason=3)  # type: ignore[arg-type]
 
 
 def test_a_truncated_file_is_refused(searched: Path, tmp_path: Path) -> None:

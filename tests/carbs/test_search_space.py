@@ -198,6 +198,12 @@ def test_true_and_one_are_different_choices() -> None:
     assert space.decode(space.encode(True, 1), 1) is True
 
 
+def test_choices_of_an_array_keep_their_kind() -> None:
+    assert repr(ChoiceSpace(np.array([16, 32])).choices) == "(16, 32)"
+    assert ChoiceSpace(np.array(["a", "b"])).choices == ("a", "b")
+    assert ChoiceSpace([np.bool_(True), np.int64(1)]).choices == (True, 1)
+
+
 def test_many_components_with_a_large_offset_still_sum_to_one() -> None:
     names = [f"part {i}" for i in range(30)]
     space = MixtureSpace(names, offset=0.5)

@@ -255,11 +255,32 @@ def test_trials_over_other_parameters_are_left_out(new_study: NewStudy) -> None:
     assert found.observations == found.failures == found.pending == []
 
 
-def test_a_cost_that_is_not_positive_is_refused_with_its_trial(new_study: NewStudy) -> None:
+def test_a_trial_whose_cost_is_not_positive_is_left_out_where_others_have_one(
+    new_study: NewStudy, caplog: pytest.LogCaptureFixture
+) -> None:
     study = new_study()
     study.tell(study.ask(), [1.0, 0.0])
-    with pytest.raises(ValueError, match="trial 0 has cost 0"):
+    with pytest.raises(ValueError, match=r"trial 0 has cost 0.0, expected .* no other trial"):
         study.ask()
+    study = new_study()
+    run_trials(study, 1)
+    study.tell(study.ask(), [1.0, 0.0])
+    assert study.ask().number == 2
+    assert "trial 1 has cost 0.0, expected a positive, finite number: the trial is" in caplog.text
+    assert [run.id for run in earlier_sweep(study).observations] == ["0"]
+
+
+@pytest.mark.parametrize(("cost", "message"), [(-1, "trial 1 has flops -1.0"), ("dear", "'dear'")])
+def test_so_is_one_whose_attribute_is_no_cost(
+    cost: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = optuna.create_study(sampler=CarbsSampler(PARAMS, cost="flops"))
+    for flops in (1.0, cost):
+        trial = study.ask()
+        trial.set_user_attr("flops", flops)
+        study.tell(trial, 1.0)
+    assert study.ask().number == 2
+    assert message in caplog.text
 
 
 @pytest.mark.parametrize("cost", [-1.0, math.inf])
