@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-import tempfile
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,20 +22,17 @@ from carbs.launchers.controller.answers import answered_sets, read_seal
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
+from carbs.launchers.controller.rehearsal import rehearsal
 from carbs.launchers.controller.sweep import Interrupted, Sweep, recover_study
-from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import MissingPackageError, SweepFileError, SweepStoppedError
 from carbs.launchers.job.command import Command
 
 
 def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
-    """What a sweep would submit first. Nothing is submitted, and no folder is made."""
+    """What a sweep would submit first. Nothing is submitted, and no folder or study is touched."""
     check_code(config, python_path)
-    with tempfile.TemporaryDirectory() as aside:
-        has_begun = (folder / CONFIG_FILE).exists()
-        sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
-        planned = sweep.plan(min(config.max_in_flight, 3), None if has_begun else folder)
-        for trial in planned:
+    with rehearsal(config, folder, python_path, partial(console.print, **PLAIN)) as sweep:
+        for trial in sweep.plan(min(config.max_in_flight, 3), folder):
             suggestion = trial.suggestion
             cost = suggestion.predicted_cost
             console.print(f"trial {suggestion.id}: {format_params(suggestion.params)}", **PLAIN)
