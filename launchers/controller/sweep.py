@@ -49,6 +49,7 @@ from carbs.launchers.controller.attempts import Attempt, Ending, Jobs, Lost, Pas
 from carbs.launchers.controller.changes import (
     changed_data,
     changes,
+    changes_of_runs,
     data_versions,
     earlier_values,
     left_out,
@@ -346,12 +347,13 @@ class Sweep:
             FolderError: the study cannot hold both.
         """
         config, study = self.config, self.study
+        has_trials = study._storage.get_n_trials(study._study_id) > 0
+        runs = self._changes_of_runs() if has_trials else []
         before = _PARAMS.validate_json(study.user_attrs[SPACE])
         changed = changes(before, config.parameters)
         kept = dict(study.user_attrs.get(EARLIER_VALUES, {}))
         if not changed and not kept:
-            return changed, kept
-        has_trials = study._storage.get_n_trials(study._study_id) > 0
+            return runs, kept
         try:
             added = earlier_values(before, config.parameters, config.was) if has_trials else {}
         except ValueError as error:
@@ -361,7 +363,19 @@ class Sweep:
                 f"another --folder and learn from this one: warm_start: [{{folder: {self.folder}}}]"
             ) from None
         said = {name: value for name, value in flatten(config.was).items() if name in kept}
-        return changed, {**kept, **added, **said}
+        return runs + changed, {**kept, **added, **said}
+
+    def _changes_of_runs(self) -> list[str]:
+        before, config = _last_config(self.folder), self.config
+        if before is None:
+            return []
+        is_same = before.is_cost_seconds and config.is_cost_seconds
+        if before.cost_unit != config.cost_unit and not is_same:
+            raise FolderError(
+                f"what was run in {self.folder} has its cost in {before.cost_unit}, and the sweep "
+                f"file says cost_unit: {config.cost_unit}: name another --folder, or take that back"
+            )
+        return changes_of_runs(before, config)
 
     @contextmanager
     def controlling(self) -> Iterator[None]:
@@ -975,6 +989,12 @@ def open_sweep_study(config: SweepConfig, folder: Path, *, may_begin: bool) -> S
         MissingStudyError: it is not there.
         FolderError: it cannot be opened, or is another one.
     """
+    last = _last_config(folder)
+    if last is not None and last.name != config.name:
+        raise FolderError(
+            f"{folder} holds the study {last.name!r}, and the sweep file's name is "
+            f"{config.name!r}: name another --folder, or go on with name: {last.name}"
+        )
     url = database_url(config.storage, config.storage_file)
     has_begun = (folder / CONFIG_FILE).exists()
     # What has begun had its database: if that does not answer, it may be starting again.
@@ -1024,6 +1044,13 @@ def read_config(folder: Path) -> SweepConfig:
         raise FolderError(
             f"{folder} holds no sweep ({CONFIG_FILE} is missing): name the --folder of a sweep"
         ) from None
+
+
+def _last_config(folder: Path) -> SweepConfig | None:
+    """As :func:`read_config`; None where there is no sweep, or one of another release."""
+    with suppress(FolderError, ValueError):
+        return read_config(folder)
+    return None
 
 
 def _attempt(trial: FrozenTrial) -> Attempt:

@@ -45,8 +45,8 @@ def go_on(
     function = f"{write_module(TRAINING)}:train"
 
     def go_on(parameters: dict[str, Any], **keys: Any) -> tuple[Status, str]:
-        keys = {"executor": "debug", "max_trials": 4, "max_in_flight": 1, **keys}
-        file = write_sweep(function=function, parameters=parameters, **keys)
+        usual = {"executor": "debug", "max_trials": 4, "max_in_flight": 1, "function": function}
+        file = write_sweep(parameters=parameters, **{**usual, **keys})
         said: list[str] = []
         sweep = Sweep(load_sweep(file), tmp_path / "s", (str(tmp_path),), notify=said.append)
         with sweep.controlling():
@@ -209,6 +209,38 @@ def test_a_mended_bug(go_on: GoOn, tmp_path: Path, run_cli: Any, write_sweep: Wr
     assert set(failed) <= set(values(status, "x"))
     code, out, _ = run_cli(*command)
     assert "0 failed trials are tried again" in out
+
+
+def test_what_is_run_otherwise_is_told(go_on: GoOn, write_module: Callable[[str], str]) -> None:
+    go_on({"x": X}, max_trials=1, settings={"rows": 3, "kind": "a"})
+    other = f"{write_module(TRAINING)}:train"
+    status, said = go_on(
+        {"x": X},
+        max_trials=2,
+        function=other,
+        settings={"rows": 4, "kind": "a"},
+        output_unit="nats",
+    )
+    assert re.search(rf"^  function: training_\w+:train -> {other}$", said, re.MULTILINE)
+    assert "  settings.rows: 3 -> 4" in said
+    assert "  output_unit: none -> nats" in said
+    assert "kind" not in said
+    assert len(status.records.observations) == 2
+    keys = {"function": None, "command": "echo {x} {seed}", "settings": None}
+    with pytest.raises(FolderError, match="cost in s, and the sweep file says cost_unit: FLOPs"):
+        go_on({"x": X}, max_trials=2, cost_unit="FLOPs", **keys)
+    _, said = go_on({"x": X}, max_trials=2, cost_unit="seconds", **keys)
+    assert f"  function: {other} -> none" in said
+    assert "  command: none -> echo {x} {seed}" in said
+    assert go_on({"x": X}, max_trials=2, cost_unit="s", **keys)[1] == "", "it is told once"
+
+
+def test_a_folder_holds_one_study(go_on: GoOn, tmp_path: Path) -> None:
+    go_on({"x": X}, max_trials=2)
+    before = contents(tmp_path / "s")
+    with pytest.raises(FolderError, match=r"holds the study 'small'.* name: small"):
+        go_on({"x": X}, name="other")
+    assert contents(tmp_path / "s") == before
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
