@@ -291,12 +291,15 @@ class Failed(_Report):
 
     Attributes:
         exception: its name; None where the function itself called the configuration a bad one.
+        cost: what it has spent, where it says so.
+        seconds: that the function has run.
         has_begun: whether it was the function that raised; before, its module could not be loaded.
     """
 
     kind: Literal["failed"] = "failed"
     reason: str
     cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    seconds: float | None = None
     traceback: str
     exception: str | None = None
     has_begun: bool = True
@@ -506,10 +509,12 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
     )
     report: JobReport
     is_begun = False
+    started = time.monotonic()
     try:
         function = _function(job_file)
         is_begun = True
         mark_begun(own)
+        started = time.monotonic()
         with _requests_by_signal(job):
             report = Finished(result=_result(function(job_file.params, job)))
         _dump(report)  # what cannot be written down is a failure, too
@@ -521,8 +526,10 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
     except KilledError:
         raise  # for the controller to judge
     except Exception as error:
-        report = _failed(error, is_begun and not isinstance(error, SetupError))
-        print(report.traceback, file=sys.stderr)
+        seconds = time.monotonic() - started
+        failed = _failed(error, is_begun and not isinstance(error, SetupError))
+        report = failed.model_copy(update={"seconds": seconds})
+        print(failed.traceback, file=sys.stderr)
         if isinstance(error, TaskLostError):
             _wait_for(path / _REPORT_FILE, _REASON_S)
         if job.is_superseded():  # how a copy dies that nobody waits for says nothing

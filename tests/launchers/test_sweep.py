@@ -607,6 +607,27 @@ def test_a_controller_killed_at_any_moment_loses_and_repeats_nothing(
     assert starts == finishes == {f"{trial.number:05d}": 1 for trial in trials}
 
 
+def _failing(how: str) -> str:
+    return f"""if params["x"] != 1.0:
+        import signal, time
+        time.sleep(0.5)
+        {how}
+    return {{"output": 1.0, "cost": 0.5}}"""
+
+
+@pytest.mark.parametrize("how", ["raise ValueError", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_failures_use_up_the_budget_in_seconds(make_sweep: Callable[..., Path], how: str) -> None:
+    keys: dict[str, Any] = {"max_trials": 12, "max_in_flight": 1, "budget": 2.0}
+    file = make_sweep(_failing(how), **keys)
+    status = run(open_sweep(file))
+    assert 1 <= len(status.records.failures) <= 3
+    assert status.spent >= 0.4 * (1 + len(status.records.failures))
+    # Of another unit nobody knows what they have cost.
+    file = make_sweep(_failing("raise ValueError"), **{**keys, "max_trials": 5}, cost_unit="FLOPs")
+    status = run(Sweep(load_sweep(file), file.parent / "flops", (str(file.parent),)))
+    assert (len(status.records.failures), status.spent) == (4, 0.5)
+
+
 SPEED = {"space": "linear", "search_center": 0.0}
 X = {"space": "log", "scale": 0.5, "search_center": 1.0}
 
