@@ -816,7 +816,7 @@ class Sweep:
             return
         self._log(number)
         early = self.config.early_stopping
-        if early is not None and not run.is_stopped:
+        if early is not None and not run.is_stopped and run.curve[-1][0] < 1:
             pruner = FrontPruner(miss_share=early.miss_share, min_progress=early.min_progress)
             trial = self.ledger.read(number)
             if pruner.prune(self.study, trial):

@@ -204,7 +204,7 @@ class Job:
             cost: what the run has spent so far, in the sweep's unit of cost.
 
         Raises:
-            StoppedEarly: the controller has decided to stop the run.
+            StoppedEarly: the controller has decided to stop the run; not at its end.
             Superseded: another copy of the job has taken over.
             BadConfigurationError: the output is not finite.
             ValueError: the progress or the cost is out of its range.
@@ -219,7 +219,7 @@ class Job:
         point = CurvePoint(progress=progress, output=output, cost=cost)
         with (self.folder / _CURVE).open("a") as file:
             file.write(point.model_dump_json() + "\n")
-        if self.should_stop():
+        if progress < 1 and self.should_stop():
             raise StoppedEarly(cost)
 
     def should_stop(self) -> bool:

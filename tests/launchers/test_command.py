@@ -336,6 +336,33 @@ def test_early_stopping_ends_a_script_that_does_not_want_to(
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        'print(json.dumps({"output": 1.5, "cost": 9}))',
+        'print(json.dumps({"progress": 1, "output": 1.5, "cost": 9}))',
+        'write("CARBS_RESULT", {"output": 1.5, "cost": 9})',
+        'write("CARBS_PROGRESS", {"progress": 1, "output": 1.5, "cost": 9})',
+    ],
+)
+@pytest.mark.parametrize("end", ["sys.exit(0)", "time.sleep(1)"])
+def test_a_result_that_is_there_is_not_stopped_early(
+    run_job: RunJob, tmp_path: Path, last: str, end: str
+) -> None:
+    """The wish to stop came when the script had done its work, and was about to end."""
+    stop_file = tmp_path / "job" / "stop.json"
+    report = run_job(
+        "def write(name, said):",
+        '    open(os.environ[name], "a").write(json.dumps(said) + "\\n")',
+        'write("CARBS_PROGRESS", {"progress": 0.5, "output": 2, "cost": 5})',
+        last,
+        f'open({str(stop_file)!r}, "w").close()',
+        end,
+    )
+    assert isinstance(report, Finished), report
+    assert (report.result.output, report.result.cost) == (1.5, 9)
+
+
 def test_what_a_script_leaves_behind_is_ended(run_job: RunJob, tmp_path: Path) -> None:
     report = run_job(
         'child = subprocess.Popen(["sleep", "600"], start_new_session=True)',

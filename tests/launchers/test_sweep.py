@@ -752,6 +752,23 @@ def test_a_hopeless_run_is_stopped_also_by_a_new_controller(
     assert set(starts.values()) == {1}
 
 
+def test_a_run_at_its_end_keeps_its_result(make_sweep: Callable[..., Path], tmp_path: Path) -> None:
+    """Trial 5 is dear and bad, and says so at its end alone."""
+    (tmp_path / "go").touch()
+    body = REPORTING.replace("step in range(1, 10)", "step in range(10 if is_bad else 1, 11)")
+    body = body.replace("step == 4", "step == 10")
+    body += """
+    if is_bad:
+        (job.folder / "stop.json").touch()
+        job.report(1.0, 60.0, 100.0)
+"""
+    settings = {"go": str(tmp_path / "go"), "waits": False}
+    file = make_sweep(body, settings, executor="debug", early_stopping={"miss_share": 0.2})
+    status = run(open_sweep(file))
+    assert len(measured(status)) == 6
+    assert "stopped" not in stored_trials(file.parent / "sweep")[5].user_attrs
+
+
 def test_nothing_is_stopped_unless_the_sweep_file_says_so(
     make_sweep: Callable[..., Path], tmp_path: Path
 ) -> None:
