@@ -454,6 +454,23 @@ def started(tmp_path: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+def test_a_local_job_that_meets_its_time_limit_was_too_slow(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    file = write_sweep(
+        function=None,
+        command='bash -c "sleep 600" {x}',
+        max_trials=1,
+    )
+    limit = {"executor_options": {"timeout_min": 0.1}}  # a file says whole minutes
+    sweep = Sweep(load_sweep(file).model_copy(update=limit), tmp_path / "sweep", (str(tmp_path),))
+    with sweep.controlling():
+        (failure,) = sweep.run().records.failures
+    assert failure.reason == "too slow: time limit, and no newer checkpoint"
+    assert failure.cost == pytest.approx(6, abs=4)
+    assert "attempts" not in sweep.study.trials[0].user_attrs
+
+
 def test_a_plain_script_is_swept_through_a_crash_a_kill_and_a_new_controller(
     script_sweep: Callable[..., Path], tmp_path: Path, carbs: Carbs, wait_until: WaitUntil
 ) -> None:
