@@ -17,6 +17,7 @@ from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.report import write_report
 from carbs.launchers.cli.progress import Progress, format_params, measured
+from carbs.launchers.cli.status import keep_command
 from carbs.launchers.cli.terminal import PLAIN, console, working
 from carbs.launchers.controller.answers import answered_sets, read_seal
 from carbs.launchers.controller.check import Check, predict_check, run_check
@@ -67,8 +68,10 @@ def run_sweep(
         console.print(f"warning: {warning}", **PLAIN)
     say = partial(console.print, **PLAIN)
     sweep = Sweep(config, folder, python_path, notify=say)
+    again = shlex.join(["carbs", *(arg for arg in sys.argv[1:] if arg != "--retry-failed")])
     try:
         with sweep.controlling():
+            keep_command(sweep.folder, again)
             if retry_failed:
                 say(f"{sweep.retry_failed()} failed trials are tried again as new trials")
             with Progress(console, config.cost_unit) as progress:
@@ -93,8 +96,7 @@ def run_sweep(
             else "no job is running"
         )
         name = "interrupted" if interrupted.signal == signal.SIGINT else "terminated"
-        again = shlex.join(arg for arg in sys.argv[1:] if arg != "--retry-failed")
-        console.print(f"{name}: {what}. The same command continues:\n  carbs {again}", **PLAIN)
+        console.print(f"{name}: {what}. The same command continues:\n  {again}", **PLAIN)
         if jobs and not interrupted.is_cancelled:
             folder_name = shlex.quote(str(folder))
             console.print(f"To end the jobs as well:\n  carbs cancel {folder_name}", **PLAIN)

@@ -112,6 +112,8 @@ _PARAMS = TypeAdapter(list[Param])
 _POLL_S = 0.05
 _REFRESH_S = 30.0
 _SHARED_REFRESH_S = 1.0
+# Who only looks whether a controller is there holds its lock for a moment.
+_LOOK_S = 1.0
 _OPENING_PATIENCE_S = 60.0
 # Between the first Ctrl-C and the second.
 _SECOND_CTRL_C_S = 2.0
@@ -384,7 +386,7 @@ class Sweep:
         Raises:
             FolderError: another controller is at work.
         """
-        lock = _lock(self.folder)
+        lock = _lock(self.folder, timeout_s=_LOOK_S)
         if lock is None:
             raise FolderError(
                 f"another controller is running the sweep in {self.folder}: wait for it, or stop it"
@@ -414,6 +416,16 @@ class Sweep:
                 signal.signal(number, handler)
             loggers.close(self._summary)
             self._locks.close()
+
+    def has_controller(self) -> bool | None:
+        """Whether a controller is at work; None where its lock cannot be looked at."""
+        try:
+            lock = _lock(self.folder)
+        except OSError:
+            return None
+        if lock is not None:
+            lock.release()
+        return lock is None
 
     def status(self) -> Status:
         """Read the study."""
@@ -679,7 +691,7 @@ class Sweep:
             return self.ledger.read(number)
         except KeyError:
             raise FolderError(
-                f"study {self.config.name!r} has no trial {number}: `carbs status` lists them"
+                f"study {self.config.name!r} has no trial {number}: `carbs export` lists all"
             ) from None
 
     def _tell_controller(self) -> None:
