@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import shlex
 import signal
 import sys
@@ -146,22 +148,48 @@ def _check_command(command: Command, folder: Path) -> None:
 
 
 def _check_function(name: str, python_path: tuple[str, ...]) -> None:
-    """Whether the training function's module is there, without importing it: that may take long."""
-    module = name.partition(":")[0]
+    """Whether the training function is there, without importing it: that may take long."""
+    module, _, function = name.partition(":")
     before = list(sys.path)
     try:
         sys.path[:0] = python_path
-        is_found = find_spec(module) is not None
+        spec = find_spec(module)
     except ModuleNotFoundError:  # of a parent package
-        is_found = False
+        spec = None
     finally:
         sys.path[:] = before  # what lies there is the job's to import, not ours
-    if not is_found:
+    if spec is None:
         places = "".join(f" or in {folder}" for folder in python_path)
         raise SweepFileError(
             f"function {name!r}: there is no module {module!r} among the installed "
             f"packages{places}: put the file there, or correct the name"
         )
+    file = Path(spec.origin or "")
+    names = _names(file.read_bytes()) if file.suffix == ".py" else None
+    if names is not None and function not in names:
+        close = difflib.get_close_matches(function, names, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ": correct the name"
+        raise SweepFileError(f"function {name!r}: {file} has no {function!r}{meant}")
+
+
+def _names(source: bytes) -> set[str] | None:
+    """What a module may define, by its text; None where that does not say all."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # for the job to tell
+        return None
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name):
+                names.add(name)
+            case ast.Import(names=imported) | ast.ImportFrom(names=imported):
+                names |= {alias.asname or alias.name for alias in imported}
+    return None if names & {"*", "__getattr__", "globals", "vars", "setattr", "exec"} else names
 
 
 def _conclude(sweep: Sweep) -> None:
