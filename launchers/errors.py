@@ -3,6 +3,7 @@
 LauncherError
 ├── SweepFileError     the sweep file cannot be read or says something impossible
 ├── FolderError        the sweep's folder or database cannot be used
+│   └── MissingStudyError  there is no study in it
 ├── SchedulerDownError the scheduler does not answer
 ├── MissingPackageError what an extra installs is not there
 └── SweepStoppedError  the sweep cannot go on
@@ -36,6 +37,10 @@ class SweepFileError(LauncherError):
 
 class FolderError(LauncherError):
     """The sweep's folder cannot be written, is in use, or holds another sweep."""
+
+
+class MissingStudyError(FolderError):
+    """The study that a sweep's folder or database should hold is not there."""
 
 
 class SchedulerDownError(LauncherError):

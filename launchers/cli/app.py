@@ -124,9 +124,10 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """How a sweep stands: trials, cost, jobs in flight, excluded nodes, last failures."""
+    from rich.console import Group
     from rich.live import Live
 
-    from carbs.launchers.cli.status import read_status, report_line, screen
+    from carbs.launchers.cli.status import controller_line, read_status, report_line, screen
 
     sweep = find(where, folder, storage)
     if as_json:
@@ -135,12 +136,14 @@ def status(
     if not watch:
         found = read_status(sweep)
         console.print(screen(found))
-        console.print(report_line(found), soft_wrap=True)
+        for line in filter(None, (controller_line(found), report_line(found))):
+            console.print(line, soft_wrap=True)
         return
     with Live(console=console, refresh_per_second=1) as live:
         while True:
             try:
-                live.update(screen(read_status(sweep)), refresh=True)
+                found = read_status(sweep)
+                live.update(Group(screen(found), controller_line(found) or ""), refresh=True)
                 time.sleep(2)
             except KeyboardInterrupt:
                 return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import shlex
 import signal
 import sys
-import tempfile
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,25 +19,23 @@ from carbs.analysis.front.model import FrontModel, fit_front
 from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.report import write_report
 from carbs.launchers.cli.progress import Progress, format_params, measured
+from carbs.launchers.cli.status import keep_command
 from carbs.launchers.cli.terminal import PLAIN, console, working
 from carbs.launchers.controller.answers import answered_sets, read_seal
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
 from carbs.launchers.controller.database import database_url, network_warning
+from carbs.launchers.controller.rehearsal import rehearsal
 from carbs.launchers.controller.sweep import Interrupted, Sweep, recover_study
-from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import MissingPackageError, SweepFileError, SweepStoppedError
 from carbs.launchers.job.command import Command
 
 
 def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
-    """What a sweep would submit first. Nothing is submitted, and no folder is made."""
+    """What a sweep would submit first. Nothing is submitted, and no folder or study is touched."""
     check_code(config, python_path)
-    with tempfile.TemporaryDirectory() as aside:
-        has_begun = (folder / CONFIG_FILE).exists()
-        sweep = Sweep(config, folder if has_begun else Path(aside) / folder.name, python_path)
-        planned = sweep.plan(min(config.max_in_flight, 3), None if has_begun else folder)
-        for trial in planned:
+    with rehearsal(config, folder, python_path, partial(console.print, **PLAIN)) as sweep:
+        for trial in sweep.plan(min(config.max_in_flight, 3), folder):
             suggestion = trial.suggestion
             cost = suggestion.predicted_cost
             console.print(f"trial {suggestion.id}: {format_params(suggestion.params)}", **PLAIN)
@@ -71,8 +70,10 @@ def run_sweep(
         console.print(f"warning: {warning}", **PLAIN)
     say = partial(console.print, **PLAIN)
     sweep = Sweep(config, folder, python_path, notify=say)
+    again = shlex.join(["carbs", *(arg for arg in sys.argv[1:] if arg != "--retry-failed")])
     try:
         with sweep.controlling():
+            keep_command(sweep.folder, again)
             if retry_failed:
                 say(f"{sweep.retry_failed()} failed trials are tried again as new trials")
             with Progress(console, config.cost_unit) as progress:
@@ -97,8 +98,7 @@ def run_sweep(
             else "no job is running"
         )
         name = "interrupted" if interrupted.signal == signal.SIGINT else "terminated"
-        again = shlex.join(arg for arg in sys.argv[1:] if arg != "--retry-failed")
-        console.print(f"{name}: {what}. The same command continues:\n  carbs {again}", **PLAIN)
+        console.print(f"{name}: {what}. The same command continues:\n  {again}", **PLAIN)
         if jobs and not interrupted.is_cancelled:
             folder_name = shlex.quote(str(folder))
             console.print(f"To end the jobs as well:\n  carbs cancel {folder_name}", **PLAIN)
@@ -148,22 +148,48 @@ def _check_command(command: Command, folder: Path) -> None:
 
 
 def _check_function(name: str, python_path: tuple[str, ...]) -> None:
-    """Whether the training function's module is there, without importing it: that may take long."""
-    module = name.partition(":")[0]
+    """Whether the training function is there, without importing it: that may take long."""
+    module, _, function = name.partition(":")
     before = list(sys.path)
     try:
         sys.path[:0] = python_path
-        is_found = find_spec(module) is not None
+        spec = find_spec(module)
     except ModuleNotFoundError:  # of a parent package
-        is_found = False
+        spec = None
     finally:
         sys.path[:] = before  # what lies there is the job's to import, not ours
-    if not is_found:
+    if spec is None:
         places = "".join(f" or in {folder}" for folder in python_path)
         raise SweepFileError(
             f"function {name!r}: there is no module {module!r} among the installed "
             f"packages{places}: put the file there, or correct the name"
         )
+    file = Path(spec.origin or "")
+    names = _names(file.read_bytes()) if file.suffix == ".py" else None
+    if names is not None and function not in names:
+        close = difflib.get_close_matches(function, names, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ": correct the name"
+        raise SweepFileError(f"function {name!r}: {file} has no {function!r}{meant}")
+
+
+def _names(source: bytes) -> set[str] | None:
+    """What a module may define, by its text; None where that does not say all."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # for the job to tell
+        return None
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name):
+                names.add(name)
+            case ast.Import(names=imported) | ast.ImportFrom(names=imported):
+                names |= {alias.asname or alias.name for alias in imported}
+    return None if names & {"*", "__getattr__", "globals", "vars", "setattr", "exec"} else names
 
 
 def _conclude(sweep: Sweep) -> None:

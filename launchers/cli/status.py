@@ -5,6 +5,7 @@ The scheduler is asked only where jobs wait, and twice a minute at the most.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -18,8 +19,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from carbs.launchers.cli.progress import measured
 from carbs.launchers.cluster.executors import Handle, JobState, SlurmExecutor
-from carbs.launchers.controller.sweep import EVIDENCE, JOB, PAST, Sweep
+from carbs.launchers.controller.sweep import EVIDENCE, JOB, PAST, Status, Sweep
 from carbs.launchers.controller.warm_start import CONFIG_FILE
 from carbs.launchers.errors import FolderError
 from carbs.launchers.job.protocol import read_start
@@ -27,6 +29,7 @@ from carbs.study import DROPPED, FAILURE, FORGOTTEN
 
 _N_FAILURES = 10
 _ASK_EVERY_S = 30.0
+_COMMAND = "command.txt"
 
 
 class JobInFlight(BaseModel):
@@ -90,11 +93,25 @@ class TrialFailure(BaseModel):
     log_files: tuple[str, ...] = ()
 
 
+class BestTrial(BaseModel):
+    """The best output that a run has ended with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trial: int
+    output: float
+    cost: float
+
+
 class SweepStatus(BaseModel):
     """``carbs status --json``.
 
     Attributes:
         trials: how many there are in each state.
+        best: None where no run has finished.
+        is_over: whether nothing runs, and the trials or the budget are used up.
+        has_controller: whether one is at work; None where nobody can say.
+        command: the line of a shell with which the sweep goes on; None where it is not known.
         spent, reserved: cost of what has ended, and predicted cost of what runs.
         left: of the budget, beyond both; None without a budget.
         failures: the newest last.
@@ -116,6 +133,36 @@ class SweepStatus(BaseModel):
     excluded_nodes: list[ExcludedNode]
     failures: list[TrialFailure]
     report: Path | None = None
+    best: BestTrial | None = None
+    has_controller: bool | None = None
+    command: str | None = None
+    is_over: bool = False
+
+
+def keep_command(folder: Path, command: str) -> None:
+    """Write down with which command, typed here, the sweep in a folder goes on."""
+    (folder / _COMMAND).write_text(f"cd {shlex.quote(str(Path.cwd()))} && {command}\n")
+
+
+def _kept_command(folder: Path) -> str | None:
+    file = folder / _COMMAND
+    return file.read_text().strip() if file.exists() else None
+
+
+def _is_over(sweep: Sweep, trials: Mapping[str, int]) -> bool:
+    if trials["running"] or trials["waiting"]:
+        return False
+    account, budget = sweep.ledger.account(), sweep.config.budget
+    is_spent = budget is not None and budget - account.spent < (account.cheapest or 0)
+    return is_spent or account.n_trials >= sweep.config.max_trials
+
+
+def _best(sweep: Sweep, status: Status) -> BestTrial | None:
+    sign = -1 if sweep.ledger.direction == "maximize" else 1
+    best = min(measured(status), key=lambda run: sign * run.output, default=None)
+    if best is None:
+        return None
+    return BestTrial(trial=int(best.id or 0), output=best.output, cost=best.cost)
 
 
 def read_status(sweep: Sweep) -> SweepStatus:
@@ -165,6 +212,10 @@ def read_status(sweep: Sweep) -> SweepStatus:
         ],
         failures=failures[-_N_FAILURES:],
         report=report if report.exists() else None,
+        best=_best(sweep, account),
+        is_over=_is_over(sweep, trials),
+        has_controller=sweep.has_controller(),
+        command=_kept_command(sweep.folder),
     )
 
 
@@ -251,10 +302,15 @@ def screen(status: SweepStatus) -> Group:
         trials.add_column(state, justify="right")
     trials.add_row(*(str(n) for n in status.trials.values()))
     unit = status.cost_unit
+    n_trials = sum(status.trials[name] for name in ("finished", "stopped", "failed", "running"))
+    counts = f"trials: {n_trials} of {status.max_trials}"
+    if status.best is not None:
+        best = status.best
+        counts += f"; best: {best.output:.4f} in trial {best.trial}, cost {best.cost:.4g} {unit}"
     cost = f"cost: {status.spent:.1f} {unit} spent, {status.reserved:.1f} reserved"
     if status.left is not None:
         cost += f", {status.left:.1f} left of {status.budget:g}"
-    parts: list[Any] = [trials, Text(cost)]
+    parts: list[Any] = [trials, Text(counts), Text(cost)]
     if status.jobs:
         jobs = Table(title="jobs in flight", title_justify="left")
         for name in ("trial", "attempt", "job", "tier", "node", "age"):
@@ -296,10 +352,27 @@ def screen(status: SweepStatus) -> Group:
     return Group(*parts)
 
 
+def controller_line(status: SweepStatus) -> Text | None:
+    """Whether somebody sees to the sweep; to be printed without breaking a command in two."""
+    if status.has_controller is None or (status.is_over and not status.has_controller):
+        return None
+    if status.has_controller:
+        return Text("a controller is at work")
+    again = "`carbs sweep` with its sweep file" if status.command is None else status.command
+    return Text(
+        "no controller is at work: nothing is started, and what ends is not collected. "
+        f"This goes on:\n  {again}",
+        style="yellow",
+    )
+
+
 def report_line(status: SweepStatus) -> Text:
     """Where the report is; to be printed without breaking it in two."""
     if status.report is None:
-        return Text(f"report: none yet; carbs report {status.folder} writes it")
+        return Text(
+            f"report: none yet; carbs report {status.folder} writes it, once enough trials of "
+            "different cost have finished"
+        )
     return Text(f"report: {status.report}", style=Style(link=status.report.as_uri()))
 
 

@@ -143,7 +143,9 @@ def init(
     if command is not None:
         found = re.findall(r"\{(\w[\w.]*)\}", command)
         names = [name for name in dict.fromkeys(found) if name not in _NO_PARAMETERS] or names
-    name = re.sub(r"\W+", "-", file.parent.resolve().name).strip("-") or "my-sweep"
+    # Of several files in a folder each is a sweep of its own.
+    named = file.parent.resolve().name if file.stem == "sweep" else file.stem
+    name = re.sub(r"\W+", "-", named).strip("-") or "my-sweep"
     text = _HEAD.format(
         file=file,
         name=json.dumps(name),

@@ -42,14 +42,11 @@ def find(where: Path | None, folder: Path | None, storage: str | None) -> Sweep:
     """
     from carbs.launchers.cli.status import find_sweep
     from carbs.launchers.controller.config import load_sweep
-    from carbs.launchers.controller.sweep import Sweep, read_config
+    from carbs.launchers.controller.sweep import Sweep
 
     if where is not None and where.is_file():
         config = load_sweep(where)
         found = find_sweep(folder or Path("sweeps") / config.name)
         # As it was last run: the file may have changed since, or another executor was asked for.
-        last = read_config(found).model_copy(
-            update={"storage": config.storage, "storage_file": config.storage_file}
-        )
-        return Sweep(last, found)
+        return Sweep.open(found, storage or config.storage, config.storage_file)
     return Sweep.open(find_sweep(folder or where), storage)

@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carbs.analysis.front.questions import AnsweredSet, Seal
 from carbs.launchers.controller.check import CHECK
-from carbs.launchers.controller.database import database_url
-from carbs.launchers.controller.recovery import copy_database, database_file
+from carbs.launchers.controller.database import database_file, database_url
+from carbs.launchers.controller.recovery import copy_database
 from carbs.launchers.controller.sweep import JOB, Sweep
 from carbs.launchers.errors import FolderError
 from carbs.launchers.job.answers import answered, read_answers, read_questions

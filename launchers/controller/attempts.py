@@ -154,6 +154,7 @@ class Run:
     evidence: PastAttempt | None = None
     kept_curve: list[list[float]] = field(init=False)
     _gone_since: float | None = None
+    _seen: float | None = None  # alive, for the last time
     _curve_stamp: tuple[Path, int] | None = None
 
     def __post_init__(self) -> None:
@@ -319,7 +320,7 @@ class Jobs:
         if run.state is None or run.state.is_alive is None:
             return False
         if run.state.is_alive:
-            run._gone_since = None
+            run._gone_since, run._seen = None, self._clock()
             return False
         if run._gone_since is None:
             run._gone_since = self._clock()
@@ -359,16 +360,22 @@ class Jobs:
                 return None
             case BadMachine():
                 return self._after_fault(run, outcome, made_progress)
-            case BadConfiguration(cost=None):
-                run.evidence = self._past(run, outcome.reason)
-                # What the run itself has last said of its cost is what it has spent at least.
-                spent = run.curve[-1][2] if run.curve else None
+            case BadConfiguration(reason=reason, cost=cost):
+                run.evidence = self._past(run, reason)
                 self._end_other_tasks(run, report)
-                return BadConfiguration(outcome.reason, spent)
-            case BadConfiguration():
-                run.evidence = self._past(run, outcome.reason)
-                self._end_other_tasks(run, report)
+                return BadConfiguration(reason, self._spent(run, report) if cost is None else cost)
         return outcome
+
+    def _spent(self, run: Run, report: JobReport | None) -> float | None:
+        """What a run that has failed without a word of its cost has spent at least, where known."""
+        said = [row[2] for row in run.curve[-1:]]
+        if self._config.is_cost_seconds:
+            if isinstance(report, Failed) and report.seconds is not None:
+                said.append(report.seconds)
+            start = self.start(run)
+            if report is None and start is not None and run._seen is not None:
+                said.append(run._seen - start.started)
+        return max((spent for spent in said if spent > 0), default=None)
 
     def _after_fault(self, run: Run, outcome: BadMachine, made_progress: bool) -> Ending | None:
         past = self._past(run, outcome.reason)
@@ -409,7 +416,7 @@ class Jobs:
             faults=faults,
             unexplained=unexplained,
         )
-        run.state, run._gone_since = None, None
+        run.state, run._gone_since, run._seen = None, None, None
         self.submit([run])
 
     def cancel(self, runs: Sequence[Run]) -> None:

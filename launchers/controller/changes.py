@@ -6,7 +6,8 @@
     a mixture's component more      had the weight zero
     one less                        what gave it any weight cannot be read, and is left out
 
-So may the data under it: where a run records versions of its data, a new one is told.
+So may what is run, and the data under it where a run records their versions: another is told. Not
+the unit of cost, which would give old costs another meaning.
 
 Optuna keeps one list of choices and one kind of scale for each name. Where these change, or where
 nobody says what earlier runs used, the study cannot hold both.
@@ -21,6 +22,7 @@ from typing import Any
 from optuna.distributions import check_distribution_compatibility
 from optuna.trial import FrozenTrial, TrialState
 
+from carbs.launchers.controller.config import SweepConfig
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import MixtureSpace
 from carbs.study import FORGOTTEN, distributions, flat_names, flatten, unflatten
@@ -39,6 +41,20 @@ def changes(before: Sequence[Param], after: Sequence[Param]) -> list[str]:
                 f"{name}: " + ", ".join(f"{key} {was.get(key)} -> {now[key]}" for key in differ)
             )
     return lines
+
+
+def changes_of_runs(before: SweepConfig, after: SweepConfig) -> list[str]:
+    """What trials run otherwise than before, a line for each key of the sweep file."""
+    was, now = (
+        config.model_dump(mode="json", include={"function", "command", "shell", "output_unit"})
+        | {f"settings.{key}": value for key, value in _settings(config).items()}
+        for config in (before, after)
+    )
+    return [
+        f"{key}: {_shown(was.get(key))} -> {_shown(now.get(key))}"
+        for key in {**was, **now}
+        if was.get(key) != now.get(key)
+    ]
 
 
 def earlier_values(
@@ -140,6 +156,15 @@ def _incompatibility(old: Param, new: Param) -> str | None:
         kinds = {old.space.kind, new.space.kind}
         return "choices cannot change" if kinds == {"choice"} else "its scale or kind cannot change"
     return None
+
+
+def _settings(config: SweepConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = config.model_dump(mode="json")["settings"]
+    return settings
+
+
+def _shown(value: Any) -> str:
+    return "none" if value in (None, "") else str(value)
 
 
 def _searched(param: Param) -> Param:

@@ -307,8 +307,12 @@ class SweepConfig(BaseModel):
         """The command with its placeholders; None where there is a function."""
         if self.command is None:
             return None
-        measures_cost = self.cost_unit in ("s", "seconds", "second")
-        return Command.of(self.command, is_shell=self.shell, measures_cost=measures_cost)
+        return Command.of(self.command, is_shell=self.shell, measures_cost=self.is_cost_seconds)
+
+    @property
+    def is_cost_seconds(self) -> bool:
+        """Whether the unit of cost is the second."""
+        return self.cost_unit in ("s", "seconds", "second")
 
     @model_validator(mode="after")
     def _check_tiers(self) -> SweepConfig:

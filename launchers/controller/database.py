@@ -23,7 +23,7 @@ from optuna.study import Study
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from carbs.launchers.errors import FolderError, SweepFileError
+from carbs.launchers.errors import FolderError, MissingStudyError, SweepFileError
 from carbs.records import Direction
 from carbs.storage import PatientStorage
 from carbs.study import create_study
@@ -78,7 +78,13 @@ def has_password(url: str) -> bool:
 
 
 def open_study(
-    name: str, folder: Path, url: str | None, direction: Direction, patience_s: float = 0.0
+    name: str,
+    folder: Path,
+    url: str | None,
+    direction: Direction,
+    patience_s: float = 0.0,
+    *,
+    may_begin: bool = True,
 ) -> Study:
     """Open a sweep's study, or make it.
 
@@ -89,27 +95,70 @@ def open_study(
         direction: whether a low or a high output is good.
         patience_s: how long a database that does not answer is asked again, where it is known to
             have been there.
+        may_begin: whether to make it where it is not.
 
     Raises:
+        MissingStudyError: it is not there, or has none of the trials whose jobs the folder holds.
         FolderError: it cannot be opened.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    database = database_file(folder, url)
+    if not may_begin and database is not None and not database.exists():
+        raise _missing(name, folder, url)
     started = time.monotonic()
     while True:
         try:
-            return create_study(name, _storage(folder, url), direction)
+            storage = _storage(folder, url)
+            if may_begin:
+                return create_study(name, storage, direction)
+            study = optuna.load_study(study_name=name, storage=storage)
+            if has_jobs(folder) and not storage.get_n_trials(study._study_id):
+                raise _missing(name, folder, url)
+            return study
+        except KeyError:
+            raise _missing(name, folder, url) from None
         except (SQLAlchemyError, StorageInternalError, ImportError) as error:
             if time.monotonic() - started >= patience_s or isinstance(error, ImportError):
                 raise _cannot_open(name, folder, url, error) from None
             time.sleep(1)
 
 
+def has_jobs(folder: Path) -> bool:
+    """Whether a sweep's folder holds the jobs of any trial."""
+    return any((folder / "jobs").glob("[0-9]*"))
+
+
+def database_file(folder: Path, url: str | None) -> Path | None:
+    """The file that an SQLite study lies in; None for another database."""
+    if url is None:
+        return folder / "study.db"
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError:
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database
+    return Path(str(parsed.database)) if is_file else None
+
+
+def _missing(name: str, folder: Path, url: str | None) -> MissingStudyError:
+    what = f"the study {name!r} is not in {_shown(folder, url)}"
+    if not has_jobs(folder):
+        return MissingStudyError(f"{what}: `carbs sweep` with its sweep file begins it")
+    return MissingStudyError(
+        f"{what}, or holds no trial, while {folder / 'jobs'} holds jobs of its trials. If it lies "
+        f"on another machine's disk, go on there{_way_back(folder)}"
+    )
+
+
+def _shown(folder: Path, url: str | None) -> str:
+    return without_password(url or f"sqlite:///{folder / 'study.db'}")
+
+
 def _cannot_open(name: str, folder: Path, url: str | None, error: Exception) -> FolderError:
-    shown = without_password(url or f"sqlite:///{folder / 'study.db'}")
     cause = error.__cause__ or error
     reason = cause if isinstance(error, ImportError) else getattr(cause, "orig", None)
     return FolderError(
-        f"cannot open the study {name!r} in {shown} ({type(cause).__name__}: "
+        f"cannot open the study {name!r} in {_shown(folder, url)} ({type(cause).__name__}: "
         f"{hide_password(str(reason), url)}): check the storage URL, or name another --folder"
         f"{_way_back(folder)}"
     )
@@ -117,7 +166,7 @@ def _cannot_open(name: str, folder: Path, url: str | None, error: Exception) -> 
 
 def _way_back(folder: Path) -> str:
     """What to type where a sweep has begun, so that its jobs know what it found."""
-    if not any((folder / "jobs").glob("[0-9]*")):
+    if not has_jobs(folder):
         return ""
     copies = [file for file in folder.glob("*-copy.db") if file.exists()]
     of = "".join(

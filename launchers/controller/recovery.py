@@ -25,11 +25,15 @@ from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from carbs.launchers.controller.config import SweepConfig
-from carbs.launchers.controller.database import database_url, open_study, without_password
+from carbs.launchers.controller.database import (
+    database_file,
+    database_url,
+    open_study,
+    without_password,
+)
 from carbs.launchers.errors import FolderError
 from carbs.launchers.job.protocol import JobFile, Stopped, read_report
 from carbs.search_space import SearchSpace
@@ -92,18 +96,6 @@ def keep_trial(folder: Path, trial: FrozenTrial) -> None:
     draft = file.with_suffix(".tmp")
     draft.write_text(kept.model_dump_json())
     draft.replace(file)
-
-
-def database_file(folder: Path, url: str | None) -> Path | None:
-    """The file that an SQLite study lies in; None for another database."""
-    if url is None:
-        return folder / "study.db"
-    try:
-        parsed = make_url(url)
-    except SQLAlchemyError:
-        return None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database
-    return Path(str(parsed.database)) if is_file else None
 
 
 def copy_of(database: Path) -> Path:

@@ -49,19 +49,25 @@ from carbs.launchers.controller.attempts import Attempt, Ending, Jobs, Lost, Pas
 from carbs.launchers.controller.changes import (
     changed_data,
     changes,
+    changes_of_runs,
     data_versions,
     earlier_values,
     left_out,
 )
 from carbs.launchers.controller.config import SweepConfig
-from carbs.launchers.controller.database import database_url, has_password, open_study
+from carbs.launchers.controller.database import (
+    database_file,
+    database_url,
+    has_jobs,
+    has_password,
+    open_study,
+)
 from carbs.launchers.controller.ledger import OWNER, Account, Ledger
 from carbs.launchers.controller.nodes import Nodes
 from carbs.launchers.controller.outcomes import BadConfiguration, Completed, StoppedRun
 from carbs.launchers.controller.recovery import (
     Recovered,
     copy_database,
-    database_file,
     keep_trial,
     recover,
 )
@@ -106,6 +112,8 @@ _PARAMS = TypeAdapter(list[Param])
 _POLL_S = 0.05
 _REFRESH_S = 30.0
 _SHARED_REFRESH_S = 1.0
+# Who only looks whether a controller is there holds its lock for a moment.
+_LOOK_S = 1.0
 _OPENING_PATIENCE_S = 60.0
 # Between the first Ctrl-C and the second.
 _SECOND_CTRL_C_S = 2.0
@@ -194,9 +202,14 @@ class Sweep:
         executor: in place of the one that the configuration names.
         notify: told of what the user should know while the sweep goes on.
         clock: Unix time.
+        study: in place of the one that the configuration names.
+        may_begin: whether to begin one where there is none.
+
+    Opening a sweep that has begun writes nothing: :meth:`follow_file` does.
 
     Raises:
-        FolderError: the folder cannot be written, or holds a sweep over other parameters.
+        FolderError: the folder cannot be written, holds another sweep, or one over parameters that
+            do not go together with these, or its study is gone.
     """
 
     def __init__(
@@ -208,12 +221,13 @@ class Sweep:
         executor: Executor | None = None,
         notify: Callable[[str], None] = lambda message: None,
         clock: Callable[[], float] = time.time,
+        study: Study | None = None,
+        may_begin: bool = True,
     ) -> None:
         self.config = config
         self.folder = folder.resolve()
         self.space = SearchSpace(config.parameters, config.constraints, config.cost)
         self._notify = notify
-        self._changes: list[str] = []
         try:
             for name in ("jobs", "shared", "checkpoints"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -224,8 +238,15 @@ class Sweep:
             ) from None
         if not os.access(self.folder, os.W_OK):
             raise FolderError(f"cannot write into {self.folder}: name another with --folder")
-        self.study = self._open_study()
-        self._write_config()
+        if study is None:
+            may_begin = may_begin and not has_jobs(self.folder)
+            study = open_sweep_study(config, self.folder, may_begin=may_begin)
+        self.study = study
+        if SPACE in self.study.user_attrs:
+            self._compared()
+        else:
+            keep_earlier(config, self.space, self.folder)
+            self._write_down()
         self._sampler = CarbsSampler(
             config.parameters,
             constraints=config.constraints,
@@ -263,21 +284,24 @@ class Sweep:
         self._told_of: set[tuple[str, str]] = set()
 
     @classmethod
-    def open(cls, folder: str | Path, storage: str | None = None) -> Sweep:
+    def open(
+        cls, folder: str | Path, storage: str | None = None, storage_file: str | None = None
+    ) -> Sweep:
         """The sweep in a folder, as it was last configured.
 
         Args:
             folder: of the sweep.
-            storage: the database's URL, where the folder does not say it.
+            storage, storage_file: the database's URL or a file with it, where the folder does not
+                say it.
 
         Raises:
-            FolderError: the folder holds no sweep.
+            FolderError: the folder holds no sweep, or its study is gone.
         """
         folder = Path(folder)
         config = read_config(folder)
-        if storage is not None:
-            config = config.model_copy(update={"storage": storage, "storage_file": None})
-        return cls(config, folder)
+        if storage is not None or storage_file is not None:
+            config = config.model_copy(update={"storage": storage, "storage_file": storage_file})
+        return cls(config, folder, may_begin=False)
 
     def _write_config(self) -> None:
         # A URL with a password in it is kept nowhere; one with a variable in its place is.
@@ -287,63 +311,73 @@ class Sweep:
         )
         (self.folder / CONFIG_FILE).write_text(text + "\n")
 
-    def _open_study(self) -> Study:
-        config = self.config
-        url = database_url(config.storage, config.storage_file)
-        # What has begun had its database: if that does not answer, it may be starting again.
-        has_begun = url is not None and (self.folder / CONFIG_FILE).exists()
-        patience_s = _OPENING_PATIENCE_S if has_begun else 0.0
-        study = open_study(config.name, self.folder, url, config.direction, patience_s)
-        directions = [direction.name.lower() for direction in study.directions]
-        if directions[0] != config.direction:
-            raise FolderError(
-                f"study {config.name!r} in {self.folder} is to {directions[0]} its output, and the "
-                f"sweep file says {config.direction}: name another --folder, or change direction"
-            )
-        params = config.parameters
-        before = study.user_attrs.get(SPACE)
-        if before is None:
-            keep_earlier(config, self.space, self.folder)
-        else:
-            self._take_over(study, _PARAMS.validate_json(before))
-        space = json.dumps([param.model_dump(mode="json") for param in params])
-        if before != space:
-            study.set_user_attr(SPACE, space)
-        # These may change from run to run: what violates them is still data.
-        study.set_user_attr(CONSTRAINTS, config.constraints)
-        study.set_user_attr(COST, config.cost)
-        return study
+    def follow_file(self) -> None:
+        """Have the study and the folder say what the sweep file says; tell what is different.
 
-    def _take_over(self, study: Study, before: list[Param]) -> None:
-        """Let what was run with other parameters count in the new space."""
-        params = self.config.parameters
-        self._changes = changes(before, params)
-        kept = dict(study.user_attrs.get(EARLIER_VALUES, {}))
-        if not self._changes and not kept:
-            return
-        has_trials = bool(study.get_trials(deepcopy=False))
-        try:
-            added = earlier_values(before, params, self.config.was) if has_trials else {}
-        except ValueError as error:
-            raise FolderError(
-                f"study {self.config.name!r} in {self.folder} searches other parameters than the "
-                f"sweep file, and cannot hold both:\n{error}\nTake the change back, or name "
-                f"another --folder and learn from this one: warm_start: [{{folder: {self.folder}}}]"
-            ) from None
-        said = {name: value for name, value in flatten(self.config.was).items() if name in kept}
-        if {**kept, **added, **said} != kept:
-            study.set_user_attr(EARLIER_VALUES, {**kept, **added, **said})
-
-    def _say_changes(self) -> None:
-        """What is different from the last time, and which runs that costs."""
-        if not self._changes:
+        What was run with other parameters counts in the new space. For whoever holds the lock.
+        """
+        changed, earlier = self._compared()
+        if earlier != self.study.user_attrs.get(EARLIER_VALUES, {}):
+            self.study.set_user_attr(EARLIER_VALUES, earlier)
+            self.ledger.refresh()
+        self._write_down()
+        if not changed:
             return
         self._notify("the sweep file has changed, what was run is kept:")
-        for line in self._changes:
+        for line in changed:
             self._notify(f"  {line}")
         for reason, n in left_out(kept_trials(self.study), self.space).items():
             self._notify(f"  {n} earlier runs cannot be read in the new space: {reason}")
-        self._changes = []
+
+    def _write_down(self) -> None:
+        """What the sweep file says, in the study and the folder."""
+        config, study = self.config, self.study
+        space = json.dumps([param.model_dump(mode="json") for param in config.parameters])
+        # The last two may change from run to run: what violates them is still data.
+        for key, value in ((SPACE, space), (CONSTRAINTS, config.constraints), (COST, config.cost)):
+            if key not in study.user_attrs or study.user_attrs[key] != value:
+                study.set_user_attr(key, value)
+        self._write_config()
+
+    def _compared(self) -> tuple[list[str], dict[str, Any]]:
+        """The sweep file beside the study.
+
+        Returns:
+            What is different, a line for each; what earlier runs used of parameters added since.
+
+        Raises:
+            FolderError: the study cannot hold both.
+        """
+        config, study = self.config, self.study
+        has_trials = study._storage.get_n_trials(study._study_id) > 0
+        runs = self._changes_of_runs() if has_trials else []
+        before = _PARAMS.validate_json(study.user_attrs[SPACE])
+        changed = changes(before, config.parameters)
+        kept = dict(study.user_attrs.get(EARLIER_VALUES, {}))
+        if not changed and not kept:
+            return runs, kept
+        try:
+            added = earlier_values(before, config.parameters, config.was) if has_trials else {}
+        except ValueError as error:
+            raise FolderError(
+                f"study {config.name!r} in {self.folder} searches other parameters than the "
+                f"sweep file, and cannot hold both:\n{error}\nTake the change back, or name "
+                f"another --folder and learn from this one: warm_start: [{{folder: {self.folder}}}]"
+            ) from None
+        said = {name: value for name, value in flatten(config.was).items() if name in kept}
+        return runs + changed, {**kept, **added, **said}
+
+    def _changes_of_runs(self) -> list[str]:
+        before, config = _last_config(self.folder), self.config
+        if before is None:
+            return []
+        is_same = before.is_cost_seconds and config.is_cost_seconds
+        if before.cost_unit != config.cost_unit and not is_same:
+            raise FolderError(
+                f"what was run in {self.folder} has its cost in {before.cost_unit}, and the sweep "
+                f"file says cost_unit: {config.cost_unit}: name another --folder, or take that back"
+            )
+        return changes_of_runs(before, config)
 
     @contextmanager
     def controlling(self) -> Iterator[None]:
@@ -352,7 +386,7 @@ class Sweep:
         Raises:
             FolderError: another controller is at work.
         """
-        lock = _lock(self.folder)
+        lock = _lock(self.folder, timeout_s=_LOOK_S)
         if lock is None:
             raise FolderError(
                 f"another controller is running the sweep in {self.folder}: wait for it, or stop it"
@@ -369,10 +403,10 @@ class Sweep:
         before = {number: signal.signal(number, interrupt) for number in handled}
         self._locks.callback(lock.release)
         (self.folder / _CANCEL).unlink(missing_ok=True)
-        self._say_changes()
         config = self.config
         loggers = Loggers(config.log, self.jobs.id, config.name, self.folder, self._notify)
         try:
+            self.follow_file()
             if config.log:
                 loggers.log(self._trial_runs({None, self.jobs.id}))
                 self._loggers = loggers
@@ -382,6 +416,16 @@ class Sweep:
                 signal.signal(number, handler)
             loggers.close(self._summary)
             self._locks.close()
+
+    def has_controller(self) -> bool | None:
+        """Whether a controller is at work; None where its lock cannot be looked at."""
+        try:
+            lock = _lock(self.folder)
+        except OSError:
+            return None
+        if lock is not None:
+            lock.release()
+        return lock is None
 
     def status(self) -> Status:
         """Read the study."""
@@ -467,17 +511,18 @@ class Sweep:
             del self._in_flight[int(run.key)]
             self._tell(int(run.key), run, ending)
 
-    def plan(self, n: int, folder: Path | None = None) -> list[Planned]:
+    def plan(self, n: int, folder: Path) -> list[Planned]:
         """The next trials, as they would be submitted; nothing is written or started.
 
         Args:
             n: how many, at the most.
-            folder: in whose place this one stands; None for this one.
+            folder: in whose place this one stands.
         """
         self.ledger.refresh()
         account = self.ledger.account()
         known, number = account.records, self.ledger.next_number
-        jobs = self.jobs if folder is None else self.jobs.moved_to(folder.resolve())
+        self.nodes.refresh()
+        jobs = self.jobs.moved_to(folder.resolve())
         planned = []
         for i in range(min(n, self.config.max_trials - account.n_trials)):
             self._set_limits(account)
@@ -646,7 +691,7 @@ class Sweep:
             return self.ledger.read(number)
         except KeyError:
             raise FolderError(
-                f"study {self.config.name!r} has no trial {number}: `carbs status` lists them"
+                f"study {self.config.name!r} has no trial {number}: `carbs export` lists all"
             ) from None
 
     def _tell_controller(self) -> None:
@@ -783,7 +828,7 @@ class Sweep:
             return
         self._log(number)
         early = self.config.early_stopping
-        if early is not None and not run.is_stopped:
+        if early is not None and not run.is_stopped and run.curve[-1][0] < 1:
             pruner = FrontPruner(miss_share=early.miss_share, min_progress=early.min_progress)
             trial = self.ledger.read(number)
             if pruner.prune(self.study, trial):
@@ -944,6 +989,38 @@ class Sweep:
                 self._notify(f"{self._named(run)} does not start ({state.reason}): {state.advice}")
 
 
+def open_sweep_study(config: SweepConfig, folder: Path, *, may_begin: bool) -> Study:
+    """The study that a sweep file names.
+
+    Args:
+        config: what the sweep file says.
+        folder: of the sweep.
+        may_begin: whether to make the study where it is not.
+
+    Raises:
+        MissingStudyError: it is not there.
+        FolderError: it cannot be opened, or is another one.
+    """
+    last = _last_config(folder)
+    if last is not None and last.name != config.name:
+        raise FolderError(
+            f"{folder} holds the study {last.name!r}, and the sweep file's name is "
+            f"{config.name!r}: name another --folder, or go on with name: {last.name}"
+        )
+    url = database_url(config.storage, config.storage_file)
+    has_begun = (folder / CONFIG_FILE).exists()
+    # What has begun had its database: if that does not answer, it may be starting again.
+    patience_s = _OPENING_PATIENCE_S if has_begun and url is not None else 0.0
+    study = open_study(config.name, folder, url, config.direction, patience_s, may_begin=may_begin)
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions[0] != config.direction:
+        raise FolderError(
+            f"study {config.name!r} in {folder} is to {directions[0]} its output, and the "
+            f"sweep file says {config.direction}: name another --folder, or change direction"
+        )
+    return study
+
+
 def recover_study(folder: Path, storage: str | None = None) -> Recovered:
     """Make the study of the sweep in a folder anew from what else is there.
 
@@ -979,6 +1056,13 @@ def read_config(folder: Path) -> SweepConfig:
         raise FolderError(
             f"{folder} holds no sweep ({CONFIG_FILE} is missing): name the --folder of a sweep"
         ) from None
+
+
+def _last_config(folder: Path) -> SweepConfig | None:
+    """As :func:`read_config`; None where there is no sweep, or one of another release."""
+    with suppress(FolderError, ValueError):
+        return read_config(folder)
+    return None
 
 
 def _attempt(trial: FrozenTrial) -> Attempt:

@@ -15,11 +15,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 from submitit.core.utils import DelayedSubmission
 
 from carbs.launchers.job.protocol import (
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 # Nearer than this to its deadline, a job that is cut off is so by its time limit.
 TIME_LIMIT_MARGIN_S = 120.0
+_LAST_WORDS_S = 2.0
 OUT_OF_TIME = "carbs: cut off by the time limit"
 CANCELLED = "cancelled"  # a file in the job's folder
 START_MARK = "carbs: job starts"
@@ -67,8 +71,9 @@ class JobRun:
             return
         checkpoints = self._job_file().checkpoint_folder or path / "checkpoints"
         before = checkpoint_progress(checkpoints)
-        if run(self.folder, start.deadline, restart):
-            return
+        with _announcing_time_limit(start):
+            if run(self.folder, start.deadline, restart):
+                return
         if start.deadline is not None and time.time() > start.deadline - TIME_LIMIT_MARGIN_S:
             print(OUT_OF_TIME, file=sys.stderr)
         # Without progress it might go on so forever: that is for the controller to judge.
@@ -125,6 +130,23 @@ class JobRun:
         return start
 
 
+@contextlib.contextmanager
+def _announcing_time_limit(start: Start) -> Iterator[None]:
+    """Without a scheduler nobody says why a job is killed: it says so itself, right before."""
+    if start.deadline is None or "SUBMITIT_LOCAL_TIMEOUT_S" not in os.environ:
+        yield
+        return
+    left = start.deadline - time.time()
+    margin = min(_LAST_WORDS_S, 0.1 * left)
+    timer = threading.Timer(left - margin, print, [OUT_OF_TIME], {"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def read_health(folder: Path, but: str | None = None) -> list[HealthReport]:
     """What jobs of the sweep have found of their nodes: the newest report of each.
 
@@ -178,7 +200,8 @@ def find_deadline() -> float | None:
         except (OSError, subprocess.SubprocessError, ValueError):  # such as "NONE"
             return None
     if "SUBMITIT_LOCAL_TIMEOUT_S" in os.environ:
-        return time.time() + float(os.environ["SUBMITIT_LOCAL_TIMEOUT_S"])
+        started = psutil.Process().create_time()
+        return started + float(os.environ["SUBMITIT_LOCAL_TIMEOUT_S"])
     return None
 
 

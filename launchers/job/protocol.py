@@ -204,7 +204,7 @@ class Job:
             cost: what the run has spent so far, in the sweep's unit of cost.
 
         Raises:
-            StoppedEarly: the controller has decided to stop the run.
+            StoppedEarly: the controller has decided to stop the run; not at its end.
             Superseded: another copy of the job has taken over.
             BadConfigurationError: the output is not finite.
             ValueError: the progress or the cost is out of its range.
@@ -219,7 +219,7 @@ class Job:
         point = CurvePoint(progress=progress, output=output, cost=cost)
         with (self.folder / _CURVE).open("a") as file:
             file.write(point.model_dump_json() + "\n")
-        if self.should_stop():
+        if progress < 1 and self.should_stop():
             raise StoppedEarly(cost)
 
     def should_stop(self) -> bool:
@@ -291,12 +291,15 @@ class Failed(_Report):
 
     Attributes:
         exception: its name; None where the function itself called the configuration a bad one.
+        cost: what it has spent, where it says so.
+        seconds: that the function has run.
         has_begun: whether it was the function that raised; before, its module could not be loaded.
     """
 
     kind: Literal["failed"] = "failed"
     reason: str
     cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    seconds: float | None = None
     traceback: str
     exception: str | None = None
     has_begun: bool = True
@@ -506,10 +509,12 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
     )
     report: JobReport
     is_begun = False
+    started = time.monotonic()
     try:
         function = _function(job_file)
         is_begun = True
         mark_begun(own)
+        started = time.monotonic()
         with _requests_by_signal(job):
             report = Finished(result=_result(function(job_file.params, job)))
         _dump(report)  # what cannot be written down is a failure, too
@@ -521,8 +526,10 @@ def run(folder: str, deadline: float | None = None, restart: int = 0) -> bool:
     except KilledError:
         raise  # for the controller to judge
     except Exception as error:
-        report = _failed(error, is_begun and not isinstance(error, SetupError))
-        print(report.traceback, file=sys.stderr)
+        seconds = time.monotonic() - started
+        failed = _failed(error, is_begun and not isinstance(error, SetupError))
+        report = failed.model_copy(update={"seconds": seconds})
+        print(failed.traceback, file=sys.stderr)
         if isinstance(error, TaskLostError):
             _wait_for(path / _REPORT_FILE, _REASON_S)
         if job.is_superseded():  # how a copy dies that nobody waits for says nothing

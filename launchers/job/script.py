@@ -34,7 +34,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -107,8 +107,10 @@ def run_script(
 
     def report() -> _Said | None:
         said = None
-        for said in ears.new_points():
-            if is_first:
+        for said in list(ears.new_points()):
+            if not is_first:
+                continue
+            with suppress(StoppedEarly) if ears.has_result() else nullcontext():
                 job.report(said.progress or 0.0, float(said.values["output"]), float(spent(said)))
         return said
 
@@ -116,7 +118,8 @@ def run_script(
         while process.poll() is None:
             ears.listen(_LOOK_EVERY_S)
             last = report() or last
-            if last is not None and job.should_stop():  # it may say nothing for long
+            # It may say nothing for long; but whoever has said its result is only about to end.
+            if last is not None and not ears.has_result() and job.should_stop():
                 raise StoppedEarly(float(spent(replace(last, time=time.monotonic()))))
             if job.preemption() is not None and not is_told:
                 is_told = _announce(psutil.Process(process.pid))
@@ -250,6 +253,7 @@ class _Ears:
         self._lines: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
         self._points: list[_Said] = []
         self._last: _Said | None = None
+        self._is_last_result = False
         self._errors: deque[str] = deque(maxlen=_N_LINES)
         self._outputs: deque[str] = deque(maxlen=_N_LINES)
         self._has_warned = False
@@ -272,14 +276,20 @@ class _Ears:
 
     def new_points(self) -> Iterator[_Said]:
         """What is new of the learning curve."""
+        is_last_result = self._is_last_result  # what stands in a file may be older than the result
         for line in self._new_lines():
             self._take(line, time.monotonic())
+        self._is_last_result |= is_last_result
         while not self._lines.empty():
             self._take(*self._lines.get())
         # Nobody knows in which order it was said in two places.
         self._points.sort(key=lambda point: point.progress or 0.0)
         while self._points:
             yield self._points.pop(0)
+
+    def has_result(self) -> bool:
+        """Whether it has said a result, and no point of a learning curve after that."""
+        return self._is_last_result or self._result_file.exists()
 
     def result(self) -> _Said | None:
         """The last result that was said; that in the file counts."""
@@ -319,6 +329,7 @@ class _Ears:
             self._points.append(_Said(values, at, progress))
         elif progress is not None or "step" in values:
             self._warn()
+        self._is_last_result = "step" not in values if progress is None else progress >= 1
         if progress is None or progress >= 1:  # the end of the curve is a result as well
             self._last = _Said(values, at)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def go_on(
     function = f"{write_module(TRAINING)}:train"
 
     def go_on(parameters: dict[str, Any], **keys: Any) -> tuple[Status, str]:
-        keys = {"executor": "debug", "max_trials": 4, "max_in_flight": 1, **keys}
-        file = write_sweep(function=function, parameters=parameters, **keys)
+        usual = {"executor": "debug", "max_trials": 4, "max_in_flight": 1, "function": function}
+        file = write_sweep(parameters=parameters, **{**usual, **keys})
         said: list[str] = []
         sweep = Sweep(load_sweep(file), tmp_path / "s", (str(tmp_path),), notify=said.append)
         with sweep.controlling():
@@ -208,6 +209,85 @@ def test_a_mended_bug(go_on: GoOn, tmp_path: Path, run_cli: Any, write_sweep: Wr
     assert set(failed) <= set(values(status, "x"))
     code, out, _ = run_cli(*command)
     assert "0 failed trials are tried again" in out
+
+
+def test_what_is_run_otherwise_is_told(go_on: GoOn, write_module: Callable[[str], str]) -> None:
+    go_on({"x": X}, max_trials=1, settings={"rows": 3, "kind": "a"})
+    other = f"{write_module(TRAINING)}:train"
+    status, said = go_on(
+        {"x": X},
+        max_trials=2,
+        function=other,
+        settings={"rows": 4, "kind": "a"},
+        output_unit="nats",
+    )
+    assert re.search(rf"^  function: training_\w+:train -> {other}$", said, re.MULTILINE)
+    assert "  settings.rows: 3 -> 4" in said
+    assert "  output_unit: none -> nats" in said
+    assert "kind" not in said
+    assert len(status.records.observations) == 2
+    keys = {"function": None, "command": "echo {x} {seed}", "settings": None}
+    with pytest.raises(FolderError, match="cost in s, and the sweep file says cost_unit: FLOPs"):
+        go_on({"x": X}, max_trials=2, cost_unit="FLOPs", **keys)
+    _, said = go_on({"x": X}, max_trials=2, cost_unit="seconds", **keys)
+    assert f"  function: {other} -> none" in said
+    assert "  command: none -> echo {x} {seed}" in said
+    assert go_on({"x": X}, max_trials=2, cost_unit="s", **keys)[1] == "", "it is told once"
+
+
+def test_a_folder_holds_one_study(go_on: GoOn, tmp_path: Path) -> None:
+    go_on({"x": X}, max_trials=2)
+    before = contents(tmp_path / "s")
+    with pytest.raises(FolderError, match=r"holds the study 'small'.* name: small"):
+        go_on({"x": X}, name="other")
+    assert contents(tmp_path / "s") == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_file_that_is_only_tried_changes_nothing(
+    go_on: GoOn, tmp_path: Path, run_cli: Any, write_sweep: WriteSweep, is_live: bool
+) -> None:
+    """By a dry run, or beside a controller that is at work."""
+    go_on({"x": X})
+    folder = tmp_path / "s"
+    file = write_sweep(
+        function="other:train",
+        parameters={"x": {**X, "max": 3.0}, "y": {**X, "was": 0.25}},
+        executor="debug",
+        max_trials=9,
+    )
+    (tmp_path / "other.py").write_text("def train(params, job): ...\n")
+    command = ("sweep", file, "--folder", folder)
+    if is_live:
+        with Sweep.open(folder).controlling():
+            before = contents(folder)
+            code, _, err = run_cli(*command)
+            assert (code, contents(folder)) == (2, before)
+        assert "another controller is running" in err
+    else:
+        before = contents(folder)
+        code, out, err = run_cli(*command, "--dry-run")
+        assert (code, contents(folder)) == (0, before), err
+        assert "x: max 2.0 -> 3.0" in out and "y is new" in out
+        assert re.search(r"^trial 4: x=\S+ y=\S+$", out, re.MULTILINE)
+        assert "nothing was submitted" in out
+    status, said = go_on({"x": X}, max_trials=5)
+    assert (len(status.records.observations), said) == (5, "")
+
+
+def test_a_dry_run_refuses_what_the_sweep_would(
+    go_on: GoOn, tmp_path: Path, run_cli: Any, write_sweep: WriteSweep
+) -> None:
+    go_on({"x": X})
+    (tmp_path / "other.py").write_text("def train(params, job): ...\n")
+    file = write_sweep(function="other:train", parameters={"y": X}, executor="debug")
+    code, _, err = run_cli("sweep", file, "--folder", tmp_path / "s", "--dry-run")
+    assert code == 2
+    assert "y is new: say was: VALUE" in err
 
 
 @pytest.mark.parametrize(

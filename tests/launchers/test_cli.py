@@ -110,6 +110,31 @@ def test_a_function_that_is_not_there_is_said_before_anything_runs(
     assert not (tmp_path / "s" / "jobs" / "00000-1").exists()
 
 
+def test_a_name_that_its_module_lacks_is_said_before_anything_runs(
+    run_cli: RunCli, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    (tmp_path / "fn.py").write_text("raise SystemExit\ndef train(params, job): ...\n")
+    file = write_sweep(function="fn:trian")
+    outcome = run_cli("sweep", file, "--folder", tmp_path / "s")
+    assert_plain_error(outcome, f"{tmp_path / 'fn.py'} has no 'trian', did you mean 'train'?")
+    code, out, _ = run_cli("validate", file)
+    assert code == 1
+    assert "has no 'trian'" in out
+    for text in (
+        "from json import loads as trian",
+        "from os.path import *",
+        "trian = lambda params, job: None",
+        "if True:\n    async def trian(): ...",
+        "globals()['tri' + 'an'] = print",
+        "def __getattr__(name): return print",
+        "no Python",
+    ):
+        (tmp_path / "fn.py").write_text(text + "\n")
+        assert run_cli("validate", file)[0] == 0, text
+    assert run_cli("validate", write_sweep(function="carbs.launchers.lm.train:train"))[0] == 0
+    assert not (tmp_path / "s").exists()
+
+
 def test_an_error_during_the_sweep_is_plain_too(
     run_cli: RunCli, write_module: WriteModule, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:

@@ -336,6 +336,33 @@ def test_early_stopping_ends_a_script_that_does_not_want_to(
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        'print(json.dumps({"output": 1.5, "cost": 9}))',
+        'print(json.dumps({"progress": 1, "output": 1.5, "cost": 9}))',
+        'write("CARBS_RESULT", {"output": 1.5, "cost": 9})',
+        'write("CARBS_PROGRESS", {"progress": 1, "output": 1.5, "cost": 9})',
+    ],
+)
+@pytest.mark.parametrize("end", ["sys.exit(0)", "time.sleep(1)"])
+def test_a_result_that_is_there_is_not_stopped_early(
+    run_job: RunJob, tmp_path: Path, last: str, end: str
+) -> None:
+    """The wish to stop came when the script had done its work, and was about to end."""
+    stop_file = tmp_path / "job" / "stop.json"
+    report = run_job(
+        "def write(name, said):",
+        '    open(os.environ[name], "a").write(json.dumps(said) + "\\n")',
+        'write("CARBS_PROGRESS", {"progress": 0.5, "output": 2, "cost": 5})',
+        last,
+        f'open({str(stop_file)!r}, "w").close()',
+        end,
+    )
+    assert isinstance(report, Finished), report
+    assert (report.result.output, report.result.cost) == (1.5, 9)
+
+
 def test_what_a_script_leaves_behind_is_ended(run_job: RunJob, tmp_path: Path) -> None:
     report = run_job(
         'child = subprocess.Popen(["sleep", "600"], start_new_session=True)',
@@ -425,6 +452,23 @@ def stored_trials(folder: Path) -> list[FrozenTrial]:
 def started(tmp_path: Path) -> list[str]:
     file = tmp_path / "notes.txt"
     return file.read_text().splitlines() if file.exists() else []
+
+
+def test_a_local_job_that_meets_its_time_limit_was_too_slow(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    file = write_sweep(
+        function=None,
+        command='bash -c "sleep 600" {x}',
+        max_trials=1,
+    )
+    limit = {"executor_options": {"timeout_min": 0.1}}  # a file says whole minutes
+    sweep = Sweep(load_sweep(file).model_copy(update=limit), tmp_path / "sweep", (str(tmp_path),))
+    with sweep.controlling():
+        (failure,) = sweep.run().records.failures
+    assert failure.reason == "too slow: time limit, and no newer checkpoint"
+    assert failure.cost == pytest.approx(6, abs=4)
+    assert "attempts" not in sweep.study.trials[0].user_attrs
 
 
 def test_a_plain_script_is_swept_through_a_crash_a_kill_and_a_new_controller(

@@ -120,6 +120,47 @@ def test_a_study_is_made_anew(sweep_file: Path, folder: Path, run_cli: RunCli, w
     assert len(starts(folder)) - n_before == (1 if "copy" in what else 2)
 
 
+@pytest.mark.parametrize("place", ["the folder", "a local disk"])
+@pytest.mark.parametrize("what", ["gone", "empty"])
+def test_a_study_that_is_gone_is_not_begun_again(
+    sweep_file: Path, folder: Path, run_cli: RunCli, place: str, what: str
+) -> None:
+    """As on another login node, where the same path holds nothing."""
+    database = folder / "study.db"
+    if place == "a local disk":
+        database = folder.parent / "local.db"
+        sweep_file.write_text(sweep_file.read_text() + f"storage: sqlite:///{database}\n")
+    run(sweep_file, folder, max_trials=3)
+    kept = {file: file.read_bytes() for file in (folder / "jobs").glob("*.json")}
+    database.rename(folder.parent / "elsewhere.db")
+    if what == "empty":
+        optuna.create_study(study_name="small", storage=f"sqlite:///{database}")
+    for command in (("sweep", sweep_file, "--folder", folder), ("status", folder)):
+        code, _, err = run_cli(*command)
+        assert code == 2
+        assert "the study 'small' is not in sqlite:///" in err
+        assert f"carbs recover {folder}" in err
+    assert database.exists() == (what == "empty")
+    assert {file: file.read_bytes() for file in (folder / "jobs").glob("*.json")} == kept
+    code, out, err = run_cli("recover", folder)
+    assert code == 0, err
+    assert "3 trials recovered" in out
+    assert run_cli("sweep", sweep_file, "--folder", folder, "--max-trials", "4")[0] == 0
+    assert len(starts(folder)) == 4
+
+
+def test_looking_makes_no_study(sweep_file: Path, folder: Path, run_cli: RunCli) -> None:
+    """Where nothing was run yet, `carbs sweep` may begin it all the same."""
+    Sweep(load_sweep(sweep_file), folder)
+    (folder / "study.db").unlink()
+    for command in ("status", "cancel", "export"):
+        code, _, err = run_cli(command, folder)
+        assert code == 2
+        assert "`carbs sweep` with its sweep file begins it" in err
+    assert not (folder / "study.db").exists()
+    assert run_cli("sweep", sweep_file, "--folder", folder, "--max-trials", "1")[0] == 0
+
+
 def test_of_a_trial_only_its_job_is_left(sweep_file: Path, folder: Path, run_cli: RunCli) -> None:
     """As of a sweep of an earlier release, which wrote no more than that."""
     run(sweep_file, folder, max_trials=6)

@@ -607,6 +607,27 @@ def test_a_controller_killed_at_any_moment_loses_and_repeats_nothing(
     assert starts == finishes == {f"{trial.number:05d}": 1 for trial in trials}
 
 
+def _failing(how: str) -> str:
+    return f"""if params["x"] != 1.0:
+        import signal, time
+        time.sleep(0.5)
+        {how}
+    return {{"output": 1.0, "cost": 0.5}}"""
+
+
+@pytest.mark.parametrize("how", ["raise ValueError", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_failures_use_up_the_budget_in_seconds(make_sweep: Callable[..., Path], how: str) -> None:
+    keys: dict[str, Any] = {"max_trials": 12, "max_in_flight": 1, "budget": 2.0}
+    file = make_sweep(_failing(how), **keys)
+    status = run(open_sweep(file))
+    assert 1 <= len(status.records.failures) <= 3
+    assert status.spent >= 0.4 * (1 + len(status.records.failures))
+    # Of another unit nobody knows what they have cost.
+    file = make_sweep(_failing("raise ValueError"), **{**keys, "max_trials": 5}, cost_unit="FLOPs")
+    status = run(Sweep(load_sweep(file), file.parent / "flops", (str(file.parent),)))
+    assert (len(status.records.failures), status.spent) == (4, 0.5)
+
+
 SPEED = {"space": "linear", "search_center": 0.0}
 X = {"space": "log", "scale": 0.5, "search_center": 1.0}
 
@@ -729,6 +750,23 @@ def test_a_hopeless_run_is_stopped_also_by_a_new_controller(
     assert all(best != forecast.output for _, best, _ in best_by_decade(status))
     starts, _ = counts(log)
     assert set(starts.values()) == {1}
+
+
+def test_a_run_at_its_end_keeps_its_result(make_sweep: Callable[..., Path], tmp_path: Path) -> None:
+    """Trial 5 is dear and bad, and says so at its end alone."""
+    (tmp_path / "go").touch()
+    body = REPORTING.replace("step in range(1, 10)", "step in range(10 if is_bad else 1, 11)")
+    body = body.replace("step == 4", "step == 10")
+    body += """
+    if is_bad:
+        (job.folder / "stop.json").touch()
+        job.report(1.0, 60.0, 100.0)
+"""
+    settings = {"go": str(tmp_path / "go"), "waits": False}
+    file = make_sweep(body, settings, executor="debug", early_stopping={"miss_share": 0.2})
+    status = run(open_sweep(file))
+    assert len(measured(status)) == 6
+    assert "stopped" not in stored_trials(file.parent / "sweep")[5].user_attrs
 
 
 def test_nothing_is_stopped_unless_the_sweep_file_says_so(

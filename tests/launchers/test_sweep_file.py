@@ -93,6 +93,16 @@ def test_init_for_a_function_of_ones_own(run_cli: RunCli, tmp_path: Path) -> Non
     assert yaml.safe_load(file.read_text())["function"] == "pkg.module:fit"
 
 
+def test_files_of_one_folder_are_sweeps_of_their_own(run_cli: RunCli, tmp_path: Path) -> None:
+    names = {}
+    (tmp_path / "lm").mkdir()
+    for name in ("sweep", "wide", "long run"):
+        file = tmp_path / "lm" / f"{name}.yaml"
+        assert run_cli("init", file, "--function", "pkg.module:fit")[0] == 0
+        names[name] = yaml.safe_load(file.read_text())["name"]
+    assert names == {"sweep": "lm", "wide": "wide", "long run": "long-run"}
+
+
 def test_init_for_a_script_takes_the_parameters_from_its_command(
     run_cli: RunCli, tmp_path: Path
 ) -> None:

@@ -1,0 +1,70 @@
+"""A sweep as it would go on with a sweep file, tried in a copy: the sweep itself is only read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import optuna
+from optuna.study import Study
+
+from carbs.launchers.controller.config import SweepConfig
+from carbs.launchers.controller.database import has_jobs
+from carbs.launchers.controller.sweep import Sweep, open_sweep_study
+from carbs.launchers.errors import MissingStudyError
+from carbs.study import create_study
+
+
+@contextmanager
+def rehearsal(
+    config: SweepConfig,
+    folder: Path,
+    python_path: tuple[str, ...] = (),
+    notify: Callable[[str], None] = lambda message: None,
+) -> Iterator[Sweep]:
+    """The sweep in a folder, or one that would begin there, in a folder of its own for a while.
+
+    Args:
+        config: what the sweep file says.
+        folder: of the sweep; need not exist.
+        python_path, notify: as for :class:`Sweep`.
+
+    Raises:
+        FolderError: the sweep file does not go together with what the folder holds.
+    """
+    memory = optuna.storages.InMemoryStorage()
+    begun = _begun(config, folder)
+    if begun is None:
+        study = create_study(config.name, memory, config.direction)
+    else:
+        optuna.copy_study(
+            from_study_name=begun.study_name, from_storage=begun._storage, to_storage=memory
+        )
+        study = optuna.load_study(study_name=begun.study_name, storage=memory)
+    with TemporaryDirectory() as aside:
+        copy = Path(aside) / folder.name
+        copy.mkdir()
+        for file in () if begun is None else folder.iterdir():
+            if file.suffix in (".json", ".id"):
+                shutil.copy(file, copy)
+        sweep = Sweep(
+            config.model_copy(update={"storage": None, "storage_file": None}),
+            copy,
+            python_path,
+            notify=notify,
+            study=study,
+        )
+        sweep.follow_file()
+        yield sweep
+
+
+def _begun(config: SweepConfig, folder: Path) -> Study | None:
+    try:
+        return open_sweep_study(config, folder, may_begin=False)
+    except MissingStudyError:
+        if has_jobs(folder):
+            raise
+        return None
