@@ -13,7 +13,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import TypeAdapter
 
-from carbs.analysis.laws.runs import _number as as_written
+from carbs.analysis.laws.runs import number_as_written
 from carbs.records import Direction, Failure, Observation
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace
@@ -268,7 +268,7 @@ def _with_numbers(frame: pd.DataFrame) -> pd.DataFrame:
         values = frame[name].dropna()
         if not values.map(lambda value: isinstance(value, str)).all():
             continue
-        numbers = values.map(as_written).astype(float)
+        numbers = values.map(number_as_written).astype(float)
         if numbers.notna().all():
             found[name] = numbers.reindex(frame.index)
         elif numbers.notna().mean() > 0.5:

@@ -285,7 +285,7 @@ def _read(column: pd.Series, name: str, quantity: str) -> tuple[FloatArray, str]
     if pd.api.types.is_numeric_dtype(column):
         values, as_written = factor * column.to_numpy(dtype=float, na_value=np.nan), False
     else:
-        read = [_number(value, factor) for value in column]
+        read = [number_as_written(value, factor) for value in column]
         wrong = [i for i, number in enumerate(read) if number is None]
         if wrong:
             raise ValueError(
@@ -334,7 +334,7 @@ def _check_size(known: FloatArray, quantity: str, name: str, better: str) -> Non
         )
 
 
-def _number(value: object, factor: float = 1.0) -> float | None:
+def number_as_written(value: object, factor: float = 1.0) -> float | None:
     """Of 447M and the like; nan where there is no value, None where it is no number.
 
     Args:
