@@ -106,10 +106,17 @@ def propose(
         if n_known == 0:
             z = space.center
         elif surrogate is None or n_known + len(earlier_Z) < _N_INITIAL:
-            # Around the centre, the closer the more has failed there.
+            # Around the centre, the closer the more has failed there. From one that failed itself
+            # ever further away, or around a run that did not fail.
             widening = 1 + min(max(n_known - _N_INITIAL, 0) / _N_WIDENING, 1.0)
-            radius = widening * _INITIAL_RADIUS / (1 + len(failures))
-            z = _step(space, radius, np.concatenate([known_Z, failed_Z]), rng)
+            origin, radius = space.center, widening * _INITIAL_RADIUS
+            if keys(origin[None, :])[0] not in keys(failed_Z):
+                radius /= 1 + len(failures)
+            elif len(seen_Z):
+                origin = seen_Z[0]
+            else:
+                radius *= 1 + len(failures) / _N_INITIAL
+            z = _step(space, origin, radius, np.concatenate([known_Z, failed_Z]), rng)
         else:
             pending_Z = known_Z[len(seen_Z) :]
             drawn = surrogate.drawn(rng).condition(pending_Z)
@@ -138,16 +145,20 @@ def propose(
 
 
 def _step(
-    space: SearchSpace, radius: float, tried_Z: FloatArray, rng: np.random.Generator
+    space: SearchSpace,
+    origin: FloatArray,
+    radius: float,
+    tried_Z: FloatArray,
+    rng: np.random.Generator,
 ) -> FloatArray:
-    """A random step from the centre to where nothing was tried.
+    """A random step from the origin to where nothing was tried.
 
     It gets shorter while the constraints forbid it, and longer while it leads to what was tried.
     Where none of many is both allowed and new, one that is allowed, and at last the centre.
     """
     tried, repeated = set(keys(tried_Z)), space.center
     for _ in range(_N_INITIAL_TRIES):
-        Z = space.snap(space.center + radius * rng.standard_normal((1, space.n_dims)))
+        Z = space.snap(origin + radius * rng.standard_normal((1, space.n_dims)))
         if not space.allows(space.decode(Z[0])):
             radius *= 0.95
         elif keys(Z)[0] in tried:

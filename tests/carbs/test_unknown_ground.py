@@ -223,3 +223,20 @@ def test_a_limit_once_known_is_not_run_into_again_and_again(max_cost: float, see
     assert len(optimizer.failures) <= 20
     best, _ = of_width({"width": 200, "lr": 10**-2.5})
     assert min(o.output for o in optimizer.observations) < best * 1.001
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_centre_that_fails_is_left(seed: int) -> None:
+    """Only one choice of three can be trained, and rates a decade and more above the centre's."""
+    params = [
+        Param("kind", ChoiceSpace(["a", "b", "c"]), "a"),
+        Param("lr", LogSpace(scale=0.5), 1e-3),
+    ]
+    optimizer = CARBS(params, seed=seed)
+    for _ in range(40):
+        suggestion = optimizer.suggest()
+        if suggestion.params["kind"] == "b" and suggestion.params["lr"] > 4e-3:
+            optimizer.observe(suggestion, output=suggestion.params["lr"], cost=1.0)
+        else:
+            optimizer.observe_failure(suggestion, reason="cannot be trained")
+    assert len(optimizer.observations) >= 3
