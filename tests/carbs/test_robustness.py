@@ -409,14 +409,15 @@ def test_a_run_at_an_absurd_distance_is_survived(distance: float, when: int) -> 
             assert_sound(suggestion, optimizer)
 
 
-def test_failures_alone_bring_the_search_closer_to_the_centre() -> None:
+def test_failures_alone_bring_the_search_closer_to_a_centre_that_works() -> None:
     optimizer = CARBS(PARAMS)
+    optimizer.observe(go_on(optimizer), output=1.0, cost=1.0)
     distances = []
     for i in range(12):
         suggestion = go_on(optimizer)
         distances.append(float(np.linalg.norm(SPACE.encode(suggestion.params)[1:])))
         optimizer.observe_failure(suggestion, reason="diverged", cost=[None, 3.0][i % 2])
-    assert np.mean(distances[8:]) < np.mean(distances[1:5])
+    assert np.mean(distances[8:]) < np.mean(distances[:4])
 
 
 def test_the_spread_of_repeats_is_noise() -> None:
