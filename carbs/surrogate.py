@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import expit, ndtr, ndtri
 
 from carbs.earlier import EarlierRuns
 from carbs.gaussian_process import (
@@ -125,11 +125,7 @@ class SuccessModel:
         """
         mean, std = self.process.posterior(Z)
         mean, std = self.score * (self.mean + mean[:, 0]), self.score * std
-        return _logistic(mean / np.sqrt(1 + math.pi * std**2 / 8)), _logistic(mean)
-
-
-def _logistic(logit: FloatArray) -> FloatArray:
-    return np.asarray(1 / (1 + np.exp(-np.clip(logit, -500, 500))))
+        return expit(mean / np.sqrt(1 + math.pi * std**2 / 8)), expit(mean)
 
 
 @dataclass(frozen=True)

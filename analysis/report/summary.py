@@ -133,7 +133,7 @@ class Summary:
             inside = int((np.abs(scores) <= ndtri(0.95)).sum())
             lines.append(
                 f"Fitted to cheap trials alone, the models foretold {inside} of {len(scores)} dear "
-                "ones within their 90% interval; what they missed widens the intervals here."
+                "ones within their 90% interval; how far off they were is in the intervals here."
             )
         else:
             lines.append("Too few trials of different cost to test predictions of dear ones.")
