@@ -21,8 +21,11 @@ import numpy as np
 
 from carbs.launchers.cluster.executors import Handle, JobState, Submission
 from carbs.launchers.controller.config import SweepConfig
-from carbs.launchers.controller.sweep import Ended, Sweep
-from carbs.launchers.job.protocol import Finished, Result, write_report
+from carbs.launchers.controller.control_loop import Controller
+from carbs.launchers.controller.sweep import Sweep
+from carbs.launchers.controller.trials import Ended
+from carbs.launchers.job.files import Finished, write_report
+from carbs.launchers.job.protocol import Result
 from carbs.optimizer import propose
 from carbs.records import Direction, Observation, Suggestion
 from carbs.search_space import Param, SearchSpace
@@ -96,15 +99,15 @@ def run(n_trials: int, n_in_flight: int, folder: Path) -> list[tuple[float, floa
     )
     executor = SimulatedExecutor()
     sweep = Sweep(config, folder, executor=executor)
-    sweep._sampler = RandomSampler(PARAMS)
+    sweep.sampler = RandomSampler(PARAMS)
     moments: list[tuple[float, float]] = []
 
     def on_end(ended: Ended) -> None:
         now = time.process_time(), time.perf_counter()
         moments.append((now[0] - executor.seconds, now[1] - executor.seconds))
 
-    with sweep.controlling():
-        while sweep.tick(on_end=on_end) is not None:
+    with Controller(sweep) as controller:
+        while controller.tick(on_end=on_end) is not None:
             pass
     assert len(moments) == n_trials
     return moments

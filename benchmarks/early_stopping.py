@@ -36,7 +36,8 @@ from tasks import synthetic
 from carbs import CARBS, SearchSpace
 from carbs.early_stopping import FinishedRun, forecast, is_off_front
 from carbs.launchers.controller.config import load_sweep
-from carbs.launchers.job.protocol import BadConfigurationError, Job, read_curve
+from carbs.launchers.job.files import read_curve
+from carbs.launchers.job.protocol import BadConfigurationError, Job
 from carbs.launchers.lm.train import train
 from carbs.pareto import pareto_front
 from carbs.spaces import FloatArray

@@ -178,7 +178,9 @@ def retry(
     storage: StorageOption = None,
 ) -> None:
     """Try a trial again: a running one on another machine, an ended one as a new trial."""
-    console.print(find(where, folder, storage).retry(trial), **PLAIN)
+    from carbs.launchers.controller import commands
+
+    console.print(commands.retry(find(where, folder, storage), trial), **PLAIN)
 
 
 @app.command()
@@ -189,7 +191,9 @@ def drop(
     storage: StorageOption = None,
 ) -> None:
     """Take a trial out of the sweep: the search forgets it, and its job is cancelled."""
-    console.print(find(where, folder, storage).drop(trial), **PLAIN)
+    from carbs.launchers.controller import commands
+
+    console.print(commands.drop(find(where, folder, storage), trial), **PLAIN)
 
 
 @app.command()
@@ -197,7 +201,9 @@ def cancel(
     where: WhereArgument = None, folder: FolderOption = None, storage: StorageOption = None
 ) -> None:
     """Cancel a sweep's jobs, and its controller. The sweep can be continued afterwards."""
-    n_jobs = find(where, folder, storage).cancel()
+    from carbs.launchers.controller import commands
+
+    n_jobs = commands.cancel(find(where, folder, storage))
     console.print(f"{n_jobs} jobs cancelled; `carbs sweep` goes on where the sweep was", **PLAIN)
 
 

@@ -95,7 +95,7 @@ def _sweep(where: Path | None) -> tuple[SweepConfig | None, Path]:
     """What the sweep asks for, if one is named, and where it lies or will lie."""
     from carbs.launchers.cli.status import find_sweep
     from carbs.launchers.controller.config import load_sweep
-    from carbs.launchers.controller.sweep import read_config
+    from carbs.launchers.controller.folder import read_config
 
     if where is None:
         return None, Path.cwd()

@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from carbs.launchers.controller.sweep import Ended, Status
+from carbs.launchers.controller.sweep import Status
+from carbs.launchers.controller.trials import Ended
 from carbs.records import Observation, Suggestion
 
 

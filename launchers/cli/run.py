@@ -21,12 +21,16 @@ from carbs.analysis.report.report import write_report
 from carbs.launchers.cli.progress import Progress, format_params, measured
 from carbs.launchers.cli.status import keep_command
 from carbs.launchers.cli.terminal import PLAIN, console, working
+from carbs.launchers.controller import commands
 from carbs.launchers.controller.answers import answered_sets, read_seal
 from carbs.launchers.controller.check import Check, predict_check, run_check
 from carbs.launchers.controller.config import CheckConfig, SweepConfig
+from carbs.launchers.controller.control_loop import Controller
 from carbs.launchers.controller.database import database_url, network_warning
-from carbs.launchers.controller.rehearsal import rehearsal
-from carbs.launchers.controller.sweep import Interrupted, Sweep, recover_study
+from carbs.launchers.controller.interrupts import Interrupted
+from carbs.launchers.controller.recovery import recover_study
+from carbs.launchers.controller.rehearsal import planned_trials
+from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.errors import MissingPackageError, SweepFileError, SweepStoppedError
 from carbs.launchers.job.command import Command
 
@@ -34,19 +38,16 @@ from carbs.launchers.job.command import Command
 def show_plan(config: SweepConfig, folder: Path, python_path: tuple[str, ...]) -> None:
     """What a sweep would submit first. Nothing is submitted, and no folder or study is touched."""
     check_code(config, python_path)
-    with rehearsal(config, folder, python_path, partial(console.print, **PLAIN)) as sweep:
-        for trial in sweep.plan(min(config.max_in_flight, 3), folder):
-            suggestion = trial.suggestion
-            cost = suggestion.predicted_cost
-            console.print(f"trial {suggestion.id}: {format_params(suggestion.params)}", **PLAIN)
-            console.print(f"  tier: {trial.tier or 'none'}", **PLAIN)
-            foreseen = "unknown" if cost is None else f"{cost:.4g} {config.cost_unit}"
-            console.print(f"  predicted cost: {foreseen}", **PLAIN)
-            if trial.script is None:
-                console.print(f"  executor {config.executor}: no script", **PLAIN)
-            else:
-                console.print(trial.script, **PLAIN)
-    console.print("dry run: nothing was submitted", **PLAIN)
+    say = partial(console.print, **PLAIN)
+    for trial in planned_trials(config, folder, python_path, min(config.max_in_flight, 3), say):
+        suggestion = trial.suggestion
+        cost = suggestion.predicted_cost
+        say(f"trial {suggestion.id}: {format_params(suggestion.params)}")
+        say(f"  tier: {trial.tier or 'none'}")
+        foreseen = "unknown" if cost is None else f"{cost:.4g} {config.cost_unit}"
+        say(f"  predicted cost: {foreseen}")
+        say(f"  executor {config.executor}: no script" if trial.script is None else trial.script)
+    say("dry run: nothing was submitted")
 
 
 def run_sweep(
@@ -72,13 +73,13 @@ def run_sweep(
     sweep = Sweep(config, folder, python_path, notify=say)
     again = shlex.join(["carbs", *(arg for arg in sys.argv[1:] if arg != "--retry-failed")])
     try:
-        with sweep.controlling():
+        with Controller(sweep) as controller:
             keep_command(sweep.folder, again)
             if retry_failed:
-                say(f"{sweep.retry_failed()} failed trials are tried again as new trials")
+                say(f"{commands.retry_failed(sweep)} failed trials are tried again as new trials")
             with Progress(console, config.cost_unit) as progress:
                 progress.changed(sweep.status())
-                status = sweep.run(progress.changed, progress.ended)
+                status = controller.run(progress.changed, progress.ended)
             n_done = len(measured(status))
             n_stopped = len(status.records.observations) - n_done
             stopped = f"{n_stopped} stopped early, " if n_stopped else ""
@@ -87,7 +88,7 @@ def run_sweep(
                 f"{len(status.records.failures)} failed, "
                 f"{stopped}cost spent {status.spent:.1f} {config.cost_unit}"
             )
-            _conclude(sweep)
+            _conclude(controller)
     except Interrupted as interrupted:
         jobs = f" ({', '.join(interrupted.jobs)})" if interrupted.jobs else ""
         what = (
@@ -192,9 +193,9 @@ def _names(source: bytes) -> set[str] | None:
     return None if names & {"*", "__getattr__", "globals", "vars", "setattr", "exec"} else names
 
 
-def _conclude(sweep: Sweep) -> None:
+def _conclude(controller: Controller) -> None:
     """What the sweep has taught: the laws, the check run, the report."""
-    config = sweep.config.check
+    sweep, config = controller.sweep, controller.sweep.config.check
     try:
         with working("fitting what the trials have taught"):
             front = _front(sweep, config.level if config else CheckConfig().level)
@@ -213,7 +214,7 @@ def _conclude(sweep: Sweep) -> None:
             console.print(check.line(), **PLAIN)
             console.print(check.cost_line(sweep.config.cost_unit), **PLAIN)
             console.print("check run: training it now")
-        check = run_check(sweep, check)
+        check = run_check(controller, check)
     with working("writing the report"):
         page = _write_report(sweep, front, check)
     if check is not None:

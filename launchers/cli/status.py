@@ -21,10 +21,11 @@ from rich.text import Text
 
 from carbs.launchers.cli.progress import measured
 from carbs.launchers.cluster.executors import Handle, JobState, SlurmExecutor
-from carbs.launchers.controller.sweep import EVIDENCE, JOB, PAST, Status, Sweep
-from carbs.launchers.controller.warm_start import CONFIG_FILE
+from carbs.launchers.controller.folder import CONFIG_FILE, has_begun, has_controller
+from carbs.launchers.controller.ledger import EVIDENCE, JOB, PAST
+from carbs.launchers.controller.sweep import Status, Sweep
 from carbs.launchers.errors import FolderError
-from carbs.launchers.job.protocol import read_start
+from carbs.launchers.job.files import read_start
 from carbs.study import DROPPED, FAILURE, FORGOTTEN
 
 _N_FAILURES = 10
@@ -214,7 +215,7 @@ def read_status(sweep: Sweep) -> SweepStatus:
         report=report if report.exists() else None,
         best=_best(sweep, account),
         is_over=_is_over(sweep, trials),
-        has_controller=sweep.has_controller(),
+        has_controller=has_controller(sweep.folder),
         command=_kept_command(sweep.folder),
     )
 
@@ -226,12 +227,12 @@ _answers: dict[Path, tuple[float, dict[str, JobState]]] = {}
 def _with_reasons(sweep: Sweep, jobs: list[JobInFlight]) -> list[JobInFlight]:
     """With what the scheduler says of those that wait."""
     waiting = [job for job in jobs if job.job_id is not None and not job.is_cancelled]
-    if not waiting or not isinstance(sweep.executor, SlurmExecutor):
+    if not waiting or not isinstance(sweep.jobs.executor, SlurmExecutor):
         return jobs
     asked, states = _answers.get(sweep.folder, (float("-inf"), {}))
     if time.monotonic() - asked > _ASK_EVERY_S or not {str(j.job_id) for j in waiting} <= {*states}:
         handles = [Handle(str(job.job_id), job.folder, job.folder) for job in waiting]
-        found = zip(handles, sweep.executor.states(handles), strict=True)
+        found = zip(handles, sweep.jobs.executor.states(handles), strict=True)
         states = {handle.id: state for handle, state in found}
         _answers[sweep.folder] = time.monotonic(), states
     return [
@@ -253,7 +254,7 @@ def find_sweep(where: Path | None) -> Path:
     """
     if where is not None:
         for folder in (where, Path("sweeps") / where):
-            if (folder / CONFIG_FILE).exists():
+            if has_begun(folder):
                 return folder
         raise FolderError(
             f"{where} is neither a sweep's folder nor the name of one in sweeps/: "

@@ -23,8 +23,11 @@ import submitit
 from carbs.launchers.cluster.options import PYTHON, local_options
 from carbs.launchers.cluster.slurm import Slurm, place_pickle, sbatch_script
 from carbs.launchers.errors import SchedulerDownError, SweepFileError
-from carbs.launchers.job.process import MAX_TIMEOUTS, START_MARK, JobRun, node_name
-from carbs.launchers.job.protocol import KilledError, read_report, run
+from carbs.launchers.job.environment import node_name
+from carbs.launchers.job.files import read_report
+from carbs.launchers.job.process import MAX_TIMEOUTS, START_MARK, JobRun
+from carbs.launchers.job.protocol import KilledError
+from carbs.launchers.job.runner import run
 
 _LOG_LINES = 40
 _SAFE_PATH = "PYTHONSAFEPATH"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import getpass
 import socket
-import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.analysis.front.questions import AnsweredSet, Seal
+from carbs.launchers.controller.attempts import kept_attempt
 from carbs.launchers.controller.check import CHECK
-from carbs.launchers.controller.database import database_file, database_url
-from carbs.launchers.controller.recovery import copy_database
-from carbs.launchers.controller.sweep import JOB, Sweep
+from carbs.launchers.controller.ledger import JOB
+from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.errors import FolderError
 from carbs.launchers.job.answers import answered, read_answers, read_questions
 from carbs.study import kept_trials
@@ -77,11 +75,7 @@ def unseal(sweep: Sweep) -> Mapping[str, Any]:
         "trials": seal.n_trials,
     }
     sweep.study.set_user_attr(UNSEALED, record)
-    config = sweep.config
-    database = database_file(sweep.folder, database_url(config.storage, config.storage_file))
-    if database is not None:  # what `carbs recover` would begin with
-        with suppress(OSError, sqlite3.Error):
-            copy_database(database)
+    sweep.backup.copy()  # what `carbs recover` would begin with
     return record
 
 
@@ -107,10 +101,12 @@ def _finished(sweep: Sweep) -> list[tuple[FrozenTrial, Path]]:
 
 def _of_check(sweep: Sweep, sets: Sequence[AnsweredSet]) -> dict[str, tuple[float, float]]:
     """Score and accuracy of the check run on each sealed set, where it was asked the same."""
-    folder = sweep.folder_of(CHECK)
+    attempt = kept_attempt(sweep.folder, CHECK)
+    if attempt is None:
+        return {}
     found = {}
     for one in sets:
-        answers = None if folder is None else read_answers(folder, one.name, is_sealed=True)
+        answers = read_answers(sweep.folder / attempt.folder, one.name, is_sealed=True)
         if answers is not None and answers.version == one.version:
             right = float((answers.chosen == answers.right).mean())
             found[one.name] = (float(answers.right_nll.mean()), right)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from carbs.analysis.front.model import FrontModel
 from carbs.analysis.planning.plan import Plan, plan
 from carbs.launchers.controller.config import CheckConfig
+from carbs.launchers.controller.control_loop import Controller
 from carbs.launchers.controller.outcomes import BadConfiguration
 from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.job.protocol import Result
@@ -85,7 +86,7 @@ def predict_check(sweep: Sweep, config: CheckConfig, front: FrontModel) -> Check
     return check
 
 
-def run_check(sweep: Sweep, check: Check) -> Check:
+def run_check(controller: Controller, check: Check) -> Check:
     """Train the predicted configuration, unless that has been done, and judge the prediction.
 
     Raises:
@@ -93,7 +94,7 @@ def run_check(sweep: Sweep, check: Check) -> Check:
     """
     if check.has_ended:
         return check
-    match sweep.run_one(check.params, CHECK):
+    match controller.run_one(check.params, CHECK):
         case BadConfiguration(reason=reason):
             ended = check.model_copy(update={"failure": reason})
         case Result(output=output, cost=cost):
@@ -107,7 +108,7 @@ def run_check(sweep: Sweep, check: Check) -> Check:
                     "cost_inside": low_cost <= cost <= high_cost,
                 }
             )
-    _write(sweep.folder / "check.json", ended)
+    _write(controller.sweep.folder / "check.json", ended)
     return ended
 
 

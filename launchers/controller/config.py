@@ -47,7 +47,7 @@ from carbs.launchers.controller.problems import Problem, find_problems
 from carbs.launchers.controller.yaml_lines import Place, read_yaml
 from carbs.launchers.errors import SweepFileError
 from carbs.launchers.job.command import Command
-from carbs.launchers.job.protocol import FunctionName
+from carbs.launchers.job.files import FunctionName
 from carbs.launchers.loggers.config import LogConfig
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, MixtureSpace, NumericSpace, Params, Space

@@ -34,8 +34,14 @@ from carbs.study import (
     with_values,
 )
 
+# Attributes of a trial.
 OWNER = "folder"
+JOB = "job"
+PAST = "attempts"
+EVIDENCE = "evidence"
+SPEED = "speed"
 METRICS = "metrics"
+RETRY_OF = "retry_of"
 
 
 @dataclass(frozen=True)

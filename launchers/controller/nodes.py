@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from carbs.launchers.controller.ledger import Ledger
+from carbs.launchers.job.files import Start
 from carbs.launchers.job.process import read_health
-from carbs.launchers.job.protocol import Start
 
 EXCLUDED = "excluded_nodes"
 

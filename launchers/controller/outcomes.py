@@ -18,7 +18,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from carbs.launchers.job.protocol import Failed, Finished, JobReport, Result, Stopped, Unhealthy
+from carbs.launchers.job.files import Failed, Finished, JobReport, Stopped, Unhealthy
+from carbs.launchers.job.protocol import Result
 
 # What a command that was killed has left in its log.
 _KILLED = re.compile(r"killed by (SIG\w+)")

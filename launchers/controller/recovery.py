@@ -1,18 +1,15 @@
-"""A study that is lost is made anew: from a copy of its database, and from the jobs' folders.
+"""A study that is lost is made anew: from what was kept beside it, and from the jobs' folders.
 
-Beside the folders of its jobs a trial has a file, ``jobs/00017.json``, which is written whenever
-something of it is: its parameters, its attributes, and in the end how it ended. A trial of which
-only the job's folder is left is taken up as running: the next controller reads its report, finds
-its job, or starts it again, as it would after any interruption.
+A trial of which only the job's folder is left is taken up as running: the next controller reads its
+report, finds its job, or starts it again, as it would after any interruption.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -24,9 +21,10 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from carbs.launchers.controller.backup import KeptTrial, copy_of
 from carbs.launchers.controller.config import SweepConfig
 from carbs.launchers.controller.database import (
     database_file,
@@ -34,32 +32,16 @@ from carbs.launchers.controller.database import (
     open_study,
     without_password,
 )
+from carbs.launchers.controller.folder import read_config, take_lock
+from carbs.launchers.controller.ledger import JOB, OWNER
+from carbs.launchers.controller.sweep import CONSTRAINTS, SPACE, Sweep
+from carbs.launchers.controller.trials import RunningTrials
 from carbs.launchers.errors import FolderError
-from carbs.launchers.job.protocol import JobFile, Stopped, read_report
+from carbs.launchers.job.files import Stopped, has_job, read_job, read_report
 from carbs.search_space import SearchSpace
-from carbs.study import DROPPED, FORGOTTEN, distributions, flatten
+from carbs.study import DROPPED, EARLIER_VALUES, FORGOTTEN, distributions, flatten
 
 _SIDE_FILES = ("-journal", "-wal", "-shm")
-
-
-class KeptTrial(BaseModel):
-    """``jobs/00017.json``: a trial as the study has it.
-
-    Attributes:
-        params: by flat name.
-        attributes: Optuna's user attributes.
-        began, ended: Unix time.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
-
-    number: int
-    state: str
-    values: list[float] | None = None
-    params: dict[str, Any]
-    attributes: dict[str, Any]
-    began: float | None = None
-    ended: float | None = None
 
 
 @dataclass
@@ -69,60 +51,45 @@ class Recovered:
     Attributes:
         n_trials: in all.
         n_copied: that only the copy of the database had.
-        running: that the next controller looks after.
         untold: what could not be told, a line for each.
         damaged: where the old database is now; None where there was none.
     """
 
     n_trials: int = 0
     n_copied: int = 0
-    states: dict[str, int] = field(default_factory=dict)
     untold: list[str] = field(default_factory=list)
     damaged: Path | None = None
 
 
-def keep_trial(folder: Path, trial: FrozenTrial) -> None:
-    """Write down beside its jobs what the study has of a trial."""
-    kept = KeptTrial(
-        number=trial.number,
-        state=trial.state.name,
-        values=trial.values,
-        params=trial.params,
-        attributes=trial.user_attrs,
-        began=_seconds(trial.datetime_start),
-        ended=_seconds(trial.datetime_complete),
-    )
-    file = folder / "jobs" / f"{trial.number:05d}.json"
-    draft = file.with_suffix(".tmp")
-    draft.write_text(kept.model_dump_json())
-    draft.replace(file)
+def recover_study(folder: Path, storage: str | None = None) -> Recovered:
+    """Make the study of the sweep in a folder anew from what else is there.
 
-
-def copy_of(database: Path) -> Path:
-    """Where the copy of a database lies."""
-    return database.with_name(f"{database.stem}-copy{database.suffix}")
-
-
-def copy_database(database: Path) -> None:
-    """Replace the copy by a new one, consistent also while others write.
+    Args:
+        folder: of the sweep.
+        storage: the database's URL, where the folder does not say it.
 
     Raises:
-        OSError, sqlite3.Error: that was not possible; the old copy stays.
+        FolderError: there is no sweep, a controller is at work, the study can be read, or nothing
+            is left to make it of.
     """
-    copy = copy_of(database)
-    draft = copy.with_name(copy.name + ".tmp")
-    draft.unlink(missing_ok=True)
-    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(draft)) as target:
-        source.backup(target)
-    draft.replace(copy)
+    folder = folder.resolve()
+    config = read_config(folder)
+    if storage is not None:
+        config = config.model_copy(update={"storage": storage, "storage_file": None})
+    lock = take_lock(folder)
+    if lock is None:
+        raise FolderError(f"a controller is running the sweep in {folder}: stop it first")
+    try:
+        recovered = _recover(config, folder)
+        sweep = Sweep(config, folder)
+        RunningTrials(sweep).collect()
+        sweep.backup.copy()
+    finally:
+        lock.release()
+    return recovered
 
 
-def recover(config: SweepConfig, folder: Path) -> Recovered:
-    """Make the study of a sweep anew; call while no controller is at work.
-
-    Raises:
-        FolderError: the study is there and can be read, or nothing is left to make it of.
-    """
+def _recover(config: SweepConfig, folder: Path) -> Recovered:
     url = database_url(config.storage, config.storage_file)
     database = database_file(folder, url)
     there = _readable(config, database, url)
@@ -146,8 +113,6 @@ def recover(config: SweepConfig, folder: Path) -> Recovered:
             recovered.damaged = _move_aside(database)
             new.replace(database)
     recovered.n_trials, recovered.n_copied = len(trials), n_copied
-    for trial in trials:
-        recovered.states[trial.state.name] = recovered.states.get(trial.state.name, 0) + 1
     return recovered
 
 
@@ -182,10 +147,10 @@ def _gather(
             "excluded, is not known"
         )
     attributes.setdefault(
-        "space", json.dumps([param.model_dump(mode="json") for param in config.parameters])
+        SPACE, json.dumps([param.model_dump(mode="json") for param in config.parameters])
     )
-    attributes.setdefault("constraints", config.constraints)
-    attributes.setdefault("earlier_values", flatten(config.was))
+    attributes.setdefault(CONSTRAINTS, config.constraints)
+    attributes.setdefault(EARLIER_VALUES, flatten(config.was))
     known = distributions(space)
     kept = {trial.number: trial for trial in _kept(folder, known, recovered)}
     jobs = dict(_job_folders(folder))
@@ -254,7 +219,7 @@ def _job_folders(folder: Path) -> Iterator[tuple[int, Path]]:
     found: dict[int, tuple[int, Path]] = {}
     for path in (folder / "jobs").glob("*-*"):
         named = re.fullmatch(r"(\d+)-(\d+)", path.name)
-        if named is not None and (path / "job.json").exists():
+        if named is not None and has_job(path):
             number, attempt = int(named[1]), int(named[2])
             found[number] = max(found.get(number, (0, path)), (attempt, path))
     yield from ((number, path) for number, (_, path) in found.items())
@@ -269,7 +234,7 @@ def _of_job(
 ) -> FrozenTrial:
     """A trial of which only the job's folder is left: as running, with this attempt."""
     try:
-        job = JobFile.model_validate_json((path / "job.json").read_text())
+        job = read_job(path)
         params, used = _with_distributions(flatten(job.params), known)
         report = read_report(path)
     except (OSError, ValueError) as error:
@@ -293,7 +258,7 @@ def _of_job(
         datetime_complete=None,
         params=params,
         distributions=used,
-        user_attrs={"folder": owner, "job": attempt},
+        user_attrs={OWNER: owner, JOB: attempt},
         system_attrs={},
         intermediate_values={},
     )
@@ -360,10 +325,6 @@ def _move_aside(database: Path) -> Path | None:
         if side.exists():
             side.replace(aside.with_name(aside.name + suffix))
     return aside
-
-
-def _seconds(time: datetime | None) -> float | None:
-    return None if time is None else time.timestamp()
 
 
 def _time(seconds: float | None) -> datetime | None:

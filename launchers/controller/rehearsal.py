@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,9 +14,52 @@ from optuna.study import Study
 
 from carbs.launchers.controller.config import SweepConfig
 from carbs.launchers.controller.database import has_jobs
+from carbs.launchers.controller.suggestions import Suggestions
 from carbs.launchers.controller.sweep import Sweep, open_sweep_study
 from carbs.launchers.errors import MissingStudyError
+from carbs.records import Suggestion
 from carbs.study import create_study
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial as it would be submitted.
+
+    Attributes:
+        script: for the scheduler; None where there is none.
+    """
+
+    suggestion: Suggestion
+    tier: str | None
+    script: str | None
+
+
+def planned_trials(
+    config: SweepConfig,
+    folder: Path,
+    python_path: tuple[str, ...],
+    n: int,
+    notify: Callable[[str], None] = lambda message: None,
+) -> list[Planned]:
+    """The next trials of a sweep, as they would be submitted; nothing is written or started.
+
+    Args:
+        n: how many, at the most.
+        config, folder, python_path, notify: as for :func:`rehearsal`.
+
+    Raises:
+        FolderError: the sweep file does not go together with what the folder holds.
+    """
+    with rehearsal(config, folder, python_path, notify) as sweep:
+        sweep.ledger.refresh()
+        sweep.nodes.refresh()
+        jobs = sweep.jobs.moved_to(folder.resolve())
+        planned = []
+        for suggestion in Suggestions(config, sweep.ledger, sweep.sampler, notify).preview(n):
+            tier = config.tier(suggestion.params, suggestion.predicted_cost)
+            script = jobs.script(f"{int(suggestion.id):05d}", tier)
+            planned.append(Planned(suggestion, tier, script))
+        return planned
 
 
 @contextmanager

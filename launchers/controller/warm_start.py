@@ -13,11 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from carbs.earlier import EarlierSweep
 from carbs.launchers.controller.config import SweepConfig, WarmStartConfig
 from carbs.launchers.controller.database import database_url, without_password
+from carbs.launchers.controller.folder import CONFIG_FILE
 from carbs.launchers.errors import FolderError
 from carbs.search_space import SearchSpace
 from carbs.study import earlier_sweep
-
-CONFIG_FILE = "sweep.json"
 
 _EARLIER = "earlier.json"
 _SWEEPS = TypeAdapter(list[EarlierSweep])

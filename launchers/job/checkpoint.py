@@ -37,7 +37,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from carbs.launchers.job.protocol import CurvePoint, Job, Preempted, read_curve, write_curve
+from carbs.launchers.job.files import read_curve, write_curve
+from carbs.launchers.job.protocol import CurvePoint, Job, Preempted
 
 EVERY_S = 600.0
 N_KEPT = 2

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from carbs.launchers.job.protocol import Preempted, StoppedEarly, TaskLostError, task
+from carbs.launchers.job.environment import task
+from carbs.launchers.job.protocol import Preempted, StoppedEarly, TaskLostError
 
 TIMEOUT_S = 600.0
 Work = TypeVar("Work")

@@ -26,8 +26,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from carbs.launchers.job import host
+from carbs.launchers.job.environment import task
 from carbs.launchers.job.host import Check, as_check
-from carbs.launchers.job.protocol import TaskLostError, task
+from carbs.launchers.job.protocol import TaskLostError
 
 SLOW = 1.5  # times as slow as the median is too slow
 MIN_EARLIER = 3  # reports, before there is a median to speak of

@@ -12,29 +12,26 @@ import contextlib
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 from submitit.core.utils import DelayedSubmission
 
-from carbs.launchers.job.protocol import (
-    JobFile,
+from carbs.launchers.job.environment import find_deadline, job_id, node_name, task
+from carbs.launchers.job.files import (
     Start,
     Unhealthy,
+    is_cancelled,
+    read_job,
     read_report,
-    run,
-    task,
     write_report,
-    write_start as write_start_file,
+    write_start,
 )
+from carbs.launchers.job.runner import run
 
 if TYPE_CHECKING:
     from carbs.launchers.job.health import HealthReport
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
 TIME_LIMIT_MARGIN_S = 120.0
 _LAST_WORDS_S = 2.0
 OUT_OF_TIME = "carbs: cut off by the time limit"
-CANCELLED = "cancelled"  # a file in the job's folder
 START_MARK = "carbs: job starts"
 
 # Never reached: whether a job that runs out of time may go on is for the controller to judge.
@@ -64,12 +60,12 @@ class JobRun:
         path = Path(self.folder)
         requeue = signal.getsignal(signal.SIGUSR2)
         restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        if read_report(path) is not None or (path / CANCELLED).exists():
+        if read_report(path) is not None or is_cancelled(path):
             return
         start = self._start(path, restart)
         if start is None:
             return
-        checkpoints = self._job_file().checkpoint_folder or path / "checkpoints"
+        checkpoints = read_job(path).checkpoint_folder or path / "checkpoints"
         before = checkpoint_progress(checkpoints)
         with _announcing_time_limit(start):
             if run(self.folder, start.deadline, restart):
@@ -78,24 +74,21 @@ class JobRun:
             print(OUT_OF_TIME, file=sys.stderr)
         # Without progress it might go on so forever: that is for the controller to judge.
         is_ahead = checkpoint_progress(checkpoints) > before
-        if is_ahead and callable(requeue) and not (path / CANCELLED).exists():
+        if is_ahead and callable(requeue) and not is_cancelled(path):
             requeue(signal.SIGUSR2, None)  # submitit's own handler, which run() had replaced
 
     def checkpoint(self) -> DelayedSubmission:
         """For submitit: how the job goes on. All that it needs lies in its folders."""
         return DelayedSubmission(self)
 
-    def _job_file(self) -> JobFile:
-        return JobFile.model_validate_json((Path(self.folder) / "job.json").read_text())
-
     def _start(self, path: Path, restart: int) -> Start | None:
         """Write down where the job has started; None where the node is not fit for it."""
-        job_file = self._job_file()
+        job_file = read_job(path)
         start = Start(
             node=node_name(),
             started=time.time(),
             deadline=find_deadline(),
-            job_id=_job_id(),
+            job_id=job_id(),
             attempt=job_file.attempt,
             restart=restart,
         )
@@ -103,7 +96,7 @@ class JobRun:
         for stream in (sys.stdout, sys.stderr):
             print(f"{START_MARK} (attempt {start.attempt}, restart {restart})", file=stream)
         if task()[0] == 0:
-            write_start_file(path, start)  # already now: the check itself may hang
+            write_start(path, start)  # already now: the check itself may hang
         if job_file.health_folder is None:
             return start
         # It loads torch, which not every function needs.
@@ -126,7 +119,7 @@ class JobRun:
         _keep_health(job_file.health_folder, health)
         start = start.model_copy(update={"health": health.model_dump(mode="json")})
         if task()[0] == 0:
-            write_start_file(path, start)
+            write_start(path, start)
         return start
 
 
@@ -181,32 +174,3 @@ def checkpoint_progress(folder: Path) -> float:
         with contextlib.suppress(OSError):
             times.append(path.stat().st_mtime)
     return max(steps) if len(steps) > 1 else max(times)
-
-
-def node_name() -> str:
-    """As the scheduler knows it: emulated nodes share one hostname."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def find_deadline() -> float | None:
-    """Unix time at which the scheduler will kill this process, where that can be found out."""
-    if "SLURM_JOB_END_TIME" in os.environ:
-        return float(os.environ["SLURM_JOB_END_TIME"])
-    if "SLURM_JOB_ID" in os.environ:
-        command = ["squeue", "--noheader", "--jobs", os.environ["SLURM_JOB_ID"], "--format", "%e"]
-        try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-            return datetime.fromisoformat(answer.stdout.strip()).timestamp()
-        except (OSError, subprocess.SubprocessError, ValueError):  # such as "NONE"
-            return None
-    if "SUBMITIT_LOCAL_TIMEOUT_S" in os.environ:
-        started = psutil.Process().create_time()
-        return started + float(os.environ["SUBMITIT_LOCAL_TIMEOUT_S"])
-    return None
-
-
-def _job_id() -> str | None:
-    array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    if array is not None:
-        return f"{array}_{element}"
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")

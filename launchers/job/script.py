@@ -42,6 +42,7 @@ from typing import IO, Any
 import psutil
 
 from carbs.launchers.job.command import Command
+from carbs.launchers.job.environment import task
 from carbs.launchers.job.protocol import (
     BadConfigurationError,
     CommandFailedError,
@@ -50,7 +51,6 @@ from carbs.launchers.job.protocol import (
     Preempted,
     SetupError,
     StoppedEarly,
-    task,
 )
 
 # Between the request to end and the end by force.

@@ -46,7 +46,8 @@ from carbs.launchers.job.checkpoint import (
     sync,
 )
 from carbs.launchers.job.distributed import World
-from carbs.launchers.job.protocol import CurvePoint, Job, Preempted, read_curve, write_curve
+from carbs.launchers.job.files import read_curve, write_curve
+from carbs.launchers.job.protocol import CurvePoint, Job, Preempted
 
 _STATE = "state.json"
 _DUE, _PREEMPTED = 1.0, 2.0

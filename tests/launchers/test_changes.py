@@ -14,6 +14,7 @@ from carbs.analysis import trials_frame
 from carbs.analysis.front.trials import study_records
 from carbs.launchers.cluster.executors import DebugExecutor, Submission
 from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.control_loop import Controller
 from carbs.launchers.controller.sweep import Status, Sweep
 from carbs.launchers.errors import FolderError, SweepFileError, SweepStoppedError
 
@@ -49,8 +50,8 @@ def go_on(
         file = write_sweep(parameters=parameters, **{**usual, **keys})
         said: list[str] = []
         sweep = Sweep(load_sweep(file), tmp_path / "s", (str(tmp_path),), notify=said.append)
-        with sweep.controlling():
-            return sweep.run(), "\n".join(said)
+        with Controller(sweep) as controller:
+            return controller.run(), "\n".join(said)
 
     return go_on
 
@@ -263,7 +264,7 @@ def test_a_file_that_is_only_tried_changes_nothing(
     (tmp_path / "other.py").write_text("def train(params, job): ...\n")
     command = ("sweep", file, "--folder", folder)
     if is_live:
-        with Sweep.open(folder).controlling():
+        with Controller(Sweep.open(folder)):
             before = contents(folder)
             code, _, err = run_cli(*command)
             assert (code, contents(folder)) == (2, before)

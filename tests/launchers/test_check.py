@@ -13,6 +13,7 @@ import yaml
 from carbs.analysis.front.model import fit_front
 from carbs.launchers.controller.check import predict_check, run_check
 from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.control_loop import Controller
 from carbs.launchers.controller.sweep import Sweep
 
 WriteSweep = Callable[..., Path]
@@ -44,8 +45,8 @@ def finished(
             **changes,
         )
         sweep = Sweep(load_sweep(file), tmp_path / "sweep", (str(tmp_path),))
-        with sweep.controlling():
-            sweep.run()
+        with Controller(sweep) as controller:
+            controller.run()
         return sweep
 
     return finished
@@ -67,7 +68,7 @@ def test_the_prediction_is_on_file_before_the_run_and_judged_after_it(
     assert json.loads((sweep.folder / "check.json").read_text())["measured_output"] is None
     dearest = max(o.cost for o in sweep.status().records.observations)
     assert predicted.predicted_cost == pytest.approx(4 * dearest, rel=0.2)
-    checked = run_check(sweep, predicted)
+    checked = run_check(Controller(sweep), predicted)
     x = checked.params["x"]
     assert checked.measured_output == pytest.approx(1 + x**-0.5)
     low, high = checked.predicted_output_interval
@@ -89,20 +90,20 @@ def test_a_prediction_on_file_is_never_made_anew(finished: Callable[..., Sweep])
     moved = predicted.model_copy(update={"predicted_output": 7.0})
     (sweep.folder / "check.json").write_text(moved.model_dump_json())
     assert predict(sweep) == moved
-    checked = run_check(sweep, moved)
-    assert run_check(sweep, checked) is checked
+    checked = run_check(Controller(sweep), moved)
+    assert run_check(Controller(sweep), checked) is checked
     assert len(list((sweep.folder / "jobs").glob("check-*"))) == 1
 
 
 def test_a_miss_is_called_outside(finished: Callable[..., Sweep]) -> None:
     sweep = finished()
     wrong = predict(sweep).model_copy(update={"predicted_output_interval": (0.1, 0.2)})
-    assert run_check(sweep, wrong).line().endswith("(outside)")
+    assert run_check(Controller(sweep), wrong).line().endswith("(outside)")
 
 
 def test_a_check_run_that_fails_says_why(finished: Callable[..., Sweep]) -> None:
     sweep = finished(settings={"breaks": True})
-    checked = run_check(sweep, predict(sweep))
+    checked = run_check(Controller(sweep), predict(sweep))
     assert checked.failure == "out of memory"
     assert checked.line().startswith("check run: failed: out of memory, predicted L=")
 

@@ -20,17 +20,9 @@ import pytest
 import torch
 
 from carbs.launchers.job.checkpoint import Checkpoints, last_step
-from carbs.launchers.job.protocol import (
-    CurvePoint,
-    Finished,
-    Job,
-    JobFile,
-    Preempted,
-    read_curve,
-    read_report,
-    run,
-    write_job,
-)
+from carbs.launchers.job.files import Finished, JobFile, read_curve, read_report, write_job
+from carbs.launchers.job.protocol import CurvePoint, Job, Preempted
+from carbs.launchers.job.runner import run
 
 
 @pytest.fixture
@@ -316,7 +308,7 @@ def write(tmp_path: Path, then: str, steps: int = 5) -> Path:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    code = f"from carbs.launchers.job.protocol import run; print('ended', run({str(folder)!r}))"
+    code = f"from carbs.launchers.job.runner import run; print('ended', run({str(folder)!r}))"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 

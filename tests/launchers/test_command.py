@@ -20,24 +20,23 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import FrozenTrial, TrialState
 
 from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.control_loop import Controller
 from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.errors import SweepFileError
 from carbs.launchers.job.command import Command, overrides
-from carbs.launchers.job.protocol import (
+from carbs.launchers.job.files import (
     Failed,
     Finished,
-    Job,
     JobFile,
     JobReport,
-    KilledError,
-    Preempted,
     Stopped,
     read_curve,
     read_report,
-    run,
     stop,
     write_job,
 )
+from carbs.launchers.job.protocol import Job, KilledError, Preempted
+from carbs.launchers.job.runner import run
 from carbs.launchers.job.script import run_script
 
 WriteSweep = Callable[..., Path]
@@ -464,8 +463,8 @@ def test_a_local_job_that_meets_its_time_limit_was_too_slow(
     )
     limit = {"executor_options": {"timeout_min": 0.1}}  # a file says whole minutes
     sweep = Sweep(load_sweep(file).model_copy(update=limit), tmp_path / "sweep", (str(tmp_path),))
-    with sweep.controlling():
-        (failure,) = sweep.run().records.failures
+    with Controller(sweep) as controller:
+        (failure,) = controller.run().records.failures
     assert failure.reason == "too slow: time limit, and no newer checkpoint"
     assert failure.cost == pytest.approx(6, abs=4)
     assert "attempts" not in sweep.study.trials[0].user_attrs
@@ -510,8 +509,8 @@ def test_a_hopeless_script_is_stopped(
     )
     (tmp_path / "hopeless-3").touch()
     sweep = Sweep(load_sweep(file), tmp_path / "sweep", (str(tmp_path),))
-    with sweep.controlling():
-        status = sweep.run()
+    with Controller(sweep) as controller:
+        status = controller.run()
     trials = stored_trials(tmp_path / "sweep")
     assert trials[3].state == TrialState.PRUNED
     assert "end 3" not in started(tmp_path)

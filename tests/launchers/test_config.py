@@ -18,7 +18,7 @@ from carbs.launchers.controller.config import (
     load_sweep,
 )
 from carbs.launchers.errors import SweepFileError
-from carbs.launchers.job.protocol import load_function
+from carbs.launchers.job.runner import load_function
 from carbs.launchers.lm.train import train
 
 WriteSweep = Callable[..., Path]

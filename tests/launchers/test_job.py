@@ -10,20 +10,19 @@ from typing import Any
 
 import pytest
 
-from carbs.launchers.job.protocol import (
-    CurvePoint,
+from carbs.launchers.job.files import (
     Failed,
     Finished,
     JobFile,
     JobReport,
     Stopped,
-    load_function,
     read_curve,
     read_report,
-    run,
     stop,
     write_job,
 )
+from carbs.launchers.job.protocol import CurvePoint
+from carbs.launchers.job.runner import load_function, run
 
 RunJob = Callable[..., JobReport | None]
 

@@ -13,7 +13,8 @@ from carbs.launchers.controller.outcomes import (
     StoppedRun,
     classify,
 )
-from carbs.launchers.job.protocol import Failed, Finished, Result, Stopped
+from carbs.launchers.job.files import Failed, Finished, Stopped
+from carbs.launchers.job.protocol import Result
 
 RESULT = Result(output=1.5, cost=2.0, metrics={"steps": 3})
 FINISHED = Finished(result=RESULT)

@@ -14,7 +14,10 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from carbs.launchers.controller.commands import drop
 from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.control_loop import Controller
+from carbs.launchers.controller.recovery import recover_study
 from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.errors import FolderError
 
@@ -64,8 +67,8 @@ def folder(tmp_path: Path) -> Path:
 
 def run(file: Path, folder: Path, **overrides: Any) -> Sweep:
     sweep = Sweep(load_sweep(file, **overrides), folder, (str(file.parent),))
-    with sweep.controlling():
-        sweep.run()
+    with Controller(sweep) as controller:
+        controller.run()
     return sweep
 
 
@@ -91,7 +94,7 @@ def starts(folder: Path) -> list[str]:
 @pytest.mark.parametrize("what", ["damaged", "gone", "damaged, and so is its copy"])
 def test_a_study_is_made_anew(sweep_file: Path, folder: Path, run_cli: RunCli, what: str) -> None:
     run(sweep_file, folder)
-    Sweep.open(folder).drop(4)
+    drop(Sweep.open(folder), 4)
     before = told(trials(folder))
     assert (folder / "study-copy.db").exists()
     if what == "gone":
@@ -195,11 +198,9 @@ def test_a_study_that_can_be_read_is_left_alone(
     assert code == 2
     assert "holds 2 trials: nothing is lost" in err
     with (
-        Sweep.open(folder).controlling(),
+        Controller(Sweep.open(folder)),
         pytest.raises(FolderError, match="a controller is running"),
     ):
-        from carbs.launchers.controller.sweep import recover_study
-
         recover_study(folder)
 
 

@@ -12,20 +12,24 @@ from optuna.trial import TrialState
 from carbs.launchers.cli.status import read_status
 from carbs.launchers.cluster.executors import SlurmExecutor
 from carbs.launchers.cluster.slurm import Slurm, SlurmState, sbatch_script
+from carbs.launchers.controller.commands import drop, retry
 from carbs.launchers.controller.config import load_sweep
-from carbs.launchers.controller.sweep import Ended, Interrupted, Sweep
+from carbs.launchers.controller.control_loop import Controller
+from carbs.launchers.controller.interrupts import Interrupted
+from carbs.launchers.controller.sweep import Sweep
+from carbs.launchers.controller.trials import Ended
 from carbs.launchers.errors import SchedulerDownError, SweepStoppedError
-from carbs.launchers.job.process import JobRun
-from carbs.launchers.job.protocol import (
+from carbs.launchers.job.files import (
     Failed,
     Finished,
-    Result,
     Start,
     Unhealthy,
     mark_begun,
     write_report,
     write_start,
 )
+from carbs.launchers.job.process import JobRun
+from carbs.launchers.job.protocol import Result
 
 WriteSweep = Callable[..., Path]
 GRACE_S = 10.0
@@ -112,11 +116,12 @@ class Bench:
         self.sweep = Sweep(
             load_sweep(file), file.parent / "sweep", executor=executor, clock=lambda: self.now
         )
+        self.controller = Controller(self.sweep)
 
     def ticks(self, n: int = 1, seconds: float = 2.0) -> None:
         for _ in range(n):
             self.now += seconds
-            self.sweep.tick(on_end=self.ended.append)
+            self.controller.tick(on_end=self.ended.append)
 
     def until_believed(self) -> None:
         """As long as it takes until a job that is gone counts as gone, and a round more."""
@@ -152,7 +157,7 @@ def test_a_job_from_submission_to_result(bench: Callable[..., Bench]) -> None:
     b.ticks()
     assert [ended.number for ended in b.ended] == [0]
     assert b.sweep.trial(0).values == [1.5, 2.0]
-    assert b.sweep.tick() is None
+    assert b.controller.tick() is None
 
 
 @pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED", "FAILED", "COMPLETED"])
@@ -440,7 +445,7 @@ def test_drop_and_retry_reach_a_controller_at_work(bench: Callable[..., Bench]) 
     b = bench(max_trials=2, max_in_flight=2)
     b.ticks()
     user = bench(b.slurm, max_trials=2, max_in_flight=2)
-    assert "dropped" in user.sweep.drop(0)
+    assert "dropped" in drop(user.sweep, 0)
     b.ticks()
     assert "101" in b.slurm.cancelled
     assert b.slurm.n_submissions == 3  # another in its place
@@ -448,7 +453,7 @@ def test_drop_and_retry_reach_a_controller_at_work(bench: Callable[..., Bench]) 
     b.slurm.reports("102")
     b.ticks()
     assert [o.id for o in b.sweep.status().records.observations] == ["1"]
-    user.sweep.retry(1)
+    retry(user.sweep, 1)
     b.ticks(2)
     again = b.sweep.trial(3)
     assert again.params == b.sweep.trial(1).params
@@ -468,10 +473,11 @@ def test_two_folders_on_one_study_share_its_trials_but_no_job(
         Sweep(config, tmp_path / f"host{i}", executor=SlurmExecutor(slurm, 0.0, 0.0))
         for i, slurm in enumerate(slurms)
     ]
+    controllers = [Controller(sweep) for sweep in sweeps]
     for _ in range(6):
-        for sweep, slurm in zip(sweeps, slurms, strict=True):
-            sweep._refreshed = float("-inf")
-            sweep.tick()
+        for controller, slurm in zip(controllers, slurms, strict=True):
+            controller.refresh()
+            controller.tick()
             for job_id in list(slurm.states):
                 slurm.reports(job_id)
     trials = sweeps[0].study.get_trials()

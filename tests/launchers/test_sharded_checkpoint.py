@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from carbs.launchers.job.checkpoint import last_step
 from carbs.launchers.job.distributed import World
-from carbs.launchers.job.protocol import CurvePoint, Job, Preempted, read_curve
+from carbs.launchers.job.files import read_curve
+from carbs.launchers.job.protocol import CurvePoint, Job, Preempted
 from carbs.launchers.job.sharded_checkpoint import ShardedCheckpoints
 
 ALONE = World(0, 1, torch.device("cpu"))

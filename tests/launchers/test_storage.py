@@ -12,7 +12,8 @@ from optuna.exceptions import StorageInternalError
 from carbs.launchers.controller import database as storage
 from carbs.launchers.controller.config import load_sweep
 from carbs.launchers.controller.database import database_url, network_warning, open_study
-from carbs.launchers.controller.sweep import Sweep, read_config
+from carbs.launchers.controller.folder import read_config, write_config
+from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.errors import FolderError, SweepFileError
 from carbs.study import create_study
 
@@ -52,8 +53,7 @@ def test_a_password_is_shown_and_written_nowhere(
     assert "127.0.0.1" in str(refusal.value)
     assert "hushhush" not in str(refusal.value)
     sweep = Sweep(load_sweep(file).model_copy(update={"storage": None}), tmp_path / "sweep")
-    sweep.config = load_sweep(file)
-    sweep._write_config()
+    write_config(sweep.folder, load_sweep(file))
     for path in sweep.folder.rglob("*"):
         assert not path.is_file() or b"hushhush" not in path.read_bytes()
     # A variable is kept, so that `carbs status FOLDER` finds the study.

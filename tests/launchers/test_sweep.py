@@ -19,8 +19,11 @@ from carbs import launchers
 from carbs.analysis import study_space
 from carbs.launchers.cli.progress import best_by_decade, line as progress_line, measured
 from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.control_loop import Controller
+from carbs.launchers.controller.interrupts import Interrupted
 from carbs.launchers.controller.outcomes import BadConfiguration
-from carbs.launchers.controller.sweep import Ended, Interrupted, Status, Sweep
+from carbs.launchers.controller.sweep import Status, Sweep
+from carbs.launchers.controller.trials import Ended
 from carbs.launchers.errors import FolderError, SweepFileError, SweepStoppedError
 from carbs.launchers.job.protocol import Result
 
@@ -87,8 +90,8 @@ def open_sweep(file: Path, **overrides: Any) -> Sweep:
 
 
 def run(sweep: Sweep, on_end: Callable[[Ended], None] = lambda ended: None) -> Status:
-    with sweep.controlling():
-        return sweep.run(on_end=on_end)
+    with Controller(sweep) as controller:
+        return controller.run(on_end=on_end)
 
 
 def counts(log: Path) -> tuple[Counter[str], Counter[str]]:
@@ -114,8 +117,10 @@ def test_a_sweep_in_local_processes(make_sweep: Callable[..., Path], log: Path) 
     sweep = open_sweep(file)
     ended: list[Ended] = []
     n_pending: list[int] = []
-    with sweep.controlling():
-        status = sweep.run(lambda now: n_pending.append(len(now.records.pending)), ended.append)
+    with Controller(sweep) as controller:
+        status = controller.run(
+            lambda now: n_pending.append(len(now.records.pending)), ended.append
+        )
     assert len(status.records.observations) == 6
     assert status.records.failures == status.records.pending == []
     assert sorted(end.number for end in ended) == list(range(6))
@@ -269,8 +274,8 @@ def test_what_runs_is_reserved_from_the_budget(
         if status.spent + status.reserved > 12 - 3 or len(status.records.pending) == 6:
             go.touch()
 
-    with sweep.controlling():
-        sweep.run(look)
+    with Controller(sweep) as controller:
+        controller.run(look)
     for status in statuses:
         if status.records.pending:
             dearest = max(o.cost for o in status.records.observations)
@@ -282,12 +287,12 @@ def test_only_one_controller_at_a_time(make_sweep: Callable[..., Path]) -> None:
     file = make_sweep()
     first, second = open_sweep(file), open_sweep(file)
     with (
-        first.controlling(),
+        Controller(first),
         pytest.raises(FolderError, match="another controller is running"),
-        second.controlling(),
+        Controller(second),
     ):
         pytest.fail("two controllers")
-    with second.controlling():
+    with Controller(second):
         pass
 
 
@@ -331,7 +336,7 @@ def test_trials_obey_conditions_and_constraints(make_sweep: Callable[..., Path])
         max_trials=10,
     )
     sweep = open_sweep(file)
-    observations = sweep.run().records.observations
+    observations = Controller(sweep).run().records.observations
     assert len(observations) == 10
     assert all(observation.params["x"] <= 3 for observation in observations)
     assert all(observation.params.get("spice", 0) <= 0.5 for observation in observations)
@@ -352,7 +357,7 @@ def test_a_folder_of_an_earlier_release_goes_on(make_sweep: Callable[..., Path])
     text = study.user_attrs["space"]
     study.set_user_attr("space", text.replace(', "when": {}', ""))
     assert study.user_attrs["space"] != text
-    assert len(open_sweep(file).run().records.observations) == 2
+    assert len(Controller(open_sweep(file)).run().records.observations) == 2
 
 
 def test_a_folder_that_cannot_be_written(make_sweep: Callable[..., Path]) -> None:
@@ -409,8 +414,8 @@ def test_a_report_written_while_no_controller_lived_is_found(
     """Asked, written down, run and reported; only told it was not."""
     file = make_sweep()
     sweep = open_sweep(file, executor="debug", max_trials=3)
-    with pytest.raises(KeyboardInterrupt), sweep.controlling():
-        sweep.run(on_change=raise_keyboard_interrupt)
+    with pytest.raises(KeyboardInterrupt), Controller(sweep) as controller:
+        controller.run(on_change=raise_keyboard_interrupt)
     assert [trial.state for trial in stored_trials(sweep.folder)] == [TrialState.RUNNING]
     status = run(open_sweep(file, executor="debug", max_trials=3))
     assert len(status.records.observations) == 3
@@ -425,11 +430,11 @@ def test_one_configuration_can_be_run_by_name(make_sweep: Callable[..., Path], l
     file = make_sweep('if params["x"] < 0: raise BadConfigurationError("negative", 2.0)')
     for _ in range(2):
         sweep = open_sweep(file, executor="debug")
-        result = sweep.run_one({"x": 4.0}, "check")
+        result = Controller(sweep).run_one({"x": 4.0}, "check")
         assert isinstance(result, Result)
         assert (result.output, result.cost) == (1.5, 5.0)
     assert log.read_text() == "start check-1\nfinish check-1\n"
-    assert sweep.run_one({"x": -1.0}, "bad") == BadConfiguration("negative", 2.0)
+    assert Controller(sweep).run_one({"x": -1.0}, "bad") == BadConfiguration("negative", 2.0)
     # It is no trial.
     assert sweep.status().records.observations == []
 
@@ -569,7 +574,7 @@ def test_a_second_command_on_the_same_folder_is_refused(
     make_sweep: Callable[..., Path], tmp_path: Path, carbs: Carbs
 ) -> None:
     file = make_sweep()
-    with open_sweep(file).controlling():
+    with Controller(open_sweep(file)):
         code, out, err = carbs("sweep", file, "--folder", tmp_path / "sweep").wait()
     assert (code, out) == (2, "")
     assert err.startswith("error: another controller is running")
@@ -669,8 +674,8 @@ def test_a_sweep_learns_from_an_earlier_one(
     assert warm[0] == cold[0]
     assert warm[1] != cold[1]
     again = Sweep.open(sweep.folder)
-    assert len(again._sampler.earlier[0].observations) == 6
-    assert again._sampler.earlier[0].defaults == {"speed": 1.0}
+    assert len(again.sampler.earlier[0].observations) == 6
+    assert again.sampler.earlier[0].defaults == {"speed": 1.0}
     assert "study.db" not in (sweep.folder / "sweep.json").read_text()
 
 
@@ -786,5 +791,5 @@ def test_a_run_that_stops_itself_is_a_failure(make_sweep: Callable[..., Path]) -
     sweep = open_sweep(file, executor="debug", max_trials=2)
     (failure,) = run(sweep).records.failures
     assert (failure.reason, failure.cost) == ("the run stopped itself, unasked", 0.5)
-    failed = sweep.run_one({"x": 1.0}, "check")
+    failed = Controller(sweep).run_one({"x": 1.0}, "check")
     assert failed == BadConfiguration("the run stopped itself, unasked", 0.5)

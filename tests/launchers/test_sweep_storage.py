@@ -12,7 +12,9 @@ import pytest
 from optuna.trial import TrialState
 
 from carbs.launchers.controller.config import load_sweep
-from carbs.launchers.controller.sweep import Ended, Sweep
+from carbs.launchers.controller.control_loop import Controller
+from carbs.launchers.controller.sweep import Sweep
+from carbs.launchers.controller.trials import Ended
 from carbs.storage import PatientStorage
 
 TRAINING = """
@@ -28,8 +30,8 @@ def test_a_sweep_in_any_database(
     for n_trials in (2, 5):
         config = load_sweep(file, storage=database, max_trials=n_trials)
         sweep = Sweep(config, file.parent / "sweep", (str(file.parent),))
-        with sweep.controlling():
-            status = sweep.run()
+        with Controller(sweep) as controller:
+            status = controller.run()
         assert len(status.records.observations) == n_trials
         sweep.study._storage.remove_session()
         sweep.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
@@ -60,8 +62,8 @@ def test_a_sweep_outlives_restarts_of_its_database(
             back.append(threading.Thread(target=server, args=("start.sh",)))
             back[-1].start()
 
-    with sweep.controlling():
-        status = sweep.run(on_end=restart)
+    with Controller(sweep) as controller:
+        status = controller.run(on_end=restart)
     for thread in back:
         thread.join()
     assert [observation.id for observation in status.records.observations] == list("01234")

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from carbs.launchers.controller.config import load_sweep
+from carbs.launchers.controller.control_loop import Controller
 from carbs.launchers.controller.sweep import Sweep
 from carbs.launchers.lm.data import parallel, sources
 from carbs.launchers.lm.data.contamination import measure
@@ -147,8 +148,8 @@ def test_the_report_tells_it_with_the_numbers_and_when_the_data_changed(
     }
     said: list[str] = []
     sweep = Sweep(load_sweep(write_sweep(**keys, max_trials=4)), tmp_path / "s", notify=said.append)
-    with sweep.controlling():
-        sweep.run()
+    with Controller(sweep) as controller:
+        controller.run()
     assert not said
     # One more document, and the sweep goes on.
     with poisoned.open("a") as file:

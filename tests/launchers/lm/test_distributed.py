@@ -16,7 +16,8 @@ import pytest
 
 from carbs.launchers.job.checkpoint import last_step
 from carbs.launchers.job.distributed import meeting_place
-from carbs.launchers.job.protocol import (
+from carbs.launchers.job.environment import task
+from carbs.launchers.job.files import (
     Failed,
     Finished,
     JobFile,
@@ -25,7 +26,6 @@ from carbs.launchers.job.protocol import (
     read_curve,
     read_report,
     stop,
-    task,
     write_job,
 )
 
@@ -49,7 +49,7 @@ def new_job(tmp_path: Path) -> Callable[..., Path]:
     def new_job(name: str, around: str = "", **settings: Any) -> Path:
         function = "carbs.launchers.lm.train:train"
         if around:
-            source = "from carbs.launchers.job.protocol import task\n"
+            source = "from carbs.launchers.job.environment import task\n"
             source += "from carbs.launchers.lm import train as module\n"
             (tmp_path / f"around_{name}.py").write_text(source + around)
             function = f"around_{name}:train"
@@ -89,7 +89,7 @@ def start(folder: Path, n: int = 2) -> list[ForkServerProcess]:
         }
         code = (
             f"import os; os.environ.update({environment})\n"
-            f"from carbs.launchers.job.protocol import run; run({str(folder)!r})"
+            f"from carbs.launchers.job.runner import run; run({str(folder)!r})"
         )
         tasks.append(TASKS.Process(target=exec, args=(code,)))
         tasks[-1].start()

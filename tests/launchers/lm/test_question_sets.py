@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from carbs.launchers.job.answers import answered, read_answers, read_questions
-from carbs.launchers.job.protocol import Job, read_curve
+from carbs.launchers.job.files import read_curve
+from carbs.launchers.job.protocol import Job
 from carbs.launchers.lm.answers import Question, evaluate, save_questions
 from carbs.launchers.lm.model import ModelConfig, Transformer
 from carbs.launchers.lm.question_sets import QuestionSets

@@ -15,15 +15,8 @@ import pytest
 import torch
 
 from carbs.launchers.job.checkpoint import last_step
-from carbs.launchers.job.protocol import (
-    BadConfigurationError,
-    Job,
-    Preempted,
-    Result,
-    StoppedEarly,
-    read_curve,
-    stop,
-)
+from carbs.launchers.job.files import read_curve, stop
+from carbs.launchers.job.protocol import BadConfigurationError, Job, Preempted, Result, StoppedEarly
 from carbs.launchers.job.sharded_checkpoint import ShardedCheckpoints
 from carbs.launchers.lm import train as module
 from carbs.launchers.lm.config import Config, configure
