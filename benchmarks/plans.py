@@ -4,9 +4,9 @@
     CARBS_DATA=... python benchmarks/plans.py --published --seeds 8
     python benchmarks/plans.py --worlds 48 --half report --curves
 
-Each world (``worlds.py``) is searched once, with 100 trials up to its cap; then a run is planned at
-10, 30 and 100 times the cap and judged by its true loss. Worlds whose bounds allow no such run are
-left out at that factor, and all-discrete ones altogether.
+Each world (``random_worlds.py``) is searched once, with 100 trials up to its cap; then a run is
+planned at 10, 30 and 100 times the cap and judged by its true loss. Worlds whose bounds allow no
+such run are left out at that factor, and all-discrete ones altogether.
 
     plan              of ``carbs.analysis.plan``
     cost known        the same, told ``N * D`` (but no overhead) as the space's ``cost``
@@ -39,11 +39,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from random_worlds import HALVES, world
 from rich.console import Console
 from rich.table import Table
 from search import THREADS, Ours, search, start_worker
 from tasks import TASKS, Task
-from worlds import HALVES, world
 
 from carbs import CARBS
 from carbs.analysis import fit_front, hyperparameter_curves, plan
