@@ -1,5 +1,4 @@
-"""What a user may do to the trials of a sweep, whether or not a controller is at work: try again,
-drop, cancel."""
+"""What a user may do to a sweep's trials, whether or not a controller is at work on it."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Jobs:
         There are such where a study is older than its jobs' folders, as its copy may be.
         """
         number = 1
-        while (self._folder / f"jobs/{key}-{number}" / "report.json").exists():
+        while read_report(self._folder / f"jobs/{key}-{number}") is not None:
             number += 1
         folder = f"jobs/{key}-{number}"
         return Attempt(attempt=number, folder=folder, logs=folder, tier=tier)

@@ -44,13 +44,15 @@ def planned_trials(
     """The next trials of a sweep, as they would be submitted; nothing is written or started.
 
     Args:
+        config: what the sweep file says.
+        folder: of the sweep; need not exist.
         n: how many, at the most.
-        config, folder, python_path, notify: as for :func:`rehearsal`.
+        python_path, notify: as for :class:`Sweep`.
 
     Raises:
         FolderError: the sweep file does not go together with what the folder holds.
     """
-    with rehearsal(config, folder, python_path, notify) as sweep:
+    with _rehearsal(config, folder, python_path, notify) as sweep:
         sweep.ledger.refresh()
         sweep.nodes.refresh()
         jobs = sweep.jobs.moved_to(folder.resolve())
@@ -63,22 +65,13 @@ def planned_trials(
 
 
 @contextmanager
-def rehearsal(
+def _rehearsal(
     config: SweepConfig,
     folder: Path,
-    python_path: tuple[str, ...] = (),
-    notify: Callable[[str], None] = lambda message: None,
+    python_path: tuple[str, ...],
+    notify: Callable[[str], None],
 ) -> Iterator[Sweep]:
-    """The sweep in a folder, or one that would begin there, in a folder of its own for a while.
-
-    Args:
-        config: what the sweep file says.
-        folder: of the sweep; need not exist.
-        python_path, notify: as for :class:`Sweep`.
-
-    Raises:
-        FolderError: the sweep file does not go together with what the folder holds.
-    """
+    """The sweep in a folder, or one that would begin there, in a folder of its own for a while."""
     memory = optuna.storages.InMemoryStorage()
     begun = _begun(config, folder)
     if begun is None:

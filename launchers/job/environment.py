@@ -1,5 +1,4 @@
-"""What the scheduler has left in the environment of a job's process: which task of which job it is,
-on which node, and until when."""
+"""Where a job's process finds itself: which task of which job it is, on which node, until when."""
 
 from __future__ import annotations
 

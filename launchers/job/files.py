@@ -1,4 +1,4 @@
-"""The files between the controller and a job, in the job's folder: there is nothing else.
+"""The files in a job's folder: there is nothing else between the controller and a job.
 
     job.json       what the job has to do
     curve.jsonl    a line for each :meth:`Job.report`, if the function reports
