@@ -78,6 +78,8 @@ class FrontImprovement:
         has_cap: whether crossing ``log_cap`` is forbidden, or just not rewarded.
         cost_exponent: between 0 (area for each trial) and 1 (area for each unit of cost).
         boldness: how many times the deviations of the loss count.
+        is_center_beyond_cap: whether the loss worth nothing is not the search centre's, which costs
+            more than any run may.
     """
 
     surrogate: Surrogate
@@ -89,6 +91,7 @@ class FrontImprovement:
     has_cap: bool
     cost_exponent: float
     boldness: float = 1.0
+    is_center_beyond_cap: bool = False
 
     @classmethod
     def of(
@@ -105,7 +108,8 @@ class FrontImprovement:
         log_cap = math.log(max_cost) if max_cost is not None else float(log_costs.max()) + _REACH
         center_log_cost = float(surrogate.log_cost(center[None, :])[0][0])
         reference_output = float(surrogate.warped_output(center[None, :])[0][0])
-        if center_log_cost > log_cap:
+        is_beyond = center_log_cost > log_cap
+        if is_beyond:
             # What a run under the cap is worth, a centre above it does not say.
             reference_output = max(reference_output, float(outputs.max())) + _ABOVE_WORST
         front = pareto_front(log_costs, outputs)
@@ -120,6 +124,7 @@ class FrontImprovement:
             max_cost is not None,
             cost_exponent,
             boldness,
+            is_beyond,
         )
 
     def __call__(self, Z: FloatArray) -> FloatArray:
@@ -175,7 +180,8 @@ class TrustBox:
 
     The surrogate continues its trends for ever, and a space needs no bounds; this keeps the search
     from following a trend to where nothing good has been seen near. It grows with each success, in
-    proportion to how far what did well already reaches: a scale that was misstated is outgrown.
+    proportion to how far what did well already reaches: a scale that was misstated is outgrown. The
+    next whole number is always in it, however small the scale.
 
     Attributes:
         low, high: shape ``(d,)``.
@@ -185,11 +191,14 @@ class TrustBox:
     high: FloatArray
 
     @classmethod
-    def around(cls, good_Z: FloatArray, margin: float, growth: float) -> TrustBox:
+    def around(
+        cls, space: SearchSpace, good_Z: FloatArray, margin: float, growth: float
+    ) -> TrustBox:
         """Beyond the good points by ``margin``, or by ``growth`` times their extent, if larger."""
         low, high = good_Z.min(axis=0), good_Z.max(axis=0)
         margins = np.maximum(margin, growth * (high - low))
-        return cls(low - margins, high + margins)
+        next_low, next_high = space.next_values(low, high)
+        return cls(np.minimum(low - margins, next_low), np.maximum(high + margins, next_high))
 
     def bring_in(self, Z: FloatArray, parents: FloatArray, rng: np.random.Generator) -> FloatArray:
         """Redraw coordinates outside between the parent's and the edge, so that none pile up."""

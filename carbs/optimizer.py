@@ -211,12 +211,15 @@ def _search(
         known_Z = np.concatenate([known_Z, space.snap(earlier_Z)])
         log_costs, _ = surrogate.log_cost(known_Z)
         outputs, _ = surrogate.warped_output(known_Z)
-    parents = known_Z[pareto_front(log_costs, outputs)]
+    front = pareto_front(log_costs, outputs)
+    parents = known_Z[front]
     is_good = outputs < score.reference_output
+    if score.is_center_beyond_cap:  # it does not tell good from bad
+        is_good = np.isin(np.arange(len(known_Z)), front)
     # Pending points, though hoped to be good, do not widen it: the trend would run away with them.
     is_good[pending] = False
     good_Z = np.concatenate([space.center[None, :], known_Z[is_good]])
-    box = TrustBox.around(good_Z, _TRUST_MARGIN, _TRUST_GROWTH)
+    box = TrustBox.around(space, good_Z, _TRUST_MARGIN, _TRUST_GROWTH)
     return maximize(score, space, parents, box, tried_Z, rng)
 
 

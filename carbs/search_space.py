@@ -111,6 +111,7 @@ class Param(BaseModel):
         except ValueError as error:
             raise ValueError(f"search_center of parameter {self.name!r}: {error}") from None
         object.__setattr__(self, "search_center", center)
+        object.__setattr__(self, "space", self.space.around(center))
         return self
 
 
@@ -329,6 +330,15 @@ class SearchSpace:
             for param in self.params
             if active[param.name][0]
         }
+
+    def next_values(self, low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """A box of basic points, ``(n_dims,)`` each, out to the whole numbers next to its sides."""
+        low, high = low.copy(), high.copy()
+        for param in self.params:
+            if isinstance(param.space, NumericSpace):
+                i = self.slices[param.name].start
+                low[i], high[i] = param.space.next_values(low[i], high[i], param.search_center)
+        return low, high
 
     def all_points(self, n_most: int) -> FloatArray | None:
         """Every basic point of a discrete space, ``(n, n_dims)``; None for more than ``n_most``.

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,10 @@ _LARGEST_WARP = 300.0  # 10 ** 300 is still a float
 
 
 LARGEST_GRID = 10_000
+
+# Scales where none is given: a share of the range between two bounds, but at most so many decades;
+# without two bounds, on a line, a share of the centre.
+_OF_RANGE, _DECADES, _OF_CENTER = 0.25, 0.4, 0.3
 
 
 class _Space(BaseModel):
@@ -89,6 +93,10 @@ class _Space(BaseModel):
         """Every value, where there are at most ``n_most``; else None."""
         return None
 
+    def around(self, center: Any) -> Self:
+        """The same with what follows from the centre where it was not said."""
+        return self
+
     def __repr__(self) -> str:
         """As it would be written: what has its default is left out."""
         fields = {name: field for name, field in type(self).model_fields.items() if name != "kind"}
@@ -109,11 +117,12 @@ def _written(value: Any) -> str:
 
 
 class NumericSpace(_Space):
-    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    scale: float = Field(default=_DECADES, gt=0, allow_inf_nan=False)
     min: float = -math.inf
     max: float = math.inf
     is_integer: bool = False
     rounding_factor: int = Field(default=1, ge=1)
+    _most_scale: ClassVar[float] = _DECADES
 
     @model_validator(mode="after")
     def _check_bounds(self) -> NumericSpace:
@@ -125,6 +134,15 @@ class NumericSpace(_Space):
             )
         if self.rounding_factor != 1 and not self.is_integer:
             raise ValueError("rounding_factor needs is_integer=True")
+        return self
+
+    @model_validator(mode="after")
+    def _default_scale(self) -> NumericSpace:
+        if "scale" not in self.model_fields_set:
+            low, high = self._warp(np.array(self.limits()))
+            if math.isfinite(high - low):
+                default = _OF_RANGE * float(high - low)
+                object.__setattr__(self, "scale", min(self._most_scale, default))
         return self
 
     @property
@@ -139,6 +157,19 @@ class NumericSpace(_Space):
         low = math.ceil(self.min / step) * step if math.isfinite(self.min) else self.min
         high = math.floor(self.max / step) * step if math.isfinite(self.max) else self.max
         return low, high
+
+    def next_values(self, z_low: float, z_high: float, center: Any) -> tuple[float, float]:
+        """The basic points of the whole numbers next to an interval; of others, the interval."""
+        if not self._step:
+            return z_low, z_high
+        ends = self._value(np.array([z_low, z_high]), center) + self._step * np.array([-1, 1])
+        low, high = self.encode_all(np.clip(ends, *self.limits()).tolist(), center)[:, 0].tolist()
+        return low, high
+
+    @property
+    def _step(self) -> float:
+        """From one value to the next; zero where there is none."""
+        return float(self.rounding_factor) if self.is_integer else 0.0
 
     def all_values(self, n_most: int) -> list[Value] | None:
         low, high = self.limits()
@@ -201,7 +232,8 @@ class LinearSpace(NumericSpace):
 
     Args:
         scale: the step over which the parameter matters, in its own unit. By default a quarter of
-            the range between the bounds, or one where a bound is missing.
+            the range between the bounds; where one is missing 0.3 of the search centre, or one
+            around zero.
         min, max: inclusive bounds; infinite by default.
         is_integer: whole numbers only.
         rounding_factor: whole multiples of this; needs ``is_integer``.
@@ -209,11 +241,14 @@ class LinearSpace(NumericSpace):
 
     kind: Literal["linear"] = "linear"
 
-    @model_validator(mode="after")
-    def _default_scale(self) -> LinearSpace:
-        if "scale" not in self.model_fields_set and math.isfinite(self.max - self.min):
-            object.__setattr__(self, "scale", (self.max - self.min) / 4)
-        return self
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    _most_scale: ClassVar[float] = math.inf
+
+    def around(self, center: Any) -> Self:
+        if "scale" in self.model_fields_set or math.isfinite(self.max - self.min):
+            return self
+        scale = _OF_CENTER * abs(center) or 1.0
+        return self.model_copy(update={"scale": max(scale, 1.0) if self.is_integer else scale})
 
     def _warp(self, x: FloatArray) -> FloatArray:
         return x
@@ -226,7 +261,7 @@ class LogSpace(NumericSpace):
     """Positive numbers on a logarithmic scale.
 
     Args:
-        scale: the step over which the parameter matters, in decades (0.5: a factor of 3.2).
+        scale: the step over which the parameter matters, in decades (0.4: a factor of 2.5).
         min, max: inclusive bounds; every positive number by default.
         is_integer: whole numbers only.
         rounding_factor: whole multiples of this; needs ``is_integer``.

@@ -47,7 +47,6 @@ ENQUEUED = "carbs:enqueued"
 _N_RECENT = 10
 # Lists of parameters may leave bounds out, and Optuna is told of these (:mod:`carbs.study`).
 _NO_BOUND, _LEAST = 2.0**53, 1e-300
-_SCALES_IN_RANGE = 4
 
 
 def asked(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
@@ -234,8 +233,7 @@ def _space(distribution: BaseDistribution) -> LinearSpace | LogSpace:
     low, high, step = distribution.low, distribution.high, distribution.step
     is_integer = isinstance(distribution, IntDistribution)
     if distribution.log:
-        scale = math.log10(high / low) / _SCALES_IN_RANGE
-        return LogSpace(scale=scale, min=low, max=high, is_integer=is_integer)
+        return LogSpace(min=low, max=high, is_integer=is_integer)
     if step is None or (is_integer and step == 1):
         return LinearSpace(min=low, max=high, is_integer=is_integer)
     return _SteppedSpace(min=low, max=high, step=step)
@@ -246,6 +244,10 @@ class _SteppedSpace(LinearSpace):
 
     kind: Literal["linear"] = "linear"
     step: float = Field(gt=0)
+
+    @property
+    def _step(self) -> float:
+        return self.step
 
     def _round(self, x: FloatArray) -> FloatArray:
         n = math.floor((self.max - self.min) / self.step + 1e-8)

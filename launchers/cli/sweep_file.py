@@ -104,7 +104,7 @@ def train(params, job):
 
 # What a parameter of such a name often is.
 _USUAL = (
-    (r"lr|.*learning_rate|.*_lr", "{space: log, scale: 0.5, search_center: 0.003}"),
+    (r"lr|.*learning_rate|.*_lr", "{space: log, search_center: 0.003}"),
     (
         r".*(width|hidden|d_model|dim).*",
         "{space: log, min: 16, is_integer: true, rounding_factor: 16, search_center: 32}",

@@ -56,6 +56,7 @@ def test_a_fixed_overhead_is_told_from_the_cost_and_does_not_bend_it() -> None:
 def test_noisy_costs_of_an_overhead_do_not_bend_the_powers() -> None:
     """Noise of 30%, an overhead above a third of the costs, some of which come out below it."""
     far = SPACE.encode_all([{"size": 60.0, "steps": 60.0, "rate": 0.1}])
+    product = SearchSpace(SPACE.params, cost="size * steps")
     off = []
     for seed in range(12):
         known = runs(seed, overhead=3.0)
@@ -63,7 +64,7 @@ def test_noisy_costs_of_an_overhead_do_not_bend_the_powers() -> None:
         noise = np.exp(0.3 * np.random.default_rng(seed).standard_normal(len(known)))
         costs = noise * np.array([run.cost for run in known])
         assert costs.min() < 3.0
-        median = CostModel.fit(SPACE, Z, costs, known=lambda Z: Z[:, 0] + Z[:, 1])
+        median = CostModel.fit(SPACE, Z, costs, known=product.log10_cost)
         off.append(math.log(median.quantiles(far, (0.5,))[0, 0] / 3603.0))
     assert np.abs(off).max() < 0.25
     assert abs(np.mean(off)) < 0.05

@@ -181,7 +181,7 @@ def test_enqueued_values_are_checked_and_the_first_are_the_centre() -> None:
     assert "forgotten" in study.trials[0].user_attrs
 
 
-WIDTH = Param("width", LogSpace(scale=0.75, min=1, max=1000, is_integer=True), 32)
+WIDTH = Param("width", LogSpace(min=1, max=1000, is_integer=True), 32)
 
 
 def in_a_loop(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from carbs import ChoiceSpace, LinearSpace, LogitSpace, LogSpace, MixtureSpace, Param, SearchSpace
-from carbs.spaces import Space
+from carbs.spaces import NumericSpace, Space
 
 KINDS = ["linear", "log", "logit", "integer", "log-integer", "choice", "mixture"]
 SCALES = st.floats(0.05, 2.0)
@@ -167,12 +167,34 @@ def test_a_scale_is_one_unit_of_distance() -> None:
         [
             Param("linear", LinearSpace(scale=5), 10.0),
             Param("log", LogSpace(scale=0.5), 1e-3),
-            Param("logit", LogitSpace(), 0.5),
+            Param("logit", LogitSpace(scale=1), 0.5),
         ]
     )
     assert space.center.tolist() == [0, 0, 0]
     z = space.encode({"linear": 15, "log": 1e-2, "logit": 10 / 11})
     assert z.tolist() == pytest.approx([1, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("space", "center", "scale"),
+    [
+        (LogSpace(), 1e-3, 0.4),
+        (LogSpace(min=1, max=1e4), 10, 0.4),
+        (LogSpace(min=1, max=10), 2, 0.25),
+        (LogSpace(min=1, max=10, scale=2), 2, 2),
+        (LogitSpace(), 0.5, 0.4),
+        (LinearSpace(min=-1, max=1), 0.5, 0.5),
+        (LinearSpace(), -300.0, 90),
+        (LinearSpace(min=0), 300.0, 90),
+        (LinearSpace(is_integer=True), 2, 1),
+        (LinearSpace(), 0.0, 1),
+        (LinearSpace(scale=1), 300.0, 1),
+    ],
+)
+def test_a_scale_that_is_not_given(space: NumericSpace, center: float, scale: float) -> None:
+    param = Param("x", space, center)
+    assert param.space.scale == pytest.approx(scale)
+    assert Param.model_validate(param.model_dump()) == param
 
 
 def test_snap_picks_the_nearest() -> None:

@@ -206,6 +206,20 @@ def test_a_centre_dearer_than_the_cap_is_left(center: int, seed: int) -> None:
     assert len(under) >= 20
     best, _ = of_width({"width": 64, "lr": 10**-2.5})
     assert min(o.output for o in under) < best * 1.01
+    assert all(1e-7 < o.params["lr"] < 1e2 for o in optimizer.observations)
+
+
+@pytest.mark.parametrize("scale", [0.03, 0.1, 0.15])
+def test_a_whole_number_with_a_small_scale_moves(scale: float) -> None:
+    """From 1, a scale of 0.17 decades or less reaches no 2."""
+    depth = Param("depth", LogSpace(min=1, max=64, is_integer=True, scale=scale), 1)
+    optimizer = CARBS([depth, Param("lr", LogSpace(), 1e-3)], max_cost=100.0, seed=0)
+    run(
+        optimizer,
+        lambda p: (1 + 1 / p["depth"] + 0.1 * math.log10(p["lr"] * 100) ** 2, p["depth"]),
+        25,
+    )
+    assert max(o.params["depth"] for o in optimizer.observations) >= 32
 
 
 @pytest.mark.parametrize("max_cost", [100.0, 4000.0])
