@@ -65,7 +65,7 @@ def _draw(rng: np.random.Generator, name: str) -> Task | None:
     mix = draw.mix() if rng.random() < 0.3 else None
     if mix is not None:
         names = [f"m{i}" for i in range(len(mix.best))]
-        space = MixtureSpace(names, scale=draw.scale(1.0))
+        space = MixtureSpace(names, **draw.scale(1.0))
         params.append(Param("mix", space, dict.fromkeys(names, 1 / len(names))))
     constraints = []
     if math.isfinite(sizes.most_ratio):
@@ -109,8 +109,8 @@ def _discrete(rng: np.random.Generator, name: str) -> Task | None:
     most_n, most_d = int(rng.integers(2, 6)), int(rng.integers(3, 8))
     whole = {"is_integer": True}
     params = [
-        Param("N", LogSpace(min=1, max=2**most_n, scale=draw.scale(0.3), **whole), 1),
-        Param("D", LinearSpace(min=1, max=most_d, scale=draw.scale(1.0), **whole), 1),
+        Param("N", LogSpace(min=1, max=2**most_n, **draw.scale(0.3), **whole), 1),
+        Param("D", LinearSpace(min=1, max=most_d, **draw.scale(1.0), **whole), 1),
     ]
     tables = []
     for i in range(int(rng.integers(1, 4))):
@@ -163,17 +163,20 @@ def _discrete(rng: np.random.Generator, name: str) -> Task | None:
 class Draw:
     """Draws the parts of one world.
 
-    A scale is misstated by up to ten either way in half of the worlds. A range is tight, wide or
-    open, and whatever it is, ``wide`` has bounds for those who need them.
+    Scales are left out in half of the worlds, and misstated by up to ten either way in a quarter. A
+    range is tight, wide or open, and whatever it is, ``wide`` has bounds for those who need them.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.is_misstated = rng.random() < 0.5
+        at = rng.random()
+        self.is_off, self.is_stated = at < 0.5, at % 0.5 < 0.25
         self.wide: dict[str, Param] = {}
 
-    def scale(self, true: float) -> float:
-        return true * 10 ** self.rng.uniform(-1, 1) if self.is_misstated else true
+    def scale(self, true: float) -> dict[str, float]:
+        """As the user states it, if at all."""
+        stated = true * 10 ** self.rng.uniform(-1, 1) if self.is_off else true
+        return {"scale": stated} if self.is_stated else {}
 
     def param(
         self,
@@ -189,7 +192,7 @@ class Draw:
     ) -> Param:
         """A numeric parameter whose interesting range is from low to high."""
         kind = str(self.rng.choice(["tight", "wide", "none"]))
-        fields["scale"] = self.scale(scale)
+        fields |= self.scale(scale)
 
         def bounded(more: float) -> Param:
             if space is LinearSpace:
