@@ -28,12 +28,15 @@ from scipy.stats import spearmanr
 from carbs.analysis import (
     UndeterminedLawWarning,
     backtest,
+    datasets,
     fit_accuracy_law,
+    fit_expert_law,
     fit_loss_law,
     fit_mixing_law,
     fit_optimum_law,
     regret,
 )
+from carbs.analysis.laws.experts import worth_of_expansion
 
 CONSOLE = Console(width=110)
 # Li et al. 2025: lr = 1.79 N^-0.713 D^0.307, batch in tokens = 0.58 D^0.571.
@@ -56,7 +59,9 @@ def main() -> None:
     many_rows()
     extrapolated_loss(chinchilla)
     best_of_cells(steplaw)
+    checkpoints()
     misspecified()
+    experts()
     extrapolated_optimum(steplaw)
     mixtures(pd.read_csv(data / "regmix_1m.csv"))
     accuracy()
@@ -133,6 +138,22 @@ def best_of_cells(runs: pd.DataFrame) -> None:
     )
 
 
+def checkpoints() -> None:
+    """Rows of a few models at several budgets each: a model is never on both sides."""
+    runs = datasets.load("porian").query(
+        "hparams == 'tuned' and warmup == 'short' and decay == 'const' "
+        "and param_count == 'standard' and n_tokens >= 10 * n_params"
+    )
+    for corpus, part in runs.groupby("dataset"):
+        N, D = part["n_params"], part["n_tokens"]
+        tested = backtest(fit_loss_law, N, D, loss=part["loss"], groups=N)
+        show(
+            f"Checkpoints of the models of Porian et al. on {corpus}",
+            SPLIT_COLUMNS,
+            [splits_row(split) for split in tested.splits.itertuples()],
+        )
+
+
 def misspecified(n_worlds: int = 12) -> None:
     """Runs whose true law is none of the fitted forms: coverage over random worlds."""
     tables = []
@@ -186,6 +207,62 @@ def world(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         L = (E + u + v) * (1 + rng.uniform(0, 0.01) * np.log10(D / N / 20) ** 2)
     noise = 10 ** rng.uniform(-3, -2.2)
     return N, D, L * np.exp(noise * rng.standard_t(5, n))
+
+
+def experts(n_worlds: int = 20, n: int = 80) -> None:
+    """Mixtures of experts of a known law, every other draw with granularity, fitted at 1/10."""
+
+    def truth(N: np.ndarray, X: np.ndarray, D: np.ndarray, G: np.ndarray) -> np.ndarray:
+        x, g = np.log(worth_of_expansion(X)), np.log(G)
+        n, d = np.log(N / 3e8), np.log(D / 6e9)
+        of_N = 0.4 * np.exp(-0.32 * n - 0.15 * x + 0.01 * n * x - 0.1 * g)
+        return np.asarray(1.7 + of_N + 0.45 * np.exp(-0.29 * d - 0.06 * x + 0.01 * d * x))
+
+    found = []
+    for seed in range(n_worlds):
+        rng = np.random.default_rng(seed)
+        N = np.sqrt(10 ** rng.uniform(18, 21, n) / 6 / (20 * np.exp(rng.normal(0, 1, n))))
+        D = 20 * N * np.exp(rng.normal(0, 1, n))
+        X, G = rng.choice([1, 4, 8, 16, 32], n), rng.choice([1, 2, 4, 8], n)
+        with_granularity = seed % 2 == 0
+        G = G if with_granularity else np.ones(n)
+        L = truth(N, X, D, G) * np.exp(0.003 * rng.standard_normal(n))
+        C = 6 * N * D
+        cheap = C.max() / 10 >= C
+        given = {"granularity": G[cheap]} if with_granularity else {}
+        law = fit_expert_law((N * X)[cheap], N[cheap], D[cheap], L[cheap], n_resamples=2, **given)
+        dear = [x[~cheap] for x in ((N, X, D, G) if with_granularity else (N, X, D))]
+        low, high = law.interval(*dear)
+        budget = 10 * C[cheap].max()
+        g = 4.0 if with_granularity else 1.0
+        own = {"granularity": g} if with_granularity else {}
+        low_N, high_N = law.compute_optimal(budget, expansion=16, **own).n_active_interval
+        sizes = np.geomspace(1e7, 1e12, 20001)
+        losses = truth(sizes, np.float64(16), budget / 6 / sizes, np.float64(g))
+        best = sizes[np.argmin(losses)]
+        found.append(
+            {
+                "error": np.abs(law.predict(*dear) / L[~cheap] - 1).mean(),
+                "covered": np.mean((low <= L[~cheap]) & (L[~cheap] <= high)),
+                "width": np.mean(high / low - 1),
+                "optimum": low_N <= best <= high_N,
+            }
+        )
+    frame = pd.DataFrame(found)
+    mean = 100 * frame.mean()
+    show(
+        "Mixtures of experts, simulated: fitted at 1/10 of the compute",
+        ["draws", "mean error", "coverage", "mean width", "optimum covered"],
+        [
+            [
+                str(n_worlds),
+                f"{mean['error']:.2f}%",
+                f"{mean['covered']:.0f}% ({100 * frame['covered'].min():.0f} at least)",
+                f"{mean['width']:.1f}%",
+                f"{mean['optimum']:.0f}%",
+            ]
+        ],
+    )
 
 
 def extrapolated_optimum(runs: pd.DataFrame) -> None:
