@@ -31,7 +31,7 @@ from carbs.threads import on_one_thread
 _LEAST_SHARE = 0.1
 # How much further than the draws' an optimum's band goes, in basic units: they know of bowls, and
 # of what was tried, alone.
-_BESIDE = 0.3
+_BESIDE = 0.5
 
 LawKind = Literal["log-linear", "logit", "log-ratio", "linear"]
 
