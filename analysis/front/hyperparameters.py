@@ -24,7 +24,15 @@ from carbs.optimizer import CARBS
 from carbs.records import Direction
 from carbs.result import SearchResult
 from carbs.search_space import Param, SearchSpace
-from carbs.spaces import ChoiceSpace, FloatArray, LinearSpace, LogitSpace, LogSpace, MixtureSpace
+from carbs.spaces import (
+    ChoiceSpace,
+    FloatArray,
+    LinearSpace,
+    LogitSpace,
+    LogSpace,
+    MixtureSpace,
+    NumericSpace,
+)
 from carbs.threads import on_one_thread
 
 # Fewer draws than this share say nothing of a conditional parameter that they have.
@@ -58,6 +66,7 @@ class Curve(Shown):
         bends: whether the optimum leaves the straight line by more than its band allows.
         lines: of each draw, intercept and slope in ``log10(cost - overhead)`` of what the law is
             linear in, shape ``(S, 2)``; ``offset`` is subtracted from a share.
+        multiple: what every value is a whole multiple of; 0 where it may be any number.
     """
 
     name: str
@@ -75,6 +84,7 @@ class Curve(Shown):
     lines: FloatArray = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     overhead: float = 0.0
     offset: float = 0.0
+    multiple: int = 0
 
     def predict(self, cost: ArrayLike) -> FloatArray:
         """The law's optimum at any cost, in the shape of ``cost``; bounds are not looked at."""
@@ -84,6 +94,15 @@ class Curve(Shown):
         """Where the law has the optimum at any cost: (low, high) in the shape of ``cost``."""
         tail = (1 - level) / 2
         low, high = self._quantiles(cost, (tail, 1 - tail))
+        return low, high
+
+    def possible(self, cost: float, level: float = 0.9) -> tuple[float, float]:
+        """:meth:`interval` at one cost, in values such as the parameter has, bounds aside."""
+        low, high = (float(end) for end in self.interval(cost, level))
+        if not self.multiple:
+            return low, high
+        least = 1 if self.law == "log-linear" else -math.inf
+        low, high = (self.multiple * max(round(x / self.multiple), least) for x in (low, high))
         return low, high
 
     def _quantiles(self, cost: ArrayLike, levels: Sequence[float]) -> FloatArray:
@@ -201,6 +220,7 @@ def hyperparameter_curves(
                     lines,
                     front.surface.cost.overhead,
                     param.space.offset if isinstance(param.space, MixtureSpace) else 0.0,
+                    _multiple(param),
                 )
             )
     return curves
@@ -243,6 +263,12 @@ def _law(param: Param) -> LawKind:
     if isinstance(param.space, LogitSpace):
         return "logit"
     return "log-linear" if isinstance(param.space, LogSpace) else "linear"
+
+
+def _multiple(param: Param) -> int:
+    if isinstance(param.space, NumericSpace) and param.space.is_integer:
+        return param.space.rounding_factor
+    return 0
 
 
 def _bound(param: Param, median: FloatArray) -> Literal["low", "high"] | None:

@@ -91,7 +91,7 @@ def prediction_caveats(
     for curve in curves:
         if curve.law != "log-linear" or not curve.matters or not len(curve.lines):
             continue
-        low, high = (float(bound) for bound in curve.interval(cost, front.level))
+        low, high = curve.possible(cost, front.level)
         said = f"{low:.3g} to {high:.3g} ({front.level:.0%})"
         if curve.name in given:
             if not low <= given[curve.name] <= high:

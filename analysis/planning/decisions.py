@@ -63,8 +63,7 @@ def decisions(
         step = {"log": "x2", "logit": "odds x2"}.get(space.kind, f"{space.scale:g}")
         interval = None
         if param.name in laws:
-            low, high = laws[param.name].interval(cost, front.level)
-            interval = float(low), float(high)
+            interval = laws[param.name].possible(cost, front.level)
         found.append((param.name, float(value), interval, step))  # type: ignore[arg-type]  # a number
         steps += [(i, -size), (i, size)]
     beside = np.tile(z, (len(steps), 1))

@@ -27,7 +27,7 @@ from carbs import (
     Param,
     SearchSpace,
 )
-from carbs.analysis.front.hyperparameters import hyperparameter_curves
+from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.success import SuccessLaw
 from carbs.analysis.front.trials import trials_frame
@@ -589,6 +589,28 @@ def test_a_value_beside_its_law_is_told_and_one_within_is_not() -> None:
     assert any(said.startswith(f"rate = {5 * high:g}, as asked for; its law") for said in beside)
     within = plan(sweep(), 2000.0, fixed={"rate": math.sqrt(low * high)}).warnings
     assert not any("rate" in said for said in within)
+
+
+@pytest.mark.parametrize(("multiple", "ends"), [(0, (0.4, 60.0)), (1, (1, 60)), (16, (16, 64))])
+def test_the_interval_of_a_whole_number_has_whole_ends(
+    multiple: int, ends: tuple[float, float]
+) -> None:
+    costs = np.geomspace(1, 100, 5)
+    lines = np.array([[math.log10(0.4), 0.0], [math.log10(60.0), 0.0]])
+    curve = Curve("width", costs, costs, costs, costs, None, lines=lines, multiple=multiple)
+    assert curve.possible(10.0, level=1.0) == pytest.approx(ends)
+
+
+def test_a_plan_of_whole_numbers_says_what_they_can_be() -> None:
+    whole = LogSpace(min=1, is_integer=True)
+    space = SearchSpace([Param("size", whole, 1), *SPACE.params[1:]])
+    runs = [
+        run.model_copy(update={"params": {**run.params, "size": max(1, round(run.params["size"]))}})  # type: ignore[arg-type]
+        for run in sweep().observations
+    ]
+    size = plan(fit_front(space, runs), 2000.0).decisions[0]
+    assert size.name == "size" and size.interval is not None
+    assert all(end >= 1 and end == round(end) for end in size.interval)
 
 
 def test_a_plan_too_far_beyond_the_sweep_says_to_search_nearer() -> None:
