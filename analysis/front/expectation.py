@@ -133,14 +133,17 @@ class Expectation:
 def _widening(squares: Sequence[float]) -> float:
     """Of the interval beyond the sweep, by each split's mean square score: one, if as believed.
 
-    Errors larger than believed widen it, by their mean. Smaller ones say less of what lies beyond:
-    only where they were small at every split is it narrower, by the worst of them, doubled.
+    Where every split was further off than believed it is wider, by the one that was least so.
+    Where every split was nearer it is narrower, by the worst of them, doubled: errors so near the
+    runs say less of what lies beyond.
     """
     n = len(squares)
-    narrow = (_PRIOR_OF_NARROW + n * _CAUTION * max(squares, default=0.0)) / (_PRIOR_OF_NARROW + n)
-    if n and narrow < 1:
+    if not n:
+        return 1.0
+    narrow = (_PRIOR_OF_NARROW + n * _CAUTION * max(squares)) / (_PRIOR_OF_NARROW + n)
+    if narrow < 1:
         return math.sqrt(narrow)
-    return max(1.0, math.sqrt((_PRIOR_OF_WIDTH + sum(squares)) / (_PRIOR_OF_WIDTH + n)))
+    return max(1.0, math.sqrt((_PRIOR_OF_WIDTH + n * min(squares)) / (_PRIOR_OF_WIDTH + n)))
 
 
 def mixed(

@@ -63,5 +63,7 @@ def test_the_worst_split_decides_whether_an_interval_is_narrower() -> None:
     assert _widening([]) == 1
     assert _widening([0.1, 0.1]) < _widening([0.1, 0.3]) < 1
     assert _widening([0.1, 0.6]) == 1
-    assert _widening([0.5, 3.0]) > 1
+    assert _widening([0.5, 3.0]) == 1
+    assert _widening([1.5, 3.0]) == _widening([1.5, 1.5]) > 1
+    assert _widening([3.0]) > 1
     assert _widening([0.5, 0.5]) == pytest.approx(1)
