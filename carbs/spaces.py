@@ -261,7 +261,8 @@ class LogSpace(NumericSpace):
     """Positive numbers on a logarithmic scale.
 
     Args:
-        scale: the step over which the parameter matters, in decades (0.4: a factor of 2.5).
+        scale: the step over which the parameter matters, in decades. By default 0.4, a factor of
+            2.5, or a quarter of those between the bounds if that is less.
         min, max: inclusive bounds; every positive number by default.
         is_integer: whole numbers only.
         rounding_factor: whole multiples of this; needs ``is_integer``.
@@ -302,7 +303,8 @@ class LogitSpace(NumericSpace):
     """Fractions strictly between 0 and 1, on the scale of their log odds.
 
     Args:
-        scale: the step over which the parameter matters, in decades of the odds.
+        scale: the step over which the parameter matters, in decades of the odds; by default as in
+            a :class:`LogSpace`.
         min, max: inclusive bounds within (0, 1).
     """
 
