@@ -33,7 +33,7 @@ from carbs.spaces import (
     is_same,
 )
 
-Role = Literal["parameters", "tokens", "width", "depth", "none"]
+Role = Literal["parameters", "tokens", "width", "depth", "learning_rate", "batch_size", "none"]
 
 
 class Param(BaseModel):
@@ -47,9 +47,10 @@ class Param(BaseModel):
         when: the parameter exists only when each :class:`ChoiceSpace` parameter named here is
             active and has the value given, or one of those given:
             ``{"optimizer": ["sgd", "nesterov"]}``. By default it always exists.
-        role: of what size of a training run it is, for plans: the model's ``parameters``, its
-            ``width`` or ``depth``, the ``tokens``, or ``none``. By default guessed from its name.
-            The search takes no notice.
+        role: what it is in the training of a language model, for plans: the model's
+            ``parameters``, its ``width`` or ``depth``, the ``tokens``, the ``learning_rate``, the
+            ``batch_size``, or ``none``. By default guessed from its name. The search takes no
+            notice.
 
     Raises:
         ValueError: the centre does not lie in the space.

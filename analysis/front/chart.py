@@ -16,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carbs.analysis.front.cost_model import CostModel
+from carbs.analysis.front.roles import growth
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
 
 # Prior deviation of how a reference line moves, in basic units a decade of cost.
 _LINE_SLOPE = 0.5
+# Where that is known beforehand, a run near the front counts so much: such runs lie where the
+# search believed the optimum to be, and a line through them is off by twice what they scatter.
+_RUN_COUNTS = 0.25
 # How far beside the runs near the front an optimum is believed, in basic units.
 _MARGIN = 0.3
 
@@ -57,16 +61,21 @@ class Chart:
         has = np.ones((len(Z), d), dtype=bool)
         for name, is_active in space.active_rows(Z).items():
             has[:, space.slices[name]] = is_active[:, None]
+        beforehand, deviations = growth(space, cost.mean_exponents())
+        is_known = np.isfinite(deviations)
+        deviations = np.where(is_known, deviations, _LINE_SLOPE)
         for i in range(d):
             rows = good[has[good, i]] if has[good, i].sum() >= 3 else np.flatnonzero(has[:, i])
             if not len(rows):
                 continue
             x, z = c[rows] - middle, Z[rows, i]
             spread = max(float(z.std()), 0.05)
-            # Ridge: the level is free, the slope small unless the runs say otherwise.
+            # Ridge: the level is free, the slope as it was believed unless the runs say otherwise.
             A = np.stack([np.ones(len(x)), x], axis=1)
-            precision = A.T @ A / spread**2 + np.diag([1e-6, 1 / _LINE_SLOPE**2])
-            intercepts[i], slopes[i] = np.linalg.solve(precision, A.T @ z / spread**2)
+            counts = (_RUN_COUNTS if is_known[i] else 1.0) / spread**2
+            prior = np.array([1e-6, 1 / deviations[i] ** 2])
+            told = counts * A.T @ z + prior * np.array([0.0, beforehand[i]])
+            intercepts[i], slopes[i] = np.linalg.solve(counts * A.T @ A + np.diag(prior), told)
         numeric = [
             space.slices[param.name].start
             for param in space.params

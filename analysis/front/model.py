@@ -12,9 +12,10 @@ from the posterior, and each draw says which configuration it would choose at ea
 Their spread is what the sweep does not know. A straight line through each draw,
 ``z_s(c) = a_s + b_s (c - c_0)``, is the law, and its continuation to costs that nobody has tried.
 
-Slopes that the runs leave open are drawn towards zero: a normal prior around it, of deviation
-``_SLOPE_PRIOR``, is combined with the draws' distribution, parameter by parameter (Gelman et al.
-2013, "Bayesian Data Analysis", sec. 2.5).
+Slopes that the runs leave open are drawn towards what is known of a parameter by its role
+(:mod:`carbs.analysis.front.roles`), which for most is zero: a normal prior around it, of deviation
+``_SLOPE_PRIOR`` where nothing is known, is combined with the draws' distribution, parameter by
+parameter (Gelman et al. 2013, "Bayesian Data Analysis", sec. 2.5).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from optuna.study import Study
 
 from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.front.response_surface import ResponseSurface
+from carbs.analysis.front.roles import growth
 from carbs.analysis.front.trials import frame_records, run_metrics, study_records
 from carbs.display import table
 from carbs.optimizer import CARBS
@@ -189,7 +191,8 @@ def fit_front(
     if space.constraints:
         optima = _allowed(space, surface, optima, rng)
     intercepts, slopes = _lines(space, scales, s + surface.chart.line(scales), optima)
-    intercepts, slopes = _with_driver(surface, scales, intercepts, _shrunk(space, slopes))
+    shrunk = _shrunk(space, slopes, surface.cost.mean_exponents())
+    intercepts, slopes = _with_driver(surface, scales, intercepts, shrunk)
     return FrontModel(
         space,
         surrogate,
@@ -332,13 +335,15 @@ def _lines(
     return (has * values).sum(axis=1) / n - slopes * mean_level, slopes
 
 
-def _shrunk(space: SearchSpace, slopes: FloatArray) -> FloatArray:
+def _shrunk(space: SearchSpace, slopes: FloatArray, exponents: FloatArray) -> FloatArray:
     """The slopes ``(S, d)`` with their prior: level and spread of each column are moved."""
     units = np.concatenate([np.full(p.space.n_dims, decades_of_unit(p)) for p in space.params])
-    prior = _SLOPE_PRIOR / units
+    mean, prior = growth(space, exponents)
+    prior = np.where(np.isfinite(prior), prior, _SLOPE_PRIOR / units)
+    slopes = slopes - mean
     low, middle, high = np.quantile(slopes, [0.16, 0.5, 0.84], axis=0)
     share = prior**2 / (prior**2 + np.square((high - low) / 2))
-    return np.asarray(share * middle + np.sqrt(share) * (slopes - middle))
+    return np.asarray(mean + share * middle + np.sqrt(share) * (slopes - middle))
 
 
 def decades_of_unit(param: Param) -> float:

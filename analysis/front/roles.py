@@ -1,6 +1,7 @@
-"""Which size of a training run a parameter is: stated in the sweep, or guessed from its name.
+"""What a parameter is in a training run, stated in the sweep or guessed from its name.
 
-So it is known before any run how cost grows with it: a prior, which the runs overrule.
+So two things are known before any run: how the cost grows with it, and how its optimum moves with
+the cost. Both are priors, which the runs overrule.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from carbs.search_space import Param, Role
-from carbs.spaces import LogSpace
+import numpy as np
+
+from carbs.search_space import Param, Role, SearchSpace
+from carbs.spaces import FloatArray, LogSpace
 
 _NAMES: dict[Role, str] = {
     "parameters": r"n|n_?params?|num_params|(n_)?parameters|model_size|non_embedding_params",
     "tokens": r"d|((n|num|train|training|total|max)_)?tokens|token_budget|data_size",
     "width": r"width|d_?model|dim|(hidden|model|embed|embedding)_(dim|size)|n_embd",
     "depth": r"depth|((n|num)_)?(layers?|blocks)",
+    "learning_rate": r"((peak|max)_)?(lr|learning_rate)",
+    "batch_size": r"bs|((global|train)_)?batch(_size)?(_(tokens|sequences))?",
 }
 # Decades of cost for a decade of the parameter: training takes 6 N D operations, and N is 12 times
 # depth times the square of width (Kaplan et al. 2020, "Scaling Laws for Neural Language Models",
@@ -23,6 +28,22 @@ _NAMES: dict[Role, str] = {
 SIZE_EXPONENTS: Mapping[Role, float] = {"parameters": 1.0, "width": 2.0, "depth": 1.0}
 TOKEN_EXPONENTS: Mapping[Role, float] = {"tokens": 1.0}
 COST_EXPONENTS: Mapping[Role, float] = {**SIZE_EXPONENTS, **TOKEN_EXPONENTS}
+# Decades of the optimum for a decade of cost, and how far off that may be. N and D grow about as
+# the square root of compute: Hoffmann et al. 2022, "Training Compute-Optimal Large Language
+# Models", table 2, has .46 to .54; Porian et al. 2024, "Resolving Discrepancies in Compute-Optimal
+# Scaling of Language Models", about .5. N is depth times the square of width; the two grow alike.
+# Of the learning rate and the batch size, Bi et al. 2024, "DeepSeek LLM", sec. 2.1, has -.125 and
+# .327; Li et al. 2025, "Predictable Scale: Part I", N^-.713 D^.307 and D^.571: -.20 and .29.
+GROWTH: Mapping[Role, tuple[float, float]] = {
+    "parameters": (0.5, 0.1),
+    "tokens": (0.5, 0.1),
+    "width": (1 / 6, 0.05),
+    "depth": (1 / 6, 0.05),
+    "learning_rate": (-0.15, 0.1),
+    "batch_size": (0.3, 0.1),
+}
+# A parameter that costs less than this share of what its role says has another.
+_LEAST_SHARE = 0.5
 
 
 def role_of(param: Param) -> Role:
@@ -33,3 +54,44 @@ def role_of(param: Param) -> Role:
         return "none"
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", re.split(r"__|\.", param.name)[-1]).lower()
     return next((role for role, names in _NAMES.items() if re.fullmatch(names, name)), "none")
+
+
+def growth_of(space: SearchSpace, exponents: FloatArray) -> dict[str, tuple[float, float]]:
+    """By parameter: decades of its optimum for a decade of cost, with what that may be off by.
+
+    Only where both the model and its tokens are searched: otherwise all of the cost goes to one of
+    them, and a learning rate may be one of something else than a language model. Where only width
+    or depth is, it grows for both.
+
+    Args:
+        space: of the configurations.
+        exponents: decades of cost for a decade of each dimension, ``(d,)``, as the runs have them:
+            what costs less than half of what its name says is something else.
+    """
+    roles: dict[str, Role] = {}
+    for param in space.params:
+        role, costs = role_of(param), float(exponents[space.slices[param.name].start])
+        is_so = costs >= _LEAST_SHARE * COST_EXPONENTS.get(role, 0.0)
+        if role in GROWTH and isinstance(param.space, LogSpace) and not param.when and is_so:
+            roles[param.name] = role
+    known = set(roles.values())
+    if "tokens" not in known or not known & set(SIZE_EXPONENTS):
+        return {}
+    growth = dict(GROWTH)
+    mean, deviation = GROWTH["parameters"]
+    alone: tuple[tuple[Role, Role], ...] = (("width", "depth"), ("depth", "width"))
+    for role, other in alone:
+        if other not in known:
+            growth[role] = mean / SIZE_EXPONENTS[role], deviation / SIZE_EXPONENTS[role]
+    return {name: growth[role] for name, role in roles.items()}
+
+
+def growth(space: SearchSpace, exponents: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The same in basic units, ``(d,)`` each: 0 and infinity for what nothing is known of."""
+    means, deviations = np.zeros(space.n_dims), np.full(space.n_dims, np.inf)
+    known = growth_of(space, exponents)
+    for param in space.params:
+        if param.name in known and isinstance(param.space, LogSpace):
+            i = space.slices[param.name].start
+            means[i], deviations[i] = np.array(known[param.name]) / param.space.scale
+    return means, deviations

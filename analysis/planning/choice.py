@@ -26,7 +26,7 @@ LIKELY = 0.95
 _STEPS = (-1.6, -0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 _N_ROUNDS = 8
 # A failure takes the budget too: it counts as so many times the loss that is at stake.
-_AVERSION = 10.0
+_AVERSION = 3.0
 # And a run is expected to gain at least so much of what the sweep did.
 _LEAST_STAKE = 0.1
 # Where a configuration is forbidden: how many near it are looked at, and how many brought to the

@@ -11,6 +11,7 @@ import numpy as np
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve
 from carbs.analysis.front.model import decades_of_unit
+from carbs.analysis.front.roles import growth_of
 from carbs.analysis.planning.reach import Reach
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace
 
@@ -25,6 +26,8 @@ class Decision:
     Attributes:
         name, value: of the parameter.
         interval: where its law has the optimum at that cost; None where it has no law.
+        beforehand: the power of the cost that its optimum was believed to grow with, by its role;
+            None where nothing was.
         step: what is meant by a step: ``x2``, ``odds x2``, or its scale.
         lower, higher: how much worse the output is expected to be a step below and above, at the
             same cost; None where there is no such run.
@@ -33,6 +36,7 @@ class Decision:
     name: str
     value: float
     interval: tuple[float, float] | None
+    beforehand: float | None
     step: str
     lower: float | None
     higher: float | None
@@ -53,6 +57,7 @@ def decisions(
     front = expectation.front
     params = front.space.decode(z)
     laws = {curve.name: curve for curve in curves if len(curve.lines)}
+    known = growth_of(front.space, front.surface.cost.mean_exponents())
     found, steps = [], []
     for param in front.space.params:
         value, space = params.get(param.name), param.space
@@ -64,7 +69,8 @@ def decisions(
         interval = None
         if param.name in laws:
             interval = laws[param.name].possible(cost, front.level)
-        found.append((param.name, float(value), interval, step))  # type: ignore[arg-type]  # a number
+        beforehand, _ = known.get(param.name, (None, None))
+        found.append((param.name, float(value), interval, beforehand, step))  # type: ignore[arg-type]  # a number
         steps += [(i, -size), (i, size)]
     beside = np.tile(z, (len(steps), 1))
     held = np.zeros(beside.shape, dtype=bool)

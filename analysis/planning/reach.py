@@ -8,17 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carbs.analysis.front.model import FrontModel
-from carbs.analysis.front.roles import role_of
+from carbs.analysis.front.roles import COST_EXPONENTS, GROWTH, growth_of, role_of
 from carbs.analysis.planning.limits import Limits
-from carbs.search_space import Role, SearchSpace
+from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, NumericSpace
 
-# Decades of a parameter for a decade of cost, where it is scaled up alike with all others of its
-# kind. N and D grow about as the square root of compute: Hoffmann et al. 2022, "Training
-# Compute-Optimal Large Language Models", table 2, has .46 to .54; Porian et al. 2024, "Resolving
-# Discrepancies in Compute-Optimal Scaling of Language Models", about .5. N is depth times the
-# square of width; the two grow alike.
-_SHARES: dict[Role, float] = {"parameters": 0.5, "tokens": 0.5, "width": 1 / 6, "depth": 1 / 6}
 # A dimension drives the cost if a decade of it is at least so many of the cost.
 _LEAST_EXPONENT = 0.3
 _N_BISECTIONS = 30
@@ -72,12 +66,13 @@ def _direction(front: FrontModel) -> FloatArray:
     """Alike for what has a known role, along the front for whatever else drives the cost."""
     space, cost = front.space, front.surface.cost
     exponents, slopes = cost.mean_exponents(), np.median(front.slopes, axis=0)
-    found = np.zeros(space.n_dims)
+    known, found = growth_of(space, exponents), np.zeros(space.n_dims)
     for param in space.params:
         if isinstance(param.space, (ChoiceSpace, MixtureSpace)) or param.when:
             continue
-        i, share = space.slices[param.name].start, _SHARES.get(role_of(param))
-        if share is not None and isinstance(param.space, LogSpace):
+        i, role = space.slices[param.name].start, role_of(param)
+        if role in COST_EXPONENTS and isinstance(param.space, LogSpace):
+            share, _ = known.get(param.name, GROWTH[role])
             found[i] = share / param.space.scale
         elif abs(exponents[i]) > _LEAST_EXPONENT and slopes[i] * exponents[i] > 0:
             found[i] = slopes[i]

@@ -164,6 +164,10 @@ def _say(planned: Plan, output_unit: str, cost_unit: str) -> None:
         beside = ("" if x is None else f"{x:+.4f}" for x in (one.lower, one.higher))
         table.add_row(one.name, f"{one.value:.4g}", band, one.step, *beside)
     console.print(table)
+    believed = {one.name: one.beforehand for one in planned.decisions if one.beforehand is not None}
+    if believed:
+        powers = ", ".join(f"{name} cost^{power:.2g}" for name, power in believed.items())
+        console.print(f"believed beforehand, by their roles: {powers}", **PLAIN)
     if planned.alternatives:
         table = Table(title="what other ways of planning would run for the same cost")
         for name in ("", "expected loss", level, "configuration"):

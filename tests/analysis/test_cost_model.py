@@ -9,7 +9,7 @@ import pytest
 
 from carbs import LogitSpace, LogSpace, Param, SearchSpace
 from carbs.analysis.front.cost_model import CostModel
-from carbs.analysis.front.roles import role_of
+from carbs.analysis.front.roles import growth, growth_of, role_of
 from carbs.search_space import Role
 from carbs.spaces import FloatArray
 
@@ -94,7 +94,10 @@ def test_a_cost_that_is_known_exactly_is_met_exactly() -> None:
         ("hiddenSize", "width"),
         ("model__n_layers", "depth"),
         ("model.d_model", "width"),
-        ("learning_rate", "none"),
+        ("learning_rate", "learning_rate"),
+        ("optim.lr", "learning_rate"),
+        ("batchSize", "batch_size"),
+        ("lr_decay", "none"),
         ("dropout", "none"),
         ("depth_scale", "none"),
     ],
@@ -107,3 +110,28 @@ def test_a_role_that_is_stated_counts_and_other_spaces_have_none() -> None:
     assert role_of(Param("size", LogSpace(), 1.0, role="width")) == "width"
     assert role_of(Param("tokens", LogSpace(), 1.0, role="none")) == "none"
     assert role_of(Param("width", LogitSpace(), 0.5)) == "none"
+
+
+def sized(*names: str) -> SearchSpace:
+    return SearchSpace([Param(name, LogSpace(scale=0.5), 1.0) for name in names])
+
+
+def test_how_sizes_grow_is_known_where_both_kinds_are_searched() -> None:
+    """In decades for a decade of cost; N is width squared times depth."""
+    whole = growth_of(sized("width", "depth", "tokens", "lr"), np.array([2.0, 1.0, 1.0, 0.0]))
+    assert {name: round(mean, 3) for name, (mean, _) in whole.items()} == {
+        "width": 0.167,
+        "depth": 0.167,
+        "tokens": 0.5,
+        "lr": -0.15,
+    }
+    assert growth_of(sized("width", "tokens"), np.array([2.0, 1.0]))["width"][0] == 0.25
+    assert growth_of(sized("depth", "tokens"), np.array([1.0, 1.0]))["depth"][0] == 0.5
+    assert growth_of(sized("tokens", "lr"), np.array([1.0, 0.0])) == {}
+    means, deviations = growth(sized("N", "x", "D"), np.ones(3))
+    assert means.tolist() == [1.0, 0.0, 1.0]  # half a decade is a basic unit
+    assert np.isfinite(deviations).tolist() == [True, False, True]
+
+
+def test_what_does_not_cost_what_its_name_says_has_no_role() -> None:
+    assert growth_of(sized("depth", "tokens"), np.array([0.1, 1.0])) == {}
