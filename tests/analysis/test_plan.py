@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -754,3 +754,32 @@ def test_a_bound_is_named_where_it_can_be_widened(least: int, said: list[str]) -
     assert [warning for warning in planned.warnings if "bound" in warning] == said
     (depth,) = (c for c in hyperparameter_curves(planned.expectation.front) if c.name == "depth")  # type: ignore[union-attr]  # it has one
     assert depth.at_bound == ("low" if said else None)
+
+
+def drifting(seed: int, role: Literal["none"] | None) -> FrontModel:
+    """Runs of a search that made its models smaller as they cost more, with 2% of noise."""
+    rng = np.random.default_rng(seed)
+    sizes = {"n_params": 1e7, "tokens": 1e8}
+    space = SearchSpace([Param(name, LogSpace(), x, role=role) for name, x in sizes.items()])
+    observations = []
+    for _ in range(40):
+        c = rng.uniform(0, 1)
+        off = -0.3 * c + 0.15 * rng.standard_normal()
+        n, d = 10 ** (c / 2 + off), 10 ** (c / 2 - off)
+        output = (1.7 + n**-0.3 + d**-0.3) * math.exp(0.02 * rng.standard_normal())
+        params = {"n_params": 1e7 * n, "tokens": 1e8 * d}
+        observations.append(Observation(params=params, output=output, cost=n * d))
+    return fit_front(space, observations)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_model_and_tokens_grow_alike_unless_the_runs_say_otherwise(seed: int) -> None:
+    """The optimum at a thousand times the cost is 32 times of both."""
+    off = []
+    roles: tuple[Literal["none"] | None, ...] = (None, "none")  # guessed, and switched off
+    for role in roles:
+        planned = plan(drifting(seed, role), 1000.0)
+        off.append(abs(math.log10(planned.params["n_params"] / 1e7 / math.sqrt(1000))))
+    assert off[0] < 0.5 < off[1]
+    believed = {one.name: one.beforehand for one in plan(drifting(seed, None), 100.0).decisions}
+    assert believed == {"n_params": 0.5, "tokens": 0.5}
