@@ -208,8 +208,9 @@ def row(outcomes: Sequence[Outcome], plans: Sequence[Outcome]) -> list[str]:
     kept = [not (o.fails or p.fails) for o, p in zip(outcomes, plans, strict=True)]
     pairs: FloatArray = np.array(both)[kept]
     change = pairs[:, 1] - pairs[:, 0]
+    spread = (trained.mean(), np.median(trained), np.quantile(trained, 0.9)) if len(trained) else ()
     cells = [
-        f"{trained.mean():.1f} / {np.median(trained):.1f} / {np.quantile(trained, 0.9):.1f}",
+        " / ".join(f"{regret:.1f}" for regret in spread),
         f"{np.mean([o.fails for o in outcomes]):.0%}",
         f"{np.mean([o.has_cost for o in outcomes]):.0%}",
         *("", "", ""),
@@ -219,7 +220,7 @@ def row(outcomes: Sequence[Outcome], plans: Sequence[Outcome]) -> list[str]:
         cost_holds = np.mean([o.cost_holds for o in outcomes])
         width = float(np.median([o.width for o in outcomes if o.width is not None]))
         cells[4:] = [f"{holds:.0%} {cost_holds:.0%}", f"{width:.1f}"]
-    if outcomes is not plans:
+    if outcomes is not plans and len(change) > 1:
         error = change.std(ddof=1) / math.sqrt(len(change))
         cells[3] = f"{change.mean():+.1f} ± {error:.1f}, {np.mean(change < -1e-9):.0%}"
     return cells
