@@ -32,7 +32,7 @@ COST_EXPONENTS: Mapping[Role, float] = {**SIZE_EXPONENTS, **TOKEN_EXPONENTS}
 # the square root of compute: Hoffmann et al. 2022, "Training Compute-Optimal Large Language
 # Models", table 2, has .46 to .54; Porian et al. 2024, "Resolving Discrepancies in Compute-Optimal
 # Scaling of Language Models", about .5. N is depth times the square of width; the two grow alike.
-# Of the learning rate and the batch size, Bi et al. 2024, "DeepSeek LLM", sec. 2.1, has -.125 and
+# Of the learning rate and the batch size, Bi et al. 2024, "DeepSeek LLM", sec. 3.1, has -.125 and
 # .327; Li et al. 2025, "Predictable Scale: Part I", N^-.713 D^.307 and D^.571: -.20 and .29.
 GROWTH: Mapping[Role, tuple[float, float]] = {
     "parameters": (0.5, 0.1),
@@ -77,13 +77,13 @@ def growth_of(space: SearchSpace, exponents: FloatArray) -> dict[str, tuple[floa
     known = set(roles.values())
     if "tokens" not in known or not known & set(SIZE_EXPONENTS):
         return {}
-    growth = dict(GROWTH)
+    believed = dict(GROWTH)
     mean, deviation = GROWTH["parameters"]
     alone: tuple[tuple[Role, Role], ...] = (("width", "depth"), ("depth", "width"))
     for role, other in alone:
         if other not in known:
-            growth[role] = mean / SIZE_EXPONENTS[role], deviation / SIZE_EXPONENTS[role]
-    return {name: growth[role] for name, role in roles.items()}
+            believed[role] = mean / SIZE_EXPONENTS[role], deviation / SIZE_EXPONENTS[role]
+    return {name: believed[role] for name, role in roles.items()}
 
 
 def growth(space: SearchSpace, exponents: FloatArray) -> tuple[FloatArray, FloatArray]:
