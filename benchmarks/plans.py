@@ -3,16 +3,20 @@
     python benchmarks/plans.py --worlds 48 --half report
     CARBS_DATA=... python benchmarks/plans.py --published --seeds 8
     python benchmarks/plans.py --worlds 48 --half report --curves
+    python benchmarks/plans.py --worlds 48 --half report --wasteful
 
 Each world (``random_worlds.py``) is searched once, with 100 trials up to its cap; then a run is
 planned at 10, 30 and 100 times the cap and judged by its true loss. Worlds whose bounds allow no
 such run are left out at that factor, and all-discrete ones altogether.
 
     plan              of ``carbs.analysis.plan``
-    cost known        the same, told ``N * D`` (but no overhead) as the space's ``cost``
+    cost known        the same, told ``N * D`` (but nothing else of it) as the space's ``cost``
     best run, scaled  the run with the lowest loss, N and D grown alike
     front's lines     each parameter's straight line in log cost through the Pareto front, continued
     right sizes       the best run's hyperparameters with the best N and D for that cost: an oracle
+
+With ``--wasteful`` small models leave the machine idle: a token costs as ``N + k N^p``, in units of
+the centre's, with k from .1 to 10 and p up to .7.
 
 With ``--published`` it is the tasks of ``tasks.py`` whose sizes are searched: the cap is lowered by
 a factor, and the run is planned at what it was before.
@@ -36,6 +40,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,9 +120,9 @@ def lines(optimizer: CARBS, cost: float) -> Values:
     return space.decode(space.snap(z[None])[0])
 
 
-def judged(number: int, seed: int) -> Outcomes:
+def judged(number: int, seed: int, is_wasteful: bool = False) -> Outcomes:
     """All plans of one world's search, by their name and factor."""
-    task = world(number)
+    task = world(number, is_wasteful)
     if task.optimum is None:
         return {}
     bests = {factor: task.optimum(factor * task.cap) for factor in FACTORS}
@@ -232,13 +237,15 @@ def main() -> None:
     parser.add_argument("--half", choices=list(HALVES), default="report")
     parser.add_argument("--published", action="store_true")
     parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--wasteful", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()
     os.environ.update(dict.fromkeys(THREADS, "1"))
     numbers = [2 * i + HALVES[parsed.half] for i in range(parsed.worlds)]
     asked: list[Any] = list(LOWERED) if parsed.published else numbers
-    call: Callable[..., Outcomes] = judged_published if parsed.published else judged
+    in_worlds = partial(judged, is_wasteful=parsed.wasteful)
+    call: Callable[..., Outcomes] = judged_published if parsed.published else in_worlds
     calls = [(one, seed) for one in asked for seed in range(parsed.seeds)]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parsed.jobs, context, start_worker) as pool:

@@ -32,22 +32,28 @@ HALVES = {"choose": 0, "report": 1}
 MOST_AXES = 18
 
 
-def world(number: int) -> Task:
-    """The task of that number."""
+def world(number: int, is_wasteful: bool = False) -> Task:
+    """The task of that number; a wasteful one's small models leave the machine idle."""
     rng = np.random.default_rng([20261127, number])
-    draw = _discrete if rng.random() < 0.1 else _draw
+    waste = (0.0, 0.0)
+    if is_wasteful:
+        of_waste = np.random.default_rng([20261130, number])
+        waste = (10 ** of_waste.uniform(-1, 1), of_waste.uniform(0.0, 0.7))
+    is_discrete = rng.random() < 0.1
     for _ in range(200):
-        task = draw(rng, f"world-{number}")
+        name = f"world-{number}"
+        task = _discrete(rng, name) if is_discrete else _draw(rng, name, waste)
         if task is not None:
             return task
     raise RuntimeError(f"world {number}: no centre that can be trained in 200 draws")
 
 
-def _draw(rng: np.random.Generator, name: str) -> Task | None:
+def _draw(rng: np.random.Generator, name: str, waste: tuple[float, float]) -> Task | None:
     """None where the centre cannot be trained, or is nearly the best there is."""
     draw = Draw(rng)
     law, reach = draw.law(), 10 ** rng.uniform(1.5, 3.5)  # of the cap over the centre's cost
     sizes = draw.sizes(reach)
+    sizes.waste, sizes.waste_power = waste if len(sizes.params) > 1 else (0.0, 0.0)
     n_axes = int(rng.integers(1, 7)) if rng.random() < 0.5 else int(rng.integers(7, MOST_AXES + 1))
     axes = [draw.axis(f"x{i}") for i in range(n_axes)]
     params = [*sizes.params, *(axis.param for axis in axes)]

@@ -79,6 +79,8 @@ class Sizes:
         aspect: how steeply width over depth counts; None where there is neither.
         most_n, most_ratio: limits of n, by memory, and of d - n, by a constraint.
         limits: of n and of d, by the bounds.
+        waste, waste_power: a small model leaves the machine idle: a token costs as
+            ``10^n + waste 10^(waste_power n)``.
     """
 
     params: list[Param]
@@ -89,6 +91,8 @@ class Sizes:
     most_n: float = math.inf
     most_ratio: float = math.inf
     limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    waste: float = 0.0
+    waste_power: float = 0.0
 
     def of(self, values: Values) -> tuple[float, float]:
         """n and d."""
@@ -100,7 +104,13 @@ class Sizes:
         return n, math.log10(values["D"] / self.d_0)
 
     def cost(self, values: Values) -> float:
-        return float(self.overhead + 10 ** sum(self.of(values)))
+        n, d = self.of(values)
+        return float(self.overhead + 10 ** (self.of_token(n) + d))
+
+    def of_token(self, n: Any) -> Any:
+        """log10 of what a token costs, in units of what it does at the centre."""
+        idle = self.waste * 10 ** ((self.waste_power - 1) * n)
+        return n + np.log10((1 + idle) / (1 + self.waste))
 
     def values(self, n: float, d: float, center: Values) -> dict[str, float]:
         """A configuration of that n and d, with the centre's shape, not rounded."""
@@ -121,7 +131,7 @@ class Sizes:
         """All n and d that cost so much and are allowed."""
         has_n = len(self.params) > 1
         n = np.linspace(-4, 5, 3601) if has_n else np.zeros(1)
-        d = math.log10(max(cost - self.overhead, 1e-9)) - n
+        d = math.log10(max(cost - self.overhead, 1e-9)) - self.of_token(n)
         kept = (n <= self.most_n) & (d - n <= self.most_ratio + 1e-9)
         for name, x in (("N", n), ("D", d)):
             low, high = self.limits.get(name, (-math.inf, math.inf))

@@ -5,11 +5,14 @@ Notation
 z        basic coordinates of a configuration, shape ``(d,)``
 c        scale: log10 of what its cost exceeds the overhead by
 e        exponents: decades of cost for a decade of each dimension, ``(d,)``
+n        decades of the model's size, over the runs' mean: what ``e u`` is of its parameters
+h        what small models waste: they leave the machine idle
 r        what the powers miss, a Matern-5/2 process
 w        how much of the logarithm of a run's cost its scale is: ``10^c / (overhead + 10^c)``
 
     log10 cost = log10(overhead + 10^c) + noise
-    c = level + sum_i e_i u_i + r(z),  u_i = z_i in decades
+    c = level + sum_i e_i u_i + h(n) + r(z),  u_i = z_i in decades
+    h(n) = log10(1 + 10^(s (at - n)))
 
 Costs have this form: operations are products of sizes, and what seconds add to them is an overhead
 and a little unevenness. So e has a normal prior around what a parameter's role says
@@ -18,6 +21,11 @@ that is fitted (automatic relevance determination, Rasmussen and Williams 2006, 
 for Machine Learning", sec. 5.1): of many hyperparameters that leave the cost alone, none takes part
 in it by chance, and noise is not taken for a function of all of them. r is small beforehand, so
 that far from the runs the powers go on.
+
+A token of a small model costs more than its operations say: below the size ``at`` the cost falls
+as the size to the power of ``1 - s`` only, and far above it h vanishes. A line through small models
+would go on with too small a power. ``at`` and ``s`` are fitted with the deviations, from several
+starts, and h is kept where the runs are likelier with it.
 
 What is measured is linearised around the posterior mean of c, again and again (Gauss and Newton's
 method; Rasmussen and Williams, sec. 3.4), for a grid of overheads. A noisy cost may lie below the
@@ -37,9 +45,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.special import ndtri
+from scipy.special import expit, ndtri
 
-from carbs.analysis.front.roles import COST_EXPONENTS, role_of
+from carbs.analysis.front.roles import COST_EXPONENTS, SIZE_EXPONENTS, TOKEN_EXPONENTS, role_of
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, LogSpace
 
@@ -49,20 +57,53 @@ _CHEAP = 0.1
 _OVERHEADS = (0.0, 0.2, 0.4, 0.55, 0.7, 0.8, 0.87, 0.93, 1.0, 1.1)
 _N_REFINED, _N_REFINEMENTS, _APART = 3, 8, 0.05
 _N_LINEARISED = 3
+# Where small models begin, in decades from the middle of the runs, and how steep their waste is:
+# normal priors, and bounds. It is looked for from several sizes.
+_WASTE, _SPREADS_OF_WASTE = (0.0, 0.7), (1.0, 0.3)
+_WASTE_BOUNDS = ((-3.0, 3.0), (0.2, 1.0))
+_STARTS = (-1.0, 0.0, 1.0)
+# What is beside the powers has to be this much likelier (nats): a tie goes to none.
+_DOUBT = 2.0
 # A run whose scale is less of its cost than this says nothing of it.
 _LEAST_SHARE = 1e-3
 # Priors of deviations, by their logarithms. Of an exponent from what the role says, and from zero:
-_EXPONENT, _OTHER_EXPONENT, _SPREAD_OF_EXPONENTS = 0.03, 0.02, 1.5
+_EXPONENT, _OTHER_EXPONENT, _SPREAD_OF_EXPONENTS = 0.01, 0.005, 1.5
+# from zero too, where no parameter is known to be the tokens: then something else drives the cost.
+_UNNAMED_EXPONENT = 0.1
 # from what is known of the cost:
 _MISSED_EXPONENT = 0.005
 # of r and of one measurement, in decades of cost.
 _REST, _SPREAD_OF_REST = 0.03, 1.0
 _NOISE, _SPREAD_OF_NOISE = 0.02, 1.5
+# What their fit begins with at the least: from smaller ones it would leave everything to r.
+_FIRST = 0.1
 _LEAST_VARIANCE = 1e-10
 # No cost is foretold better than this, in decades.
 _LEAST_NOISE = 1e-3
 
 Known = Callable[[FloatArray], FloatArray]
+
+
+@dataclass(frozen=True)
+class Waste:
+    """h: ``at`` and ``s``."""
+
+    at: float
+    steepness: float
+
+    def __call__(self, n: FloatArray) -> FloatArray:
+        return np.asarray(np.logaddexp(0.0, self._exponent(n)) / math.log(10))
+
+    def slope(self, n: float) -> float:
+        return float(-self.steepness * expit(self._exponent(n)))
+
+    def gradient(self, n: FloatArray) -> FloatArray:
+        """By ``at`` and ``s``, ``(2, n)``."""
+        at_work = expit(self._exponent(n))
+        return np.stack([self.steepness * at_work, (self.at - n) * at_work])
+
+    def _exponent(self, n: FloatArray | float) -> FloatArray:
+        return np.asarray(math.log(10) * self.steepness * (self.at - n))
 
 
 @dataclass(frozen=True)
@@ -78,6 +119,7 @@ class CostModel:
         widths: r's lengthscales, in basic units, ``(d,)``.
         U: of the runs, ``(n, d)``.
         known: k, of basic points ``(n, d)``, shape ``(n,)``; None for nothing.
+        sizes, waste: decades of n for one of each dimension, ``(d,)``; h, None for none.
         shares: w of the runs, ``(n,)``.
         factor, weights: the linearised runs' covariance's lower Cholesky factor, ``(n, n)``, and
             its solution for their distance from the prior, ``(n,)``.
@@ -95,6 +137,8 @@ class CostModel:
     factor: FloatArray
     weights: FloatArray
     known: Known | None
+    sizes: FloatArray
+    waste: Waste | None
 
     @classmethod
     def fit(
@@ -115,20 +159,14 @@ class CostModel:
             known: log10 of what they are known to be nearly proportional to.
         """
         fit = _Fit(space, Z, costs, exponents, known)
-        fits: dict[float, tuple[float, CostModel]] = {}
-        for share in _OVERHEADS:
-            fits[share] = fit.with_overhead(share)
-        for _ in range(_N_REFINEMENTS):
-            tried = sorted(fits)
-            i = max(range(len(tried)), key=lambda i: fits[tried[i]][0])
-            around = [fits[share][0] for share in tried[max(i - 1, 0) : i + 2]]
-            if i == 0 or max(around) - min(around) < _APART:
-                break
-            above = tried[i + 1] if i + 1 < len(tried) else 1.2 * tried[i]
-            for share in np.linspace(tried[i - 1], above, _N_REFINED + 2)[1:-1].tolist():
-                if share not in fits:
-                    fits[share] = fit.with_overhead(share)
-        return max(fits.values(), key=lambda found: found[0])[1]
+        best = fit.best_overhead(None, _OVERHEADS)
+        if fit.sizes.any():
+            starts = [Waste(at, _WASTE[1]) for at in _STARTS]
+            tried = [fit.with_both(o, start) for o in sorted({0.0, best.share}) for start in starts]
+            found = max(tried, key=_evidence)
+            if found.evidence > best.evidence:
+                best = fit.best_overhead(found.model.waste, _OVERHEADS[::2])
+        return best.model
 
     def scale(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and deviation of c, each ``(n,)``, noise excluded."""
@@ -140,13 +178,17 @@ class CostModel:
         whitened = solve_triangular(self.factor, covariance.T, lower=True)
         variance = 1 + np.square(U) @ slopes + rest - np.square(whitened).sum(axis=0)
         mean = self.level + U @ self.exponents + covariance @ self.weights
+        if self.waste is not None:
+            mean += self.waste(U @ self.sizes)
         if self.known is not None:
             mean += self.known(Z)
         return mean, np.sqrt(np.maximum(variance, _LEAST_VARIANCE))
 
     def mean_exponents(self) -> FloatArray:
-        """Posterior means of e, with the slopes of k in the middle of the runs, ``(d,)``."""
+        """Posterior means of e, with the slopes of h and k in the middle of the runs, ``(d,)``."""
         slopes = np.square(self.deviations[:-2]) * (self.U.T @ (self.shares * self.weights))
+        if self.waste is not None:
+            slopes += self.waste.slope(0.0) * self.sizes
         if self.known is not None:
             steps = 0.5 * np.eye(len(self.middle)) / self.units
             slopes += self.known(self.middle + steps) - self.known(self.middle - steps)
@@ -171,8 +213,21 @@ class CostModel:
         return np.asarray(10.0 ** np.minimum(middle[:, None] + np.outer(std, ndtri(levels)), 300.0))
 
 
+@dataclass(frozen=True)
+class _Found:
+    """``share`` is the overhead's, of the cheap runs' cost."""
+
+    evidence: float
+    share: float
+    model: CostModel
+
+
+def _evidence(found: _Found) -> float:
+    return found.evidence
+
+
 class _Fit:
-    """Fits for several overheads, each from where the last one ended."""
+    """Fits for several overheads and wastes, each from where the last one ended."""
 
     def __init__(
         self,
@@ -183,17 +238,21 @@ class _Fit:
         known: Known | None,
     ) -> None:
         self._y, self._middle, self._known = np.log10(costs), Z.mean(axis=0), known
-        self._cheap = float(np.quantile(costs, _CHEAP))
+        self.cheap = float(np.quantile(costs, _CHEAP))
         self._k = np.zeros(len(Z)) if known is None else known(Z)
         d = space.n_dims
         self._units, self._exponents, deviations = np.ones(d), np.zeros(d), np.full(d, np.nan)
+        self.sizes = np.zeros(d)
+        has_tokens = any(role_of(param) in TOKEN_EXPONENTS for param in space.params)
+        other = _OTHER_EXPONENT if has_tokens else _UNNAMED_EXPONENT
         for param in space.params:
             own, role = space.slices[param.name], role_of(param)
             is_size = isinstance(param.space, LogSpace) and role in exponents
             if isinstance(param.space, LogSpace):
                 self._units[own] = param.space.scale
             self._exponents[own] = exponents[role] if is_size and known is None else 0.0
-            deviations[own] = _EXPONENT if is_size else _OTHER_EXPONENT
+            self.sizes[own] = SIZE_EXPONENTS.get(role, 0.0) if is_size else 0.0
+            deviations[own] = _EXPONENT if is_size else other
         self._U = self._units * (Z - self._middle)
         # In u, as all else: half the root of the dimension, in the box of the runs.
         self._widths = 0.5 * math.sqrt(d) * np.maximum(np.ptp(Z, axis=0), 1.0) * self._units
@@ -203,79 +262,124 @@ class _Fit:
         self._prior = np.log([*deviations, _REST, _NOISE])
         spreads = [_SPREAD_OF_EXPONENTS] * d + [_SPREAD_OF_REST, _SPREAD_OF_NOISE]
         self._spreads = np.array(spreads)
-        self._theta = self._prior
+        self._theta = np.maximum(self._prior, math.log(_FIRST))
+        self._n = self._U @ self.sizes
 
-    def with_overhead(self, share: float) -> tuple[float, CostModel]:
-        """Log evidence of an overhead, as a share of the cheap runs' cost, and its model."""
+    def best_overhead(self, waste: Waste | None, shares: Sequence[float]) -> _Found:
+        """Of a grid, then of finer ones around the best."""
+        fits = {share: self.with_both(share, waste) for share in shares}
+        for _ in range(_N_REFINEMENTS):
+            tried = sorted(fits)
+            i = max(range(len(tried)), key=lambda i: fits[tried[i]].evidence)
+            around = [fits[share].evidence for share in tried[max(i - 1, 0) : i + 2]]
+            if i == 0 or max(around) - min(around) < _APART:
+                break
+            above = tried[i + 1] if i + 1 < len(tried) else 1.2 * tried[i]
+            for share in np.linspace(tried[i - 1], above, _N_REFINED + 2)[1:-1].tolist():
+                if share not in fits:
+                    fits[share] = self.with_both(share, waste)
+        return max(fits.values(), key=_evidence)
+
+    def with_both(self, share: float, waste: Waste | None) -> _Found:
+        """That overhead, and a waste near the one that is given."""
         from scipy.optimize import minimize  # slow to import
 
-        overhead = share * self._cheap
+        overhead, d = share * self.cheap, len(self._middle)
         scales = np.log10(np.maximum(10.0**self._y - overhead, 0.1 * 10.0**self._y))
         level = float((scales - self._k).mean())
-        prior = level + self._k + self._U @ self._exponents
+        powers = level + self._k + self._U @ self._exponents
+        theta, bounds = self._theta, [(-14.0, 3.0)] * (d + 2)
+        if waste is not None:
+            theta = np.array([*theta, waste.at, waste.steepness])
+            bounds += _WASTE_BOUNDS
         for _ in range(_N_LINEARISED if share else 1):
             total = overhead + 10.0 ** np.minimum(scales, 300.0)
             shares = np.maximum(10.0 ** np.minimum(scales, 300.0) / total, _LEAST_SHARE)
-            y = self._y - np.log10(total) + shares * (scales - prior)
+            y = self._y - np.log10(total) + shares * (scales - powers)
             linear = _Linear(shares, self._U, self._correlation)
             fit = minimize(
                 self._objective,
-                self._theta,
+                theta,
                 args=(y, linear),
                 jac=True,
                 method="L-BFGS-B",
-                bounds=[(-14.0, 3.0)] * len(self._prior),
+                bounds=bounds,
                 options={"maxiter": 100},
             )
-            self._theta = fit.x
-            variances = np.exp(2 * fit.x)
+            theta = fit.x
+            variances = np.exp(2 * theta[: d + 2])
             factor, _ = dpotrf(linear.covariance(variances), lower=1, clean=1)
-            weights = cho_solve((factor, True), y)
-            scales = prior + linear.between(variances) @ (shares * weights)
+            wasted = self._wasted(theta)
+            weights = cho_solve((factor, True), y - shares * wasted)
+            scales = powers + wasted + linear.between(variances) @ (shares * weights)
+        self._theta = theta[: d + 2]
+        if waste is not None:
+            waste = Waste(float(theta[-2]), float(theta[-1]))
+            level -= float(waste(self._n).mean())
         model = CostModel(
             overhead,
             level,
             self._middle,
             self._units,
             self._exponents,
-            np.exp(fit.x),
+            np.exp(self._theta),
             self._widths,
             self._U,
             shares,
             factor,
             weights,
             self._known,
+            self.sizes,
+            waste,
         )
-        # A tie goes to no overhead.
-        return -float(fit.fun) - 2.0 * (share > 0), model
+        doubt = _DOUBT * ((share > 0) + (waste is not None))
+        return _Found(-float(fit.fun) - doubt, share, model)
+
+    def _wasted(self, theta: FloatArray) -> FloatArray:
+        """h of the runs, over their mean; 0 for none. Shape ``(n,)``."""
+        if len(theta) == len(self._prior):
+            return np.zeros(len(self._n))
+        h = Waste(*theta[-2:])(self._n)
+        return np.asarray(h - h.mean())
 
     def _objective(
         self, theta: FloatArray, y: FloatArray, linear: _Linear
     ) -> tuple[float, FloatArray]:
-        """Negative log posterior of the deviations' logarithms, and its gradient."""
-        variances = np.exp(2 * theta)
+        """Negative log posterior of the deviations' logarithms and of h, and its gradient."""
+        d = len(self._middle)
+        variances = np.exp(2 * theta[: d + 2])
         L, info = dpotrf(linear.covariance(variances), lower=1)
         if info:
             return math.inf, np.zeros_like(theta)
+        y = y - linear.shares * self._wasted(theta)
         weights = cho_solve((L, True), y)
         inverse, _ = dpotri(L, lower=1)
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
-        U, off = linear.U, (theta - self._prior) / self._spreads
+        has_waste = len(theta) > d + 2
+        prior = np.append(self._prior, _WASTE) if has_waste else self._prior
+        spreads = np.append(self._spreads, _SPREADS_OF_WASTE) if has_waste else self._spreads
+        U, off = linear.U, (theta - prior) / spreads
         value = -0.5 * y @ weights - np.log(L.diagonal()).sum() - 0.5 * off @ off
-        gradient = np.empty_like(theta)
-        gradient[:-2] = np.square(U.T @ weights) - np.einsum("ij,ij->j", U, inverse @ U)
+        gradient = -off / spreads
         rest = linear.correlation
-        gradient[-2] = weights @ rest @ weights - np.vdot(inverse, rest)
-        gradient[-1] = weights @ weights - inverse.diagonal().sum()
-        return -float(value), -(variances * gradient - off / self._spreads)
+        by_variance = np.empty(d + 2)
+        by_variance[:d] = np.square(U.T @ weights) - np.einsum("ij,ij->j", U, inverse @ U)
+        by_variance[d] = weights @ rest @ weights - np.vdot(inverse, rest)
+        by_variance[d + 1] = weights @ weights - inverse.diagonal().sum()
+        gradient[: d + 2] += variances * by_variance
+        if has_waste:
+            slopes = Waste(*theta[-2:]).gradient(self._n)
+            slopes -= slopes.mean(axis=1, keepdims=True)
+            gradient[d + 2 :] += slopes @ (linear.shares * weights)
+        return -float(value), -gradient
 
 
 class _Linear:
     """Covariances of ``w c``, from those of c, and of its measurements."""
 
     def __init__(self, shares: FloatArray, U: FloatArray, correlation: FloatArray) -> None:
-        self.constant = np.outer(shares, shares)
+        self.shares, self.constant = shares, np.outer(shares, shares)
         self.U, self.correlation = shares[:, None] * U, self.constant * correlation
         self._plain = U, correlation
 

@@ -61,6 +61,35 @@ def test_runs_overrule_what_a_role_says() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("known", [None, "n_params * tokens"])
+def test_small_models_waste_the_machine_and_large_ones_do_not(seed: int, known: str | None) -> None:
+    """A token costs as N + 3 N^0.3, in runs of N around 1 and far above."""
+    names = ("n_params", "tokens", *OTHERS)
+    space, Z, costs = measured(names, {"n_params": 1.0, "tokens": 1.0}, 0.02, seed)
+    n_params = np.array([space.decode(z)["n_params"] for z in Z])
+    costs *= 1 + 3 * n_params**-0.7
+    known_cost = None if known is None else SearchSpace(space.params, cost=known).log10_cost
+    model = CostModel.fit(space, Z, costs, known=known_cost)
+    far = space.encode({"n_params": 1e3, "tokens": 1e3} | dict.fromkeys(OTHERS, 1.5))[None]
+    low, middle, high = model.quantiles(far, (0.05, 0.5, 0.95))[0]
+    assert middle == pytest.approx(1e6 * (1 + 3 * 1e3**-0.7), rel=0.1)
+    assert low < middle < high < 1.5 * low
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("driver", ["tokens", "trees"])
+def test_what_no_name_tells_of_drives_a_cost_with_an_overhead(seed: int, driver: str) -> None:
+    rng = np.random.default_rng(seed)
+    space = SearchSpace([Param(name, LogSpace(scale=0.4), 1.0) for name in (driver, "e", "x", "y")])
+    params = [space.decode(2.5 * rng.uniform(0, 1.5, 4)) for _ in range(60)]
+    costs = np.array([5 + values[driver] * values["e"] ** 0.6 for values in params])
+    costs *= np.exp(0.1 * rng.standard_normal(60))
+    model = CostModel.fit(space, space.encode_all(params), costs)
+    far = space.encode({driver: 1e3, "e": 1e2, "x": 1.0, "y": 1.0})[None]
+    assert model.quantiles(far, (0.5,))[0, 0] == pytest.approx(1e3 * 1e2**0.6, rel=0.3)
+
+
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("overhead", [0.0, 5.0])
 def test_what_is_known_of_a_cost_is_used(seed: int, overhead: float) -> None:
     """No name gives the exponents away, and the noise is large: 100 runs alone do not tell them."""
