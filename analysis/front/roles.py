@@ -15,11 +15,11 @@ from carbs.search_space import Param, Role, SearchSpace
 from carbs.spaces import FloatArray, LogSpace
 
 _NAMES: dict[Role, str] = {
-    "parameters": r"n|n_?params?|num_params|(n_)?parameters|model_size|non_embedding_params",
+    "parameters": r"n|((n|num|active|non_embedding)_?)*(params?|parameters)|n_active|model_size",
     "tokens": r"d|((n|num|train|training|total|max)_)?tokens|token_budget|data_size",
     "width": r"width|d_?model|dim|(hidden|model|embed|embedding)_(dim|size)|n_embd",
     "depth": r"depth|((n|num)_)?(layers?|blocks)",
-    "learning_rate": r"((peak|max)_)?(lr|learning_rate)",
+    "learning_rate": r"((peak|max|base|initial|init)_)?(lr|learning_rate)",
     "batch_size": r"bs|((global|train)_)?batch(_size)?(_(tokens|sequences))?",
 }
 # Decades of cost for a decade of the parameter: training takes 6 N D operations, and N is 12 times
