@@ -72,7 +72,7 @@ def growth_of(space: SearchSpace, exponents: FloatArray) -> dict[str, tuple[floa
     roles: dict[str, Role] = {}
     for param in space.params:
         role, costs = role_of(param), float(exponents[space.slices[param.name].start])
-        is_so = costs >= _LEAST_SHARE * COST_EXPONENTS.get(role, 0.0)
+        is_so = role not in COST_EXPONENTS or costs >= _LEAST_SHARE * COST_EXPONENTS[role]
         if role in GROWTH and isinstance(param.space, LogSpace) and not param.when and is_so:
             roles[param.name] = role
     known = set(roles.values())
