@@ -48,6 +48,8 @@ N_DRAWS = 128
 # Of exponents: decades of the parameter (of its odds, of its share) a decade of cost; for a
 # parameter on a linear scale, of its own scale.
 _SLOPE_PRIOR = 0.3
+# Of rounding: a line with less of a slope is level.
+_LEVEL = 1e-9
 # Configurations looked at where the constraints forbid an optimum.
 _N_NEAR = 512
 # Where the constraints forbid a configuration, as many decades of cost as these are as bad as a
@@ -336,14 +338,19 @@ def _lines(
 
 
 def _shrunk(space: SearchSpace, slopes: FloatArray, exponents: FloatArray) -> FloatArray:
-    """The slopes ``(S, d)`` with their prior: level and spread of each column are moved."""
+    """The slopes ``(S, d)`` with their prior: level and spread of each column are moved.
+
+    A draw whose optimum lies on a bound throughout stays there.
+    """
     units = np.concatenate([np.full(p.space.n_dims, decades_of_unit(p)) for p in space.params])
     mean, prior = growth(space, exponents)
     prior = np.where(np.isfinite(prior), prior, _SLOPE_PRIOR / units)
+    is_level = np.abs(slopes) < _LEVEL
     slopes = slopes - mean
     low, middle, high = np.quantile(slopes, [0.16, 0.5, 0.84], axis=0)
     share = prior**2 / (prior**2 + np.square((high - low) / 2))
-    return np.asarray(mean + share * middle + np.sqrt(share) * (slopes - middle))
+    moved = mean + share * middle + np.sqrt(share) * (slopes - middle)
+    return np.where(is_level, 0.0, moved)
 
 
 def decades_of_unit(param: Param) -> float:

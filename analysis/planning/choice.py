@@ -19,8 +19,9 @@ from carbs.spaces import FloatArray
 WAYS = ("the front's lines", "a run carried along them", "a run scaled up")
 # Candidates further than this from the cost, in decades, than others are none.
 _SAME_COST = 0.02
-# So many of the best candidates are averaged.
-_N_AVERAGED = 3
+# So many of the best candidates are averaged, less those that are worse than the best by more than
+# this share of what is at stake.
+_N_AVERAGED, _ALIKE = 3, 0.1
 # A run that is less likely to succeed is moved, by one of these steps at a time, in basic units.
 LIKELY = 0.95
 _STEPS = (-1.6, -0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -40,15 +41,18 @@ class Candidates(NamedTuple):
     Attributes:
         ways: of planning: the place of each in ``WAYS``, ``(n,)``.
         Z: basic points, ``(n, d)``.
-        order: of their places, the best first: those at the cost, with the lowest loss to expect,
-            their risk counted.
         is_off: whether the bounds keep one from the cost, ``(n,)``.
+        losses: to expect, with the risk of each counted, ``(n,)``.
+        stakes: what is lost where one fails, ``(n,)``.
+        order: of their places, the best first: those at the cost, with the lowest loss.
     """
 
     ways: NDArray[np.intp]
     Z: FloatArray
-    order: NDArray[np.intp]
     is_off: NDArray[np.bool_]
+    losses: FloatArray
+    stakes: FloatArray
+    order: NDArray[np.intp]
 
 
 def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidates:
@@ -66,20 +70,23 @@ def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidate
     Z = reach.at(np.concatenate([line, carried, scaled]), cost)
     is_off = _is_off(front, Z, cost)
     losses = expectation.score(Z)
-    risk = _at_stake(expectation, losses) * (1 - expectation.success.likeliest(Z))
-    return Candidates(ways, Z, np.lexsort([losses + risk, is_off]), is_off)
+    stakes = _at_stake(expectation, losses)
+    losses = losses + stakes * (1 - expectation.success.likeliest(Z))
+    return Candidates(ways, Z, is_off, losses, stakes, np.lexsort([losses, is_off]))
 
 
 def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatArray:
     """The point to run at a predicted cost, shape ``(d,)``.
 
-    The few best candidates are averaged: the very best one is partly a mistake of the model, and in
-    a bowl the mean is no worse than what it is of. Then it backs off from what may fail, and from
+    The few best candidates are averaged, if they are about as good: the very best one is partly a
+    mistake of the model, and in a bowl the mean is no worse than what it is of. Then it backs off from what may fail, and from
     what is forbidden.
     """
     front, found = expectation.front, candidates(expectation, reach, cost)
     best = found.order[:_N_AVERAGED]
-    alike = best[found.is_off[best] == found.is_off[best[0]]]
+    worse = found.losses[best] - found.losses[best[0]]
+    is_alike = found.is_off[best] == found.is_off[best[0]]
+    alike = best[is_alike & (worse <= _ALIKE * found.stakes[best[0]])]
     z = np.asarray(reach.at(reach.snap(found.Z[alike].mean(axis=0)[None]), cost)[0])
     z = _safer(expectation, reach, z, cost)
     return z if front.space.allows(front.space.decode(z)) else _allowed(expectation, reach, z, cost)

@@ -27,6 +27,7 @@ from carbs import (
     Param,
     SearchSpace,
 )
+from carbs.analysis import datasets
 from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.success import SuccessLaw
@@ -754,6 +755,46 @@ def test_a_bound_is_named_where_it_can_be_widened(least: int, said: list[str]) -
     assert [warning for warning in planned.warnings if "bound" in warning] == said
     (depth,) = (c for c in hyperparameter_curves(planned.expectation.front) if c.name == "depth")  # type: ignore[union-attr]  # it has one
     assert depth.at_bound == ("low" if said else None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_good_way_of_planning_is_not_averaged_with_bad_ones(seed: int) -> None:
+    """The least depth is best; runs that are carried along or scaled up are of any depth."""
+    space = SearchSpace(
+        [
+            Param("tokens", LogSpace(scale=0.5), 1.0),
+            Param("depth", LogSpace(min=1, is_integer=True, scale=0.5), 1),
+        ]
+    )
+    rng, observations = np.random.default_rng(seed), []
+    for _ in range(60):
+        tokens, depth = 10 ** rng.uniform(0, 2), 1 + int(rng.integers(4))
+        output = 1 + tokens**-0.3 + 0.2 * math.log10(depth) + 0.01 * rng.standard_normal()
+        params = {"tokens": tokens, "depth": depth}
+        observations.append(Observation(params=params, output=output, cost=tokens * depth))
+    planned = plan(fit_front(space, observations), 3000.0)
+    assert planned.params == {"tokens": pytest.approx(3000, rel=0.1), "depth": 1}
+
+
+def test_what_is_best_on_its_bound_is_not_believed_to_leave_it() -> None:
+    """Depths grow with cost, as is known beforehand; in this sweep one layer is nearly always best.
+
+    By far the most draws have it at one layer at every cost, and say nothing of a slope.
+    """
+    whole = {"is_integer": True, "scale": 0.5}
+    space = SearchSpace(
+        [
+            Param("width", LogSpace(min=16, max=512, rounding_factor=16, **whole), 32),
+            Param("depth", LogSpace(min=1, max=16, **whole), 1),
+            Param("learning_rate", LogSpace(scale=0.5), 0.02),
+            Param("tokens", LogSpace(min=8192, **whole), 16384),
+        ]
+    )
+    runs = datasets.load("small_lm_sweep").iloc[:-1]
+    curves = {curve.name: curve for curve in hyperparameter_curves(runs, space=space)}
+    depth, low, high = curves["depth"].exponent or (math.nan,) * 3
+    assert depth == low == 0 < high
+    assert curves["tokens"].exponent is not None and curves["tokens"].exponent[0] > 0.4
 
 
 def drifting(seed: int, role: Literal["none"] | None) -> FrontModel:
