@@ -79,8 +79,8 @@ def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatAr
     """The point to run at a predicted cost, shape ``(d,)``.
 
     The few best candidates are averaged, if they are about as good: the very best one is partly a
-    mistake of the model, and in a bowl the mean is no worse than what it is of. Then it backs off from what may fail, and from
-    what is forbidden.
+    mistake of the model, and in a bowl the mean is no worse than what it is of. Then it backs off
+    from what may fail, and from what is forbidden.
     """
     front, found = expectation.front, candidates(expectation, reach, cost)
     best = found.order[:_N_AVERAGED]
