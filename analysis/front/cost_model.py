@@ -57,6 +57,10 @@ _CHEAP = 0.1
 _OVERHEADS = (0.0, 0.2, 0.4, 0.55, 0.7, 0.8, 0.87, 0.93, 1.0, 1.1)
 _N_REFINED, _N_REFINEMENTS, _APART = 3, 8, 0.05
 _N_LINEARISED = 3
+# Of more runs, as many are fitted, evenly spread over costs: a fit takes their cube.
+_N_FITTED = 256
+# Of the log evidence, relative.
+_PRECISION = 1e-6
 # Where small models begin, in decades from the middle of the runs, and how steep their waste is:
 # normal priors, and bounds. It is looked for from several sizes.
 _WASTE, _SPREADS_OF_WASTE = (0.0, 0.7), (1.0, 0.3)
@@ -158,6 +162,10 @@ class CostModel:
             exponents: what is known of them by a parameter's role.
             known: log10 of what they are known to be nearly proportional to.
         """
+        if len(Z) > _N_FITTED:
+            kept = np.linspace(0, len(Z) - 1, _N_FITTED).round().astype(np.intp)
+            kept = np.sort(np.argsort(costs, kind="stable")[kept])
+            Z, costs = Z[kept], costs[kept]
         fit = _Fit(space, Z, costs, exponents, known)
         best = fit.best_overhead(None, _OVERHEADS)
         if fit.sizes.any():
@@ -304,7 +312,7 @@ class _Fit:
                 jac=True,
                 method="L-BFGS-B",
                 bounds=bounds,
-                options={"maxiter": 100},
+                options={"maxiter": 100, "ftol": _PRECISION},
             )
             theta = fit.x
             variances = np.exp(2 * theta[: d + 2])

@@ -55,6 +55,16 @@ def test_exponents_that_no_name_gives_away_are_learned(seed: int) -> None:
     assert found == pytest.approx(100.0**2.2, rel=0.15)
 
 
+def test_of_a_thousand_runs_some_of_every_cost_tell_the_law() -> None:
+    names = ("n_params", "tokens", *OTHERS)
+    space, Z, costs = measured(names, {"n_params": 1.0, "tokens": 1.0}, 0.1, 0, n=1000)
+    far = space.encode({"n_params": 100.0, "tokens": 100.0} | dict.fromkeys(OTHERS, 1.5))[None]
+    model = CostModel.fit(space, Z, costs)
+    assert model.quantiles(far, (0.5,))[0, 0] == pytest.approx(1e4, rel=0.05)
+    order = np.argsort(-costs)
+    assert CostModel.fit(space, Z[order], costs[order]).overhead == pytest.approx(model.overhead)
+
+
 def test_runs_overrule_what_a_role_says() -> None:
     space, Z, costs = measured(("width", "tokens"), {"width": 1.0, "tokens": 1.0}, 0.02, 0)
     assert CostModel.fit(space, Z, costs).mean_exponents() == pytest.approx([1.0, 1.0], abs=0.05)
