@@ -58,7 +58,7 @@ _OVERHEADS = (0.0, 0.2, 0.4, 0.55, 0.7, 0.8, 0.87, 0.93, 1.0, 1.1)
 _N_REFINED, _N_REFINEMENTS, _APART = 3, 8, 0.05
 _N_LINEARISED = 3
 # Of more runs, as many are fitted, evenly spread over costs: a fit takes their cube.
-_N_FITTED = 256
+_N_FITTED = 160
 # Of the log evidence, relative.
 _PRECISION = 1e-6
 # Where small models begin, in decades from the middle of the runs, and how steep their waste is:
