@@ -50,6 +50,7 @@ from scipy.special import expit, ndtri
 from carbs.analysis.front.roles import COST_EXPONENTS, SIZE_EXPONENTS, TOKEN_EXPONENTS, role_of
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, LogSpace
+from carbs.threads import on_one_thread
 
 # The overhead as a share of the cheap runs' cost (the quantile of them at this level); those around
 # the best are refined, at the most so many times, while the evidence tells them apart.
@@ -145,6 +146,7 @@ class CostModel:
     waste: Waste | None
 
     @classmethod
+    @on_one_thread
     def fit(
         cls,
         space: SearchSpace,

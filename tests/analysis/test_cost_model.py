@@ -12,7 +12,6 @@ from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.roles import growth, growth_of, role_of
 from carbs.search_space import Role
 from carbs.spaces import FloatArray
-from carbs.threads import on_one_thread
 
 
 def measured(
@@ -60,7 +59,7 @@ def test_of_a_thousand_runs_some_of_every_cost_tell_the_law() -> None:
     names = ("n_params", "tokens", *OTHERS)
     space, Z, costs = measured(names, {"n_params": 1.0, "tokens": 1.0}, 0.1, 0, n=1000)
     far = space.encode({"n_params": 100.0, "tokens": 100.0} | dict.fromkeys(OTHERS, 1.5))[None]
-    model = on_one_thread(CostModel.fit)(space, Z, costs)
+    model = CostModel.fit(space, Z, costs)
     assert model.quantiles(far, (0.5,))[0, 0] == pytest.approx(1e4, rel=0.05)
 
 
