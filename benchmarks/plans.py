@@ -235,9 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=48)
     parser.add_argument("--half", choices=list(HALVES), default="report")
-    parser.add_argument("--published", action="store_true")
-    parser.add_argument("--curves", action="store_true")
-    parser.add_argument("--wasteful", action="store_true")
+    measured = parser.add_mutually_exclusive_group()
+    for name in ("--published", "--curves", "--wasteful"):
+        measured.add_argument(name, action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parsed = parser.parse_args()

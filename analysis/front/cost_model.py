@@ -5,7 +5,7 @@ Notation
 z        basic coordinates of a configuration, shape ``(d,)``
 c        scale: log10 of what its cost exceeds the overhead by
 e        exponents: decades of cost for a decade of each dimension, ``(d,)``
-n        decades of the model's size, over the runs' mean: what ``e u`` is of its parameters
+n        decades of the model's size, over the runs' mean, by the exponents of its roles
 h        what small models waste: they leave the machine idle
 r        what the powers miss, a Matern-5/2 process
 w        how much of the logarithm of a run's cost its scale is: ``10^c / (overhead + 10^c)``
@@ -294,11 +294,11 @@ class _Fit:
         """That overhead, and a waste near the one that is given."""
         from scipy.optimize import minimize  # slow to import
 
-        overhead, d = share * self.cheap, len(self._middle)
+        overhead = share * self.cheap
         scales = np.log10(np.maximum(10.0**self._y - overhead, 0.1 * 10.0**self._y))
         level = float((scales - self._k).mean())
         powers = level + self._k + self._U @ self._exponents
-        theta, bounds = self._theta, [(-14.0, 3.0)] * (d + 2)
+        theta, bounds = self._theta, [(-14.0, 3.0)] * len(self._prior)
         if waste is not None:
             theta = np.array([*theta, waste.at, waste.steepness])
             bounds += _WASTE_BOUNDS
@@ -317,14 +317,13 @@ class _Fit:
                 options={"maxiter": 100, "ftol": _PRECISION},
             )
             theta = fit.x
-            variances = np.exp(2 * theta[: d + 2])
+            self._theta, waste = self._parts(theta)
+            variances = np.exp(2 * self._theta)
             factor, _ = dpotrf(linear.covariance(variances), lower=1, clean=1)
-            wasted = self._wasted(theta)
+            wasted = self._wasted(waste)
             weights = cho_solve((factor, True), y - shares * wasted)
             scales = powers + wasted + linear.between(variances) @ (shares * weights)
-        self._theta = theta[: d + 2]
         if waste is not None:
-            waste = Waste(float(theta[-2]), float(theta[-1]))
             level -= float(waste(self._n).mean())
         model = CostModel(
             overhead,
@@ -345,43 +344,46 @@ class _Fit:
         doubt = _DOUBT * ((share > 0) + (waste is not None))
         return _Found(-float(fit.fun) - doubt, share, model)
 
-    def _wasted(self, theta: FloatArray) -> FloatArray:
+    def _parts(self, theta: FloatArray) -> tuple[FloatArray, Waste | None]:
+        """The deviations' logarithms ``(d + 2,)``, and what follows them."""
+        k = len(self._prior)
+        return theta[:k], Waste(*theta[k:].tolist()) if len(theta) > k else None
+
+    def _wasted(self, waste: Waste | None) -> FloatArray:
         """h of the runs, over their mean; 0 for none. Shape ``(n,)``."""
-        if len(theta) == len(self._prior):
-            return np.zeros(len(self._n))
-        h = Waste(*theta[-2:])(self._n)
+        h = np.zeros(len(self._n)) if waste is None else waste(self._n)
         return np.asarray(h - h.mean())
 
     def _objective(
         self, theta: FloatArray, y: FloatArray, linear: _Linear
     ) -> tuple[float, FloatArray]:
         """Negative log posterior of the deviations' logarithms and of h, and its gradient."""
-        d = len(self._middle)
-        variances = np.exp(2 * theta[: d + 2])
+        logs, waste = self._parts(theta)
+        variances = np.exp(2 * logs)
         L, info = dpotrf(linear.covariance(variances), lower=1)
         if info:
             return math.inf, np.zeros_like(theta)
-        y = y - linear.shares * self._wasted(theta)
+        y = y - linear.shares * self._wasted(waste)
         weights = cho_solve((L, True), y)
         inverse, _ = dpotri(L, lower=1)
         inverse = np.tril(inverse)
         inverse += np.tril(inverse, -1).T
-        has_waste = len(theta) > d + 2
-        prior = np.append(self._prior, _WASTE) if has_waste else self._prior
-        spreads = np.append(self._spreads, _SPREADS_OF_WASTE) if has_waste else self._spreads
+        prior, spreads = self._prior, self._spreads
+        if waste is not None:
+            prior, spreads = np.append(prior, _WASTE), np.append(spreads, _SPREADS_OF_WASTE)
         U, off = linear.U, (theta - prior) / spreads
         value = -0.5 * y @ weights - np.log(L.diagonal()).sum() - 0.5 * off @ off
         gradient = -off / spreads
         rest = linear.correlation
-        by_variance = np.empty(d + 2)
-        by_variance[:d] = np.square(U.T @ weights) - np.einsum("ij,ij->j", U, inverse @ U)
-        by_variance[d] = weights @ rest @ weights - np.vdot(inverse, rest)
-        by_variance[d + 1] = weights @ weights - inverse.diagonal().sum()
-        gradient[: d + 2] += variances * by_variance
-        if has_waste:
-            slopes = Waste(*theta[-2:]).gradient(self._n)
+        by_variance = np.empty_like(logs)
+        by_variance[:-2] = np.square(U.T @ weights) - np.einsum("ij,ij->j", U, inverse @ U)
+        by_variance[-2] = weights @ rest @ weights - np.vdot(inverse, rest)
+        by_variance[-1] = weights @ weights - inverse.diagonal().sum()
+        gradient[: len(logs)] += variances * by_variance
+        if waste is not None:
+            slopes = waste.gradient(self._n)
             slopes -= slopes.mean(axis=1, keepdims=True)
-            gradient[d + 2 :] += slopes @ (linear.shares * weights)
+            gradient[len(logs) :] += slopes @ (linear.shares * weights)
         return -float(value), -gradient
 
 
