@@ -14,8 +14,8 @@ Their spread is what the sweep does not know. A straight line through each draw,
 
 Slopes that the runs leave open are drawn towards what is known of a parameter by its role
 (:mod:`carbs.analysis.front.roles`), which for most is zero: a normal prior around it, of deviation
-``_SLOPE_PRIOR`` where nothing is known, is combined with the draws' distribution, parameter by
-parameter (Gelman et al. 2013, "Bayesian Data Analysis", sec. 2.5).
+``OPTIMUM_IN_COMPUTE`` where nothing is known, is combined with the draws' distribution, parameter
+by parameter (Gelman et al. 2013, "Bayesian Data Analysis", sec. 2.5).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.front.response_surface import ResponseSurface
 from carbs.analysis.front.roles import growth
 from carbs.analysis.front.trials import frame_records, run_metrics, study_records
+from carbs.analysis.laws.usual import OPTIMUM_IN_COMPUTE
 from carbs.display import table
 from carbs.optimizer import CARBS
 from carbs.records import Direction, Failure, Observation
@@ -45,9 +46,6 @@ N_LEVELS = 9
 # Operations are known where so many runs, at least, recorded them.
 _N_COUNTED = 8
 N_DRAWS = 128
-# Of exponents: decades of the parameter (of its odds, of its share) a decade of cost; for a
-# parameter on a linear scale, of its own scale.
-_SLOPE_PRIOR = 0.3
 # Of rounding: a line with less of a slope is level.
 _LEVEL = 1e-9
 # Configurations looked at where the constraints forbid an optimum.
@@ -344,7 +342,7 @@ def _shrunk(space: SearchSpace, slopes: FloatArray, exponents: FloatArray) -> Fl
     """
     units = np.concatenate([np.full(p.space.n_dims, decades_of_unit(p)) for p in space.params])
     mean, prior = growth(space, exponents)
-    prior = np.where(np.isfinite(prior), prior, _SLOPE_PRIOR / units)
+    prior = np.where(np.isfinite(prior), prior, OPTIMUM_IN_COMPUTE / units)
     is_level = np.abs(slopes) < _LEVEL
     slopes = slopes - mean
     low, middle, high = np.quantile(slopes, [0.16, 0.5, 0.84], axis=0)

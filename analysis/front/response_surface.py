@@ -14,11 +14,11 @@ This is a response surface of second order (Box and Wilson 1951, "On the Experim
 Optimum Conditions") around a moving point, on a scaling law. For given g and f it is linear in
 its coefficients ``w = (E, k, p, q, Q)``, which have Gaussian priors, so that their posterior is
 exact (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", ch. 2). The forms,
-a grid over g, are weighed by their marginal likelihood, and every answer averages over them; f and
-the amplitudes are at the mode of it. The optimum at a scale minimises a quadratic: beyond the data
-it goes on as a straight line in c, a power law of the cost for parameters on a logarithmic scale,
-and the loss as a law with an irreducible level, where a process that only knows of distances would
-have nothing to say.
+a grid over g, are weighed by their marginal likelihood and by what is usual of g and of the level
+that they lead to, and every answer averages over them; f and the amplitudes are at the mode of
+it. The optimum at a scale minimises a quadratic: beyond the data it goes on as a straight line in
+c, a power law of the cost for parameters on a logarithmic scale, and the loss as a law with an
+irreducible level, where a process that only knows of distances would have nothing to say.
 
 Far above the front no quadratic holds: a run counts the less, the further above it came out.
 """
@@ -38,6 +38,7 @@ from scipy.special import logsumexp, ndtr
 
 from carbs.analysis.front.chart import Chart
 from carbs.analysis.front.cost_model import CostModel, Known
+from carbs.analysis.laws.usual import COMPUTE_EXPONENT, IRREDUCIBLE_SHARE
 from carbs.pareto import pareto_front
 from carbs.records import Observation
 from carbs.search_space import SearchSpace
@@ -71,6 +72,7 @@ _DOUBT = 0.5
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
 _LN10 = math.log(10)
+_LOG_STEPS = np.gradient(np.log(_EXPONENTS))
 # Prior deviation of how two hyperparameters interact, over that of each one's own curvature: most
 # hardly do, and the pairs are many.
 _INTERACTION = 0.5
@@ -329,7 +331,7 @@ class ResponseSurface:
         prior_mean, prior_sd = self._prior()
         found = []
         logs = []
-        for g in _EXPONENTS:
+        for g, log_step in zip(_EXPONENTS, _LOG_STEPS, strict=True):
             Phi = self._features(self.c, self.s, g)
             A = solve_triangular(rest_factor, Phi * prior_sd, lower=True)
             b = solve_triangular(rest_factor, self.y - Phi @ prior_mean, lower=True)
@@ -339,13 +341,9 @@ class ResponseSurface:
             evidence = -0.5 * (b @ b - (A.T @ b) @ u) - np.log(factor.diagonal()).sum()
             mean = prior_mean + prior_sd * u
             covariance = cho_solve((factor, True), np.eye(len(u))) * np.outer(prior_sd, prior_sd)
-            # A law falls (k > 0), and a loss that was never negative stays positive.
-            chance = ndtr(mean[1] / math.sqrt(covariance[1, 1]))
-            if self.floor > 0:
-                v = np.array([1.0, float(self._decline(np.array([1e9]), g)[0])])
-                level = self.floor / self.unit + v @ mean[:2]
-                chance *= ndtr(level / math.sqrt(v @ covariance[:2, :2] @ v))
-            logs.append(evidence + math.log(max(chance, 1e-300)))
+            falls = ndtr(mean[1] / math.sqrt(covariance[1, 1]))  # k > 0
+            evidence += math.log(max(falls, 1e-300)) + math.log(log_step)
+            logs.append(evidence + self._log_usual(g, mean[:2], covariance[:2, :2]))
             found.append((g, mean, covariance, Phi))
         weights = np.exp(np.array(logs) - logsumexp(logs))
         forms = []
@@ -369,6 +367,27 @@ class ResponseSurface:
         return [
             _Form(f.g, f.weight / kept, f.mean, f.covariance, f.total, f.whitened) for f in forms
         ]
+
+    def _log_usual(self, g: float, mean: FloatArray, covariance: FloatArray) -> float:
+        """Log density of a law's exponent and, of a loss that was never negative, of its E.
+
+        As the laws of compute have them (:mod:`carbs.analysis.laws.usual`), that of E as a normal
+        one of the same mean and deviation.
+
+        Args:
+            mean, covariance: of the first two coefficients.
+        """
+        usual, deviation = COMPUTE_EXPONENT
+        density = -0.5 * ((math.log(g) - usual) / deviation) ** 2
+        if self.floor <= 0:
+            return density
+        far = np.array([1.0, float(self._decline(np.array([1e9]), g)[0])])
+        irreducible = self.floor + self.unit * float(far @ mean)
+        usual, deviation = IRREDUCIBLE_SHARE
+        level = self.floor * math.exp(usual + deviation**2 / 2)
+        spread = level * math.sqrt(math.expm1(deviation**2))
+        total = math.hypot(spread, self.unit * math.sqrt(far @ covariance @ far))
+        return density - 0.5 * ((irreducible - level) / total) ** 2 - math.log(total)
 
     # What it says
 

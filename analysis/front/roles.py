@@ -1,7 +1,7 @@
 """What a parameter is in a training run, stated in the sweep or guessed from its name.
 
 So two things are known before any run: how the cost grows with it, and how its optimum moves with
-the cost. Both are priors, which the runs overrule.
+the cost (:mod:`carbs.analysis.laws.usual`). Both are priors, which the runs overrule.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from carbs.analysis.laws.usual import GROWTH
 from carbs.search_space import Param, Role, SearchSpace
 from carbs.spaces import FloatArray, LogSpace
 
@@ -28,20 +29,6 @@ _NAMES: dict[Role, str] = {
 SIZE_EXPONENTS: Mapping[Role, float] = {"parameters": 1.0, "width": 2.0, "depth": 1.0}
 TOKEN_EXPONENTS: Mapping[Role, float] = {"tokens": 1.0}
 COST_EXPONENTS: Mapping[Role, float] = {**SIZE_EXPONENTS, **TOKEN_EXPONENTS}
-# Decades of the optimum for a decade of cost, and how far off that may be. N and D grow about as
-# the square root of compute: Hoffmann et al. 2022, "Training Compute-Optimal Large Language
-# Models", table 2, has .46 to .54; Porian et al. 2024, "Resolving Discrepancies in Compute-Optimal
-# Scaling of Language Models", about .5. N is depth times the square of width; the two grow alike.
-# Of the learning rate and the batch size, Bi et al. 2024, "DeepSeek LLM", sec. 3.1, has -.125 and
-# .327; Li et al. 2025, "Predictable Scale: Part I", N^-.713 D^.307 and D^.571: -.20 and .29.
-GROWTH: Mapping[Role, tuple[float, float]] = {
-    "parameters": (0.5, 0.1),
-    "tokens": (0.5, 0.1),
-    "width": (1 / 6, 0.05),
-    "depth": (1 / 6, 0.05),
-    "learning_rate": (-0.15, 0.1),
-    "batch_size": (0.3, 0.1),
-}
 # A parameter that costs less than this share of what its role says has another. Small models leave
 # the machine idle, and so their width costs less.
 _LEAST_SHARE = 0.25

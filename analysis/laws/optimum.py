@@ -39,12 +39,12 @@ from scipy.interpolate import LinearNDInterpolator
 from carbs.analysis.laws.fitting import Form, descend
 from carbs.analysis.laws.power import UndeterminedLawWarning, check_level, names_of_rows
 from carbs.analysis.laws.shown import Shown
+from carbs.analysis.laws.usual import OPTIMUM_EXPONENT
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
 
 # Of log loss above the cell's best.
 _WINDOWS = (0.01, 0.02, 0.04)
-_EXPONENT_PRIOR = 0.5
 # Deviation of the tilt, as a share of the curvature.
 _TILT_PRIOR = 0.15
 _N_BEST = 5  # whose mean is the level that windows begin at: the best alone is lucky
@@ -226,12 +226,12 @@ def fit_optimum_law(
         if n_resamples >= _ENOUGH_TO_TELL_WIDTHS
         # From quartiles: a few wild resamples of a small grid are no ignorance.
         and np.subtract(*np.quantile(drawn[:, i, j + 1], [0.75, 0.25]))
-        > _GUESS * 1.35 * _EXPONENT_PRIOR
+        > _GUESS * 1.35 * OPTIMUM_EXPONENT
     )
     if undetermined:
         doubts.append(
             f"the runs hardly tell {', '.join(undetermined)}: {_ONLY_PRIOR}, around 0 with a "
-            f"deviation of {_EXPONENT_PRIOR:g}"
+            f"deviation of {OPTIMUM_EXPONENT:g}"
         )
     if doubts:
         warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
@@ -394,7 +394,7 @@ def _fit_bowl(grid: _Grid, rows: np.ndarray, n_resamples: int, rng: np.random.Ge
     noise = max(float(np.median(above)) / 5, 1e-6)
     first = start[None]
     for tilted in (False, True, True):
-        deviation[exponents] = _EXPONENT_PRIOR / noise
+        deviation[exponents] = OPTIMUM_EXPONENT / noise
         if tilted:
             curvature = first[0, diagonal] ** 2
             lower[i_t:i_c], upper[i_t:i_c] = -_WIDEST, _WIDEST
@@ -421,7 +421,7 @@ def _fit_bowl(grid: _Grid, rows: np.ndarray, n_resamples: int, rng: np.random.Ge
     counts *= (m * rng.dirichlet(np.ones(m), n_resamples))[:, cell]
     # The prior's mean is drawn too: where only the prior knows an exponent, so is its interval.
     means = np.zeros((n_resamples, p))
-    means[:, exponents] = _EXPONENT_PRIOR * rng.standard_normal((n_resamples, len(exponents)))
+    means[:, exponents] = OPTIMUM_EXPONENT * rng.standard_normal((n_resamples, len(exponents)))
     drawn = descend(
         form,
         y,

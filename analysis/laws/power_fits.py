@@ -34,6 +34,13 @@ from carbs.analysis.laws.power import (
     runs_of_rows,
 )
 from carbs.analysis.laws.untuned import USUAL_EDGE, EdgePrior, LowerEdge, lower_edge
+from carbs.analysis.laws.usual import (
+    COMPUTE_EXPONENT,
+    EXPONENT,
+    EXPONENT_RATIO,
+    IRREDUCIBLE_SHARE,
+    Usual,
+)
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
 
@@ -439,15 +446,6 @@ def _loss_starts(y: FloatArray) -> FloatArray:
 _PUBLISHED_DELTA = 1e-3
 
 
-# Before any run says something, as means and deviations of logs. What language models cannot learn
-# of their text is a third to nine tenths of the least loss; published exponents of N and D are 0.2
-# to 0.6, those of compute half of that, and without an irreducible loss a third.
-_USUAL_SHARE = (math.log(0.6), 0.5)
-_USUAL_EXPONENT, _USUAL_RATIO, _COMPUTE_EXPONENT = (
-    (math.log(0.35), 0.5),
-    (0.0, 0.5),
-    (math.log(0.2), 0.7),
-)
 # How far a term is from a third of the least loss, at the middle of the runs.
 _TERM = (math.log(0.3), 1.5)
 # Logs of the parameters and tokens at which terms of language models are known better. Runs of
@@ -455,13 +453,17 @@ _TERM = (math.log(0.3), 1.5)
 _REFERENCE, _LEAST_SCALES = np.log([1e9, 2e10]), np.log([1e5, 1e6])
 
 
+def _usual_level(y: FloatArray) -> Usual:
+    """Of log E, by the log losses."""
+    return float(y.min()) + IRREDUCIBLE_SHARE[0], IRREDUCIBLE_SHARE[1]
+
+
 def _usual_compute(y: FloatArray) -> dict[int, tuple[float, float]]:
-    return {0: (float(y.min()) + _USUAL_SHARE[0], _USUAL_SHARE[1]), 2: _COMPUTE_EXPONENT}
+    return {0: _usual_level(y), 2: COMPUTE_EXPONENT}
 
 
 def _usual_loss(y: FloatArray) -> dict[int, tuple[float, float]]:
-    level = float(y.min()) + _USUAL_SHARE[0]
-    return {0: (level, _USUAL_SHARE[1]), 3: _USUAL_EXPONENT, 4: _USUAL_RATIO}
+    return {0: _usual_level(y), 3: EXPONENT, 4: EXPONENT_RATIO}
 
 
 def _expected_compute(prior: Prior, runs: Runs) -> Form:

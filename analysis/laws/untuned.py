@@ -27,9 +27,9 @@ from scipy.optimize import minimize
 from scipy.special import log_ndtr
 
 from carbs.analysis.laws.forecast import Family, Member, Runs
+from carbs.analysis.laws.usual import OPTIMUM_EXPONENT
 from carbs.spaces import FloatArray
 
-_EXPONENT_PRIOR = 0.5
 _LEAST_WORTH = 0.1
 _FAR_ABOVE, _LEAST_ROWS = 0.25, 12  # of log loss over the edge: a run that failed
 _LOG_2PI = math.log(2 * math.pi)
@@ -153,7 +153,7 @@ def lower_edge(
     mean = np.concatenate([np.zeros(i_R), [curve[0] if i == j else 0.0 for i, j in pairs]])
     width = np.concatenate(
         [
-            np.tile([1.5, *[_EXPONENT_PRIOR] * (k - 1)], h),
+            np.tile([1.5, *[OPTIMUM_EXPONENT] * (k - 1)], h),
             [curve[1] if i == j else 0.1 for i, j in pairs],
         ]
     )

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carbs.analysis.front.model import FrontModel
-from carbs.analysis.front.roles import COST_EXPONENTS, GROWTH, growth_of, role_of
+from carbs.analysis.front.roles import COST_EXPONENTS, growth_of, role_of
+from carbs.analysis.laws.usual import GROWTH
 from carbs.analysis.planning.limits import Limits
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, NumericSpace

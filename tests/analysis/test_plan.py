@@ -821,6 +821,7 @@ def test_model_and_tokens_grow_alike_unless_the_runs_say_otherwise(seed: int) ->
     for role in roles:
         planned = plan(drifting(seed, role), 1000.0)
         off.append(abs(math.log10(planned.params["n_params"] / 1e7 / math.sqrt(1000))))
-    assert off[0] < 0.5 < off[1]
+    assert off[0] < 0.5
+    assert off[1] > off[0] + 0.3
     believed = {one.name: one.beforehand for one in plan(drifting(seed, None), 100.0).decisions}
     assert believed == {"n_params": 0.5, "tokens": 0.5}

@@ -82,6 +82,23 @@ def test_it_holds_the_loss_of_the_best_run_at_thirty_times_the_cost() -> None:
     assert inside >= 3
 
 
+def test_runs_that_hardly_tell_leave_steep_laws_as_unlikely_as_they_are_elsewhere() -> None:
+    """Sixteen runs over less than a decade, with noise of a tenth."""
+    steep = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        known = []
+        for _ in range(16):
+            compute = 10 ** rng.uniform(0, 0.7)
+            size = math.sqrt(compute) * 10 ** (0.2 * rng.standard_normal())
+            params = {"size": size, "steps": compute / size, "rate": size**-0.5}
+            output = loss(**params) + 0.2 * rng.standard_normal()
+            known.append(Observation(params=params, output=output, cost=compute))
+        forms = ResponseSurface.of(SPACE, known).forms
+        steep.append(sum(form.weight for form in forms if form.g > 0.45))
+    assert np.mean(steep) < 0.28
+
+
 def test_chart_and_points_are_inverse() -> None:
     surface = ResponseSurface.of(SPACE, runs(0))
     Z = surface.Z[:10]
