@@ -58,6 +58,10 @@ class Allowance:
         """Whether the last fifth of a known number of trials has begun."""
         return self.n_trials is not None and n_started >= (1 - _LAST_SHARE) * self.n_trials
 
+    def is_last(self, n_started: int) -> bool:
+        """Whether one of a known number of trials is left."""
+        return self.n_trials is not None and n_started == self.n_trials - 1
+
     def cost_exponent(
         self, n_started: int, spent: float, low: float | None, high: float | None
     ) -> float:

@@ -53,6 +53,8 @@ _TRUST_GROWTH = 0.25
 # A search whose front has grown by less than this share over so many runs (or as many as there are
 # dimensions) is stuck: every other suggestion counts what is not known so many times as much.
 _STUCK_RUNS, _STUCK_GROWTH, _BOLDNESS = 10, 0.002, 3.0
+# Of so many runs of different cost a plan is made.
+_N_FOR_A_BET = 16
 _QUANTILES = (0.05, 0.5, 0.95)
 _MOST_ROWS = 20  # of the front, in a notebook
 
@@ -128,18 +130,25 @@ def propose(
             if exponent is None:
                 first = observations[0].cost if observations else None
                 exponent = allowance.cost_exponent(n_known, used, first, max_cost)
-            z = _search(
-                space,
-                drawn,
-                known_Z,
-                len(seen_Z),
-                failed_Z,
-                earlier_Z,
-                limit,
-                exponent,
-                _BOLDNESS if is_bold else 1.0,
-                rng,
-            )
+            bet = None
+            if allowance.is_last(n_known) and limit == max_cost and not earlier:
+                tried_Z = np.concatenate([known_Z, failed_Z])
+                bet = _bet(space, observations, failures, surrogate, limit, tried_Z)
+            if bet is not None:
+                z = bet
+            else:
+                z = _search(
+                    space,
+                    drawn,
+                    known_Z,
+                    len(seen_Z),
+                    failed_Z,
+                    earlier_Z,
+                    limit,
+                    exponent,
+                    _BOLDNESS if is_bold else 1.0,
+                    rng,
+                )
         known_Z = np.concatenate([known_Z, z[None, :]])
     return _suggestions(space, ids, known_Z[n_before:], surrogate, sign)
 
@@ -221,6 +230,27 @@ def _search(
     good_Z = np.concatenate([space.center[None, :], known_Z[is_good]])
     box = TrustBox.around(space, good_Z, _TRUST_MARGIN, _TRUST_GROWTH)
     return maximize(score, space, parents, box, tried_Z, rng)
+
+
+def _bet(
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    failures: Sequence[Failure],
+    surrogate: Surrogate,
+    max_cost: float | None,
+    tried_Z: FloatArray,
+) -> FloatArray | None:
+    """What a plan for the cap would run; None without a cap, of too few runs, or if it was tried.
+
+    A search looks where the most may be gained. The last run is for what all others have taught.
+    """
+    from carbs.analysis.planning.bet import bet_at  # a layer above, and the search's only use of it
+
+    if max_cost is None or len({o.cost for o in observations}) < _N_FOR_A_BET:
+        return None
+    z = bet_at(space, observations, failures, max_cost * math.exp(-surrogate.cost_noise()))
+    is_new = keys(z[None, :])[0] not in keys(tried_Z)
+    return z if is_new and space.allows(space.decode(z)) else None
 
 
 def _suggestions(

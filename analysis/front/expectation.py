@@ -93,6 +93,13 @@ class Expectation:
         success = SuccessLaw.fit(front.space, front.observations, front.failures)
         return cls(front, backtests, (float(weights[0]), float(weights[1])), widening, success)
 
+    @classmethod
+    def untested(cls, front: FrontModel) -> Expectation:
+        """Without backtests: to compare configurations, for which they are not asked."""
+        success = SuccessLaw.fit(front.space, front.observations, front.failures)
+        weights = float(_WEIGHTS[0]), float(_WEIGHTS[1])
+        return cls(front, (), weights, 1.0, success)
+
     def score(self, Z: FloatArray) -> FloatArray:
         """The lower, the better a configuration: the mean of what the forms expect, ``(n,)``.
 

@@ -9,8 +9,9 @@ import numpy as np
 import optuna
 import pytest
 
-from carbs import CARBS, LogSpace, Param
+from carbs import CARBS, LinearSpace, LogSpace, Param, Suggestion
 from carbs.allowance import Allowance
+from carbs.spaces import Params
 from carbs.study import CarbsSampler
 
 PARAMS = [
@@ -136,6 +137,61 @@ def test_the_last_of_a_known_number_of_trials_go_to_the_cap() -> None:
     told = [spend(20, None, seed)[-4:] for seed in range(4)]
     not_told = [spend(None, None, seed, n_runs=20)[-4:] for seed in range(4)]
     assert np.mean(told) > 1.5 * np.mean(not_told)
+
+
+def bets(n_trials: int, seed: int) -> tuple[CARBS, Suggestion]:
+    """A search of a small language model up to its last trial, with 1% of noise; and that one."""
+    params = [
+        Param("n_params", LogSpace(), 1.0),
+        Param("tokens", LogSpace(), 1.0),
+        Param("lr", LogSpace(), 3.0),
+    ]
+    rng = np.random.default_rng(seed)
+    optimizer = CARBS(params, max_cost=1e4, n_trials=n_trials, seed=seed)
+    for _ in range(n_trials - 1):
+        suggestion = optimizer.suggest()
+        output = of_language_model(suggestion.params) * math.exp(0.01 * rng.standard_normal())
+        optimizer.observe(suggestion, output=output, cost=compute(suggestion.params))
+    return optimizer, optimizer.suggest()
+
+
+def compute(params: Params) -> float:
+    return float(params["n_params"] * params["tokens"])
+
+
+def of_language_model(params: Params) -> float:
+    bad = 0.1 * math.log10(params["lr"] * compute(params) ** 0.2) ** 2
+    return float(1 + params["n_params"] ** -0.3 + params["tokens"] ** -0.3 + bad)
+
+
+def test_the_last_trial_bets_at_the_cap_on_what_all_others_have_taught() -> None:
+    for seed in range(3):
+        optimizer, last = bets(32, seed)
+        assert 0.9e4 < compute(last.params) <= 1e4
+        best = min(of_language_model(run.params) for run in optimizer.observations)
+        assert of_language_model(last.params) < best - 0.02
+        assert last.predicted_output is not None
+
+
+def test_a_handful_of_runs_is_too_few_for_a_bet(monkeypatch: pytest.MonkeyPatch) -> None:
+    import carbs.analysis.planning.bet as bet
+
+    monkeypatch.setattr(bet, "bet_at", lambda *_: pytest.fail("a plan was made"))
+    bets(12, seed=0)
+    with pytest.raises(pytest.fail.Exception):
+        bets(20, seed=0)
+
+
+def test_a_bet_on_what_was_tried_is_no_bet() -> None:
+    """Where there are few configurations, the last trial goes to another as well."""
+    params = [Param("size", LinearSpace(min=1, max=24, is_integer=True), 1)]
+    optimizer, tried = CARBS(params, max_cost=30.0, n_trials=22, seed=0), []
+    for _ in range(22):
+        suggestion = optimizer.suggest()
+        assert suggestion.params not in tried
+        tried.append(suggestion.params)
+        size = float(suggestion.params["size"])
+        optimizer.observe(suggestion, output=1 + size**-0.5, cost=size)
 
 
 def test_without_a_cap_cost_counts_to_the_last_trial() -> None:
