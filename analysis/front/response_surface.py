@@ -68,7 +68,7 @@ _EXPONENTS = (
     0.75,
 )
 # For every decade beyond the sweep's best run, intervals are wider by this share.
-_DOUBT = 0.5
+_DOUBT = 0.65
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
 _LN10 = math.log(10)

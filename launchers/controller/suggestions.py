@@ -103,3 +103,6 @@ class Suggestions:
         self._sampler.cost_exponent = allowance.cost_exponent(
             account.n_trials, used, first, config.max_cost
         )
+        # Which trial is the last matters where the budget pays for one more at the cap.
+        is_affordable = self._sampler.max_cost == config.max_cost
+        self._sampler.allowance = Allowance(config.max_trials if is_affordable else None)

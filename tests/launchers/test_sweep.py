@@ -26,6 +26,7 @@ from carbs.launchers.controller.sweep import Status, Sweep
 from carbs.launchers.controller.trials import Ended
 from carbs.launchers.errors import FolderError, SweepFileError, SweepStoppedError
 from carbs.launchers.job.protocol import Result
+from carbs.search_space import SearchSpace
 
 WriteModule = Callable[[str], str]
 WriteSweep = Callable[..., Path]
@@ -141,6 +142,29 @@ def test_the_debug_executor_runs_inside_the_controller(make_sweep: Callable[...,
     assert len(status.records.observations) == 6
 
     assert vars(launchers).pop("seen_here") == os.getpid()
+
+
+@pytest.mark.parametrize(("budget", "is_bet"), [(1e4, True), (None, True), (300.0, False)])
+def test_a_sweeps_last_trial_is_a_bet_where_the_budget_pays_for_it(
+    make_sweep: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    budget: float | None,
+    is_bet: bool,
+) -> None:
+    asked: list[float] = []
+
+    def bet_at(space: SearchSpace, observations: Any, failures: Any, cost: float) -> Any:
+        asked.append(cost)
+        return space.encode_all([{"x": 77.0}])[0]
+
+    monkeypatch.setattr("carbs.analysis.planning.bet.bet_at", bet_at)
+    limits = {"max_trials": 20, "max_cost": 80.0} | ({"budget": budget} if budget else {})
+    sweep = open_sweep(make_sweep(**limits), executor="debug")
+    run(sweep)
+    at = [trial.params["x"] for trial in stored_trials(sweep.folder)]
+    assert len(asked) == is_bet
+    assert (at[-1] == pytest.approx(77.0)) == is_bet
+    assert 77.0 not in at[:-1]
 
 
 def test_jobs_of_a_trial_have_their_own_seed_and_the_shared_folder(
