@@ -248,7 +248,13 @@ def _bet(
 
     if max_cost is None or len({o.cost for o in observations}) < _N_FOR_A_BET:
         return None
-    z = bet_at(space, observations, failures, max_cost * math.exp(-surrogate.cost_noise()))
+    cost = max_cost * math.exp(-surrogate.cost_noise())
+    try:
+        with np.errstate(all="ignore"):
+            z = bet_at(space, observations, failures, cost)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        logger.warning("no plan is made of these runs, and the search goes on: %s", error)
+        return None
     is_new = keys(z[None, :])[0] not in keys(tried_Z)
     return z if is_new and space.allows(space.decode(z)) else None
 

@@ -182,6 +182,17 @@ def test_a_handful_of_runs_is_too_few_for_a_bet(monkeypatch: pytest.MonkeyPatch)
         bets(20, seed=0)
 
 
+def test_runs_that_no_plan_is_made_of_are_no_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Losses whose square is no number."""
+    optimizer = CARBS(PARAMS, max_cost=MAX_COST, n_trials=20, seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        output, cost = 1e300 * (1 + rng.random()), 50.0 * rng.random()
+        optimizer.observe(optimizer.suggest(), output=output, cost=cost)
+    assert "no plan is made of these runs" in caplog.text
+    assert len(optimizer.observations) == 20
+
+
 def test_a_bet_on_what_was_tried_is_no_bet() -> None:
     """Where there are few configurations, the last trial goes to another as well."""
     params = [Param("size", LinearSpace(min=1, max=24, is_integer=True), 1)]
