@@ -1,6 +1,6 @@
 """What the laws are worth on measurements that others published.
 
-    CARBS_DATA=... python benchmarks/extrapolation.py --sweeps FOLDER
+    CARBS_DATA=... python benchmarks/extrapolation.py
 
 A split "1/f" fits the runs with at most 1/f of the largest compute and predicts all the others.
 Times are CPU seconds of one process. Seven data sets, each left out of what is usual: priors.py;
@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plans
-import sweeps
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -45,10 +43,7 @@ N_DEAREST_CELLS = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweeps", type=Path, default=Path("synthetic-sweeps"))
-    parser.add_argument("--searches", type=int, default=50, help="in that folder; made if absent")
-    arguments = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     where = os.environ.get("CARBS_DATA")
     if not where:
         raise SystemExit("set CARBS_DATA to the folder of published measurements")
@@ -65,7 +60,6 @@ def main() -> None:
     extrapolated_optimum(steplaw)
     mixtures(pd.read_csv(data / "regmix_1m.csv"))
     accuracy()
-    plans.report([plans.judged(p) for p in sweeps.make(arguments.sweeps, arguments.searches)])
 
 
 def refit(runs: pd.DataFrame) -> None:
