@@ -54,7 +54,7 @@ _TRUST_GROWTH = 0.25
 # dimensions) is stuck: every other suggestion counts what is not known so many times as much.
 _STUCK_RUNS, _STUCK_GROWTH, _BOLDNESS = 10, 0.002, 3.0
 # Of so many runs of different cost a plan is made.
-_N_FOR_A_BET = 16
+_N_FOR_A_PLAN = 16
 _QUANTILES = (0.05, 0.5, 0.95)
 _MOST_ROWS = 20  # of the front, in a notebook
 
@@ -130,12 +130,12 @@ def propose(
             if exponent is None:
                 first = observations[0].cost if observations else None
                 exponent = allowance.cost_exponent(n_known, used, first, max_cost)
-            bet = None
+            planned = None
             if allowance.is_last(n_known) and limit == max_cost and not earlier:
                 tried_Z = np.concatenate([known_Z, failed_Z])
-                bet = _bet(space, observations, failures, surrogate, limit, tried_Z)
-            if bet is not None:
-                z = bet
+                planned = _planned(space, observations, failures, surrogate, limit, tried_Z)
+            if planned is not None:
+                z = planned
             else:
                 z = _search(
                     space,
@@ -232,7 +232,7 @@ def _search(
     return maximize(score, space, parents, box, tried_Z, rng)
 
 
-def _bet(
+def _planned(
     space: SearchSpace,
     observations: Sequence[Observation],
     failures: Sequence[Failure],
@@ -244,14 +244,15 @@ def _bet(
 
     A search looks where the most may be gained. The last run is for what all others have taught.
     """
-    from carbs.analysis.planning.bet import bet_at  # a layer above, and the search's only use of it
+    # Of the layer above, and the search's only use of it.
+    from carbs.analysis.planning.choice import recommended
 
-    if max_cost is None or len({o.cost for o in observations}) < _N_FOR_A_BET:
+    if max_cost is None or len({o.cost for o in observations}) < _N_FOR_A_PLAN:
         return None
     cost = max_cost * math.exp(-surrogate.cost_noise())
     try:
         with np.errstate(all="ignore"):
-            z = bet_at(space, observations, failures, cost)
+            z = recommended(space, observations, failures, cost)
     except (ValueError, np.linalg.LinAlgError) as error:
         logger.warning("no plan is made of these runs, and the search goes on: %s", error)
         return None

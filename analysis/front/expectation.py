@@ -81,9 +81,9 @@ class Expectation:
     success: SuccessLaw
 
     @classmethod
-    def of(cls, front: FrontModel) -> Expectation:
-        """With the backtests of the front's sweep."""
-        backtests = backtest_sweep(front)
+    def of(cls, front: FrontModel, splits: Sequence[float] = SPLITS) -> Expectation:
+        """With the backtests of the front's sweep; to compare configurations it needs none."""
+        backtests = backtest_sweep(front, splits)
         # A split is one chance, not as many as it has runs: they share its error.
         n = len(backtests)
         log_densities = np.sum([test.log_density for test in backtests] or [np.zeros(2)], axis=0)
@@ -92,13 +92,6 @@ class Expectation:
         widening = _widening([float(np.mean(np.square(test.scores))) for test in backtests])
         success = SuccessLaw.fit(front.space, front.observations, front.failures)
         return cls(front, backtests, (float(weights[0]), float(weights[1])), widening, success)
-
-    @classmethod
-    def untested(cls, front: FrontModel) -> Expectation:
-        """Without backtests: to compare configurations, for which they are not asked."""
-        success = SuccessLaw.fit(front.space, front.observations, front.failures)
-        weights = float(_WEIGHTS[0]), float(_WEIGHTS[1])
-        return cls(front, (), weights, 1.0, success)
 
     def score(self, Z: FloatArray) -> FloatArray:
         """The lower, the better a configuration: the mean of what the forms expect, ``(n,)``.

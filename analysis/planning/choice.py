@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 from carbs.analysis.front.chart import near_front
 from carbs.analysis.front.expectation import Expectation
-from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, nearby
+from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, fit_front, nearby
+from carbs.analysis.planning.limits import Limits
 from carbs.analysis.planning.reach import Reach
-from carbs.search_space import AllowedPoints
+from carbs.records import Failure, Observation
+from carbs.search_space import AllowedPoints, SearchSpace
 from carbs.spaces import FloatArray
 
 # How a candidate came about.
@@ -90,6 +93,22 @@ def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatAr
     z = np.asarray(reach.at(reach.snap(found.Z[alike].mean(axis=0)[None]), cost)[0])
     z = _safer(expectation, reach, z, cost)
     return z if front.space.allows(front.space.decode(z)) else _allowed(expectation, reach, z, cost)
+
+
+def recommended(
+    space: SearchSpace,
+    observations: Sequence[Observation],
+    failures: Sequence[Failure],
+    cost: float,
+) -> FloatArray:
+    """The same by what runs have taught, of which outputs are to be minimised, ``(d,)``.
+
+    Raises:
+        ValueError: fewer than four runs, or all of one cost.
+    """
+    front = fit_front(space, observations, failures)
+    reach = Reach(front, Limits.of(space, {}, {}))
+    return best_at_cost(Expectation.of(front, splits=()), reach, cost)
 
 
 def _at_stake(expectation: Expectation, losses: FloatArray) -> FloatArray:

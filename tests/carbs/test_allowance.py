@@ -174,9 +174,9 @@ def test_the_last_trial_bets_at_the_cap_on_what_all_others_have_taught() -> None
 
 
 def test_a_handful_of_runs_is_too_few_for_a_bet(monkeypatch: pytest.MonkeyPatch) -> None:
-    import carbs.analysis.planning.bet as bet
+    import carbs.analysis.planning.choice as choice
 
-    monkeypatch.setattr(bet, "bet_at", lambda *_: pytest.fail("a plan was made"))
+    monkeypatch.setattr(choice, "recommended", lambda *_: pytest.fail("a plan was made"))
     bets(12, seed=0)
     with pytest.raises(pytest.fail.Exception):
         bets(20, seed=0)

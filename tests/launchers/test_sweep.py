@@ -153,11 +153,11 @@ def test_a_sweeps_last_trial_is_a_bet_where_the_budget_pays_for_it(
 ) -> None:
     asked: list[float] = []
 
-    def bet_at(space: SearchSpace, observations: Any, failures: Any, cost: float) -> Any:
+    def recommended(space: SearchSpace, observations: Any, failures: Any, cost: float) -> Any:
         asked.append(cost)
         return space.encode_all([{"x": 77.0}])[0]
 
-    monkeypatch.setattr("carbs.analysis.planning.bet.bet_at", bet_at)
+    monkeypatch.setattr("carbs.analysis.planning.choice.recommended", recommended)
     limits = {"max_trials": 20, "max_cost": 80.0} | ({"budget": budget} if budget else {})
     sweep = open_sweep(make_sweep(**limits), executor="debug")
     run(sweep)
