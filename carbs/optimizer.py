@@ -130,25 +130,22 @@ def propose(
             if exponent is None:
                 first = observations[0].cost if observations else None
                 exponent = allowance.cost_exponent(n_known, used, first, max_cost)
-            planned = None
-            if allowance.is_last(n_known) and limit == max_cost and not earlier:
+            z = _search(
+                space,
+                drawn,
+                known_Z,
+                len(seen_Z),
+                failed_Z,
+                earlier_Z,
+                limit,
+                exponent,
+                _BOLDNESS if is_bold else 1.0,
+                rng,
+            )
+            next_cost = float(np.exp(surrogate.log_cost(z[None])[0][0]))
+            if allowance.is_last_at(max_cost, n_known, used, next_cost) and not earlier:
                 tried_Z = np.concatenate([known_Z, failed_Z])
-                planned = _planned(space, observations, failures, surrogate, limit, tried_Z)
-            if planned is not None:
-                z = planned
-            else:
-                z = _search(
-                    space,
-                    drawn,
-                    known_Z,
-                    len(seen_Z),
-                    failed_Z,
-                    earlier_Z,
-                    limit,
-                    exponent,
-                    _BOLDNESS if is_bold else 1.0,
-                    rng,
-                )
+                z = _planned(space, observations, failures, surrogate, max_cost, tried_Z, z)
         known_Z = np.concatenate([known_Z, z[None, :]])
     return _suggestions(space, ids, known_Z[n_before:], surrogate, sign)
 
@@ -239,8 +236,9 @@ def _planned(
     surrogate: Surrogate,
     max_cost: float | None,
     tried_Z: FloatArray,
-) -> FloatArray | None:
-    """What a plan for the cap would run; None without a cap, of too few runs, or if it was tried.
+    sought: FloatArray,
+) -> FloatArray:
+    """What a plan for the cap would run; what was sought of too few runs, or if it was tried.
 
     A search looks where the most may be gained. The last run is for what all others have taught.
     """
@@ -248,16 +246,16 @@ def _planned(
     from carbs.analysis.planning.choice import recommended
 
     if max_cost is None or len({o.cost for o in observations}) < _N_FOR_A_PLAN:
-        return None
+        return sought
     cost = max_cost * math.exp(-surrogate.cost_noise())
     try:
         with np.errstate(all="ignore"):
             z = recommended(space, observations, failures, cost)
     except (ValueError, np.linalg.LinAlgError) as error:
         logger.warning("no plan is made of these runs, and the search goes on: %s", error)
-        return None
+        return sought
     is_new = keys(z[None, :])[0] not in keys(tried_Z)
-    return z if is_new and space.allows(space.decode(z)) else None
+    return z if is_new and space.allows(space.decode(z)) else sought
 
 
 def _suggestions(

@@ -27,6 +27,24 @@ def pareto_front(costs: FloatArray, outputs: FloatArray) -> NDArray[np.intp]:
     return order[keeps]
 
 
+def most_telling(costs: FloatArray, outputs: FloatArray, n_most: int) -> NDArray[np.intp]:
+    """Indices of the runs that tell most of the front, in their order.
+
+    All, up to ``n_most``. Of more, half of that many that lie nearest the front, and the other
+    half evenly spread over the rest: thinking must not grow with the length of a search.
+    """
+    n = len(outputs)
+    if n <= n_most:
+        return np.arange(n)
+    order = np.argsort(costs, kind="stable")
+    above = np.empty(n)
+    above[order] = outputs[order] - np.minimum.accumulate(outputs[order])
+    ranked = np.argsort(above, kind="stable")
+    near, rest = ranked[: n_most // 2], np.sort(ranked[n_most // 2 :])
+    spread = np.linspace(0, len(rest) - 1, n_most - len(near)).round().astype(int)
+    return np.sort(np.concatenate([near, rest[spread]]))
+
+
 def hypervolume(
     costs: FloatArray, outputs: FloatArray, reference_cost: float, reference_output: float
 ) -> float:

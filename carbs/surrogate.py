@@ -43,6 +43,7 @@ from carbs.gaussian_process import (
     fit_kernel,
     lengthscale_deviations,
 )
+from carbs.pareto import most_telling
 from carbs.records import Failure, Observation
 from carbs.search_space import SearchSpace
 from carbs.spaces import FloatArray
@@ -308,7 +309,7 @@ def fit_surrogate(
         space.shares,
     )
     first = new.only(slice(n_fitted(len(new.Z))))
-    told = new.only(_most_telling(new.losses, new.log_costs, _N_TELLING))
+    told = new.only(most_telling(new.log_costs, new.losses, _N_TELLING))
     failed_Z = space.encode_all([failure.params for failure in failures])
     failed = [failed_Z[: n_fitted(len(failed_Z))]], [failed_Z[_evenly(len(failed_Z), _N_TELLING)]]
     n_succeeded, n_failed = len(new.Z), len(failed_Z)
@@ -361,7 +362,7 @@ def _fit(first: _Measured, told: _Measured) -> Surrogate:
 def _past(runs: EarlierRuns, shares: FloatArray, n_most: int) -> tuple[_Measured, Surrogate]:
     """An earlier sweep's most telling runs, and what is believed from them alone."""
     measured = _Measured(runs.Z, runs.outputs, runs.deviations, runs.log_costs, shares)
-    measured = measured.only(_most_telling(runs.outputs, runs.log_costs, n_most))
+    measured = measured.only(most_telling(runs.log_costs, runs.outputs, n_most))
     return measured, _fit(measured, measured)
 
 
@@ -517,24 +518,6 @@ def _log_evidence(
     """Log marginal likelihood of the losses, by warp: shape ``(m,)``."""
     jacobian = [float(warp.log_derivative(losses).sum()) for warp in warps]
     return np.asarray(process.log_marginal_likelihood() + np.array(jacobian))
-
-
-def _most_telling(losses: FloatArray, log_costs: FloatArray, n_most: int) -> NDArray[np.intp]:
-    """Indices of the runs that the processes are conditioned on, in their order.
-
-    All, up to ``n_most``. Of more, half of that many that lie nearest the front, and the other
-    half evenly spread over the rest: thinking must not grow with the length of a search.
-    """
-    n = len(losses)
-    if n <= n_most:
-        return np.arange(n)
-    order = np.argsort(log_costs, kind="stable")
-    above = np.empty(n)
-    above[order] = losses[order] - np.minimum.accumulate(losses[order])
-    ranked = np.argsort(above, kind="stable")
-    near, rest = ranked[: n_most // 2], np.sort(ranked[n_most // 2 :])
-    spread = np.linspace(0, len(rest) - 1, n_most - len(near)).round().astype(int)
-    return np.sort(np.concatenate([near, rest[spread]]))
 
 
 def _draw_in(losses: FloatArray, Z: FloatArray) -> FloatArray:

@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.optimize import minimize
@@ -39,7 +40,7 @@ from scipy.special import logsumexp, ndtr
 from carbs.analysis.front.chart import Chart
 from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.laws.usual import COMPUTE_EXPONENT, IRREDUCIBLE_SHARE
-from carbs.pareto import pareto_front
+from carbs.pareto import most_telling, pareto_front
 from carbs.records import Observation
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace
@@ -79,6 +80,8 @@ _INTERACTION = 0.5
 _CROSS_UNIT = _INTERACTION * math.sqrt(2.0)  # Q is symmetric: of a pair it holds two entries
 # A run above the front by the sweep's gain, L(cheap) - L(dear), gets this much more deviation.
 _TAPER = 0.5
+# Of more runs, the hyperparameters are fitted to as many: a step of that takes their cube.
+_N_CLIMBED = 256
 
 
 @dataclass(frozen=True)
@@ -246,9 +249,10 @@ class ResponseSurface:
             [math.log(0.4)] * d + [math.log(0.3), math.log(0.05), 0.5, math.log(0.02)] + [0.1] * d
         )
         prior_sd = np.array([1.2] * d + [1.0, 1.2, 0.7, 1.2] + [0.1] * d)
+        chosen = most_telling(self.c, self.losses, _N_CLIMBED)
 
         def objective(v: FloatArray, law: FloatArray) -> tuple[float, FloatArray]:
-            value, gradient = self.misfit(v, law)
+            value, gradient = self.misfit(v, law, chosen)
             off = (v - prior_mean) / prior_sd
             return value + 0.5 * float(off @ off), gradient + off / prior_sd
 
@@ -257,7 +261,7 @@ class ResponseSurface:
             fit = minimize(
                 objective,
                 prior_mean if best is None else best[1],
-                args=(self._decline(self.c, g),),
+                args=(self._decline(self.c[chosen], g),),
                 jac=True,
                 method="L-BFGS-B",
                 bounds=[(math.log(1e-3), math.log(30.0))] * (d + 3)
@@ -274,17 +278,19 @@ class ResponseSurface:
         bowl, rest, length, noise = (float(value) for value in values[d:])
         return Hyperparameters(full, bowl, rest, length, noise, fading)
 
-    def misfit(self, v: FloatArray, law: FloatArray) -> tuple[float, FloatArray]:
-        """Negative log evidence of the runs (but for a constant), and its gradient by ``v``.
+    def misfit(
+        self, v: FloatArray, law: FloatArray, chosen: NDArray[np.intp]
+    ) -> tuple[float, FloatArray]:
+        """Negative log evidence of the chosen runs (but for a constant), and its gradient by ``v``.
 
         ``v``, ``(2 d + 4,)``, has the logarithms of theta, bowl, rest, length and noise, and f.
         With ``t = s theta``, ``p = t sqrt(h)`` and ``q = t h`` the bowl's covariance is ``q q'``
         for what moves and ``(p p')^2`` for what bends, elementwise, crossed terms weighed down.
         """
         d = int(self.varies.sum())
-        x = self.c - self.chart.middle
+        x = self.c[chosen] - self.chart.middle
         bowl, rest, length, noise = np.exp(v[d : d + 4])
-        t = self.s[:, self.varies] * np.exp(v[:d])
+        t = self.s[chosen][:, self.varies] * np.exp(v[:d])
         root = 10.0 ** (-0.5 * v[d + 4 :] * x[:, None])
         p, q = t * root, t * root**2
         moves, across = 1 + 0.25 * np.outer(x, x), p @ p.T
@@ -296,11 +302,11 @@ class ResponseSurface:
         r = np.sqrt(5 * (near + np.square(x[:, None] - x)))
         rests = (1 + r + r * r / 3) * np.exp(-r)
         K = 1 + np.outer(law, law) + bowl**2 * bowls + rest**2 * rests
-        K[np.diag_indices(len(x))] += noise**2 + self.extra + 1e-9
+        K[np.diag_indices(len(x))] += noise**2 + self.extra[chosen] + 1e-9
         L, info = dpotrf(K, lower=1)
         if info:
             return 1e10, np.zeros_like(v)
-        residual = self.y - law
+        residual = self.y[chosen] - law
         weights = cho_solve((L, True), residual)
         inverse, _ = dpotri(L, lower=1)
         inverse = np.tril(inverse) + np.tril(inverse, -1).T

@@ -39,6 +39,7 @@ class Suggestions:
         self._config = config
         self._ledger = ledger
         self._sampler = sampler
+        sampler.allowance = Allowance(config.max_trials, config.budget)
         self._notify = notify
         self._declined: tuple[float, float, int] | None = None
 
@@ -67,8 +68,8 @@ class Suggestions:
         account = self._ledger.account()
         known, number = account.records, self._ledger.next_number
         suggestions = []
+        self._sampler.max_cost = self._config.max_cost
         for i in range(min(n, self._config.max_trials - account.n_trials)):
-            self._set_limits(account)
             suggestion = self._sampler.suggest(known, number + i, self._ledger.direction)
             known.pending.append(suggestion)  # of our own copy
             suggestions.append(suggestion)
@@ -76,7 +77,7 @@ class Suggestions:
 
     def _affordable(self, account: Account) -> Suggestion | None:
         """A suggestion for which there is room: the sampler prefers those, but does not promise."""
-        self._set_limits(account)
+        self._sampler.max_cost = self._config.max_cost
         number, cap = self._ledger.next_number, self._config.max_cost_in_flight
         room = self._room(account)
         for _ in range(_N_SUGGESTIONS):
@@ -93,16 +94,3 @@ class Suggestions:
         """What is left of the budget once all that runs is paid for."""
         budget = self._config.budget
         return math.inf if budget is None else budget - account.spent - account.reserved
-
-    def _set_limits(self, account: Account) -> None:
-        config, observations = self._config, account.records.observations
-        allowance = Allowance(config.max_trials, config.budget)
-        used = account.spent + account.reserved
-        self._sampler.max_cost = allowance.most(config.max_cost, used, account.cheapest)
-        first = observations[0].cost if observations else None
-        self._sampler.cost_exponent = allowance.cost_exponent(
-            account.n_trials, used, first, config.max_cost
-        )
-        # Which trial is the last matters where the budget pays for one more at the cap.
-        is_affordable = self._sampler.max_cost == config.max_cost
-        self._sampler.allowance = Allowance(config.max_trials if is_affordable else None)

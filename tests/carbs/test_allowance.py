@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -141,18 +142,21 @@ def test_the_last_of_a_known_number_of_trials_go_to_the_cap() -> None:
 
 def bets(n_trials: int, seed: int) -> tuple[CARBS, Suggestion]:
     """A search of a small language model up to its last trial, with 1% of noise; and that one."""
-    params = [
-        Param("n_params", LogSpace(), 1.0),
-        Param("tokens", LogSpace(), 1.0),
-        Param("lr", LogSpace(), 3.0),
-    ]
     rng = np.random.default_rng(seed)
-    optimizer = CARBS(params, max_cost=1e4, n_trials=n_trials, seed=seed)
+    optimizer = CARBS(language_model_params(), max_cost=1e4, n_trials=n_trials, seed=seed)
     for _ in range(n_trials - 1):
         suggestion = optimizer.suggest()
         output = of_language_model(suggestion.params) * math.exp(0.01 * rng.standard_normal())
         optimizer.observe(suggestion, output=output, cost=compute(suggestion.params))
     return optimizer, optimizer.suggest()
+
+
+def language_model_params() -> list[Param]:
+    return [
+        Param("n_params", LogSpace(), 1.0),
+        Param("tokens", LogSpace(), 1.0),
+        Param("lr", LogSpace(), 3.0),
+    ]
 
 
 def compute(params: Params) -> float:
@@ -171,6 +175,52 @@ def test_the_last_trial_bets_at_the_cap_on_what_all_others_have_taught() -> None
         best = min(of_language_model(run.params) for run in optimizer.observations)
         assert of_language_model(last.params) < best - 0.02
         assert last.predicted_output is not None
+
+
+def test_the_last_run_at_the_cap_that_a_budget_pays_for_is_a_bet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And then the search goes on with what is left."""
+    import carbs.analysis.planning.choice as choice
+
+    left: list[float] = []
+    recommended = choice.recommended
+
+    def noted(*args: Any) -> Any:
+        left.append(budget - spent)
+        return recommended(*args)
+
+    monkeypatch.setattr(choice, "recommended", noted)
+    budget, spent, costs = 6e4, 0.0, []
+    optimizer = CARBS(language_model_params(), max_cost=1e4, budget=budget, seed=0)
+    while budget - spent > 0.2e4:
+        suggestion = optimizer.suggest()
+        costs.append(compute(suggestion.params))
+        output = of_language_model(suggestion.params)
+        optimizer.observe(suggestion, output=output, cost=costs[-1])
+        spent += costs[-1]
+    assert len(left) == 1
+    assert 1e4 <= left[0] < 2e4
+    i = int(np.argmin(np.abs(budget - np.cumsum([0.0, *costs[:-1]]) - left[0])))
+    assert 0.9e4 < costs[i] <= 1e4
+    outputs = [of_language_model(run.params) for run in optimizer.observations]
+    assert outputs[i] < min(outputs[:i])
+    assert i + 1 < len(costs)
+
+
+def test_what_the_last_run_at_the_cap_is() -> None:
+    both, trials = Allowance(20, 100.0), Allowance(n_trials=20)
+    # Started, spent and the cost of what would come next.
+    assert not both.is_last_at(30.0, 5, 30.0, 10.0)
+    assert both.is_last_at(30.0, 5, 65.0, 10.0)
+    assert not both.is_last_at(30.0, 5, 75.0, 10.0)  # too late
+    assert not both.is_last_at(30.0, 19, 75.0, 10.0)
+    assert both.is_last_at(30.0, 19, 5.0, 1.0)
+    assert not both.is_last_at(30.0, 5, 110.0, 10.0)  # all is spent
+    assert trials.is_last_at(30.0, 19, 1e9, 10.0)
+    assert not trials.is_last_at(30.0, 18, 1e9, 10.0)
+    assert not Allowance(20).is_last_at(None, 19, 0.0, 10.0)
+    assert not Allowance().is_last_at(30.0, 19, 0.0, 10.0)
 
 
 def test_a_handful_of_runs_is_too_few_for_a_bet(monkeypatch: pytest.MonkeyPatch) -> None:

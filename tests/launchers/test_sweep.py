@@ -144,13 +144,14 @@ def test_the_debug_executor_runs_inside_the_controller(make_sweep: Callable[...,
     assert vars(launchers).pop("seen_here") == os.getpid()
 
 
-@pytest.mark.parametrize(("budget", "is_bet"), [(1e4, True), (None, True), (300.0, False)])
-def test_a_sweeps_last_trial_is_a_bet_where_the_budget_pays_for_it(
+@pytest.mark.parametrize(("budget", "is_last"), [(1e4, True), (None, True), (500.0, False)])
+def test_a_sweeps_last_run_at_the_cap_is_a_bet(
     make_sweep: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     budget: float | None,
-    is_bet: bool,
+    is_last: bool,
 ) -> None:
+    """The last trial, or the last for which the budget pays."""
     asked: list[float] = []
 
     def recommended(space: SearchSpace, observations: Any, failures: Any, cost: float) -> Any:
@@ -158,13 +159,14 @@ def test_a_sweeps_last_trial_is_a_bet_where_the_budget_pays_for_it(
         return space.encode_all([{"x": 77.0}])[0]
 
     monkeypatch.setattr("carbs.analysis.planning.choice.recommended", recommended)
-    limits = {"max_trials": 20, "max_cost": 80.0} | ({"budget": budget} if budget else {})
+    n_trials = 20 if is_last else 40
+    limits = {"max_trials": n_trials, "max_cost": 80.0} | ({"budget": budget} if budget else {})
     sweep = open_sweep(make_sweep(**limits), executor="debug")
     run(sweep)
     at = [trial.params["x"] for trial in stored_trials(sweep.folder)]
-    assert len(asked) == is_bet
-    assert (at[-1] == pytest.approx(77.0)) == is_bet
-    assert 77.0 not in at[:-1]
+    assert asked == [pytest.approx(80.0, rel=0.1)]
+    assert at.count(pytest.approx(77.0)) == 1
+    assert (at[-1] == pytest.approx(77.0)) == is_last
 
 
 def test_jobs_of_a_trial_have_their_own_seed_and_the_shared_folder(
