@@ -41,11 +41,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotri
-from scipy.special import expit, ndtri
+from scipy.special import expit, log_ndtr, ndtri
 
 from carbs.analysis.front.roles import COST_EXPONENTS, SIZE_EXPONENTS, TOKEN_EXPONENTS, role_of
 from carbs.search_space import Role, SearchSpace
@@ -60,6 +61,9 @@ _N_REFINED, _N_REFINEMENTS, _APART = 3, 8, 0.05
 _N_LINEARISED = 3
 # Of more runs, as many are fitted, evenly spread over costs: a fit takes their cube.
 _N_FITTED = 160
+# A run that ended early, further than so many deviations from what is believed of its cost, either
+# says nothing of it or ended for another reason.
+_FAR = 3.0
 # Of the log evidence, relative.
 _PRECISION = 1e-6
 # Where small models begin, in decades from the middle of the runs, and how steep their waste is:
@@ -154,6 +158,7 @@ class CostModel:
         costs: FloatArray,
         exponents: Mapping[Role, float] = COST_EXPONENTS,
         known: Known | None = None,
+        ended: tuple[FloatArray, FloatArray] | None = None,
     ) -> CostModel:
         """The overhead at its posterior mode: of a grid, then of finer ones around the best.
 
@@ -163,12 +168,32 @@ class CostModel:
             costs: or another quantity that is a product of powers, ``(n,)``, positive.
             exponents: what is known of them by a parameter's role.
             known: log10 of what they are known to be nearly proportional to.
+            ended: points of runs that ended too early, ``(m, d)``, and what they had cost by then,
+                ``(m,)``: they would have cost more.
         """
+        model = cls._fit(space, Z, costs, np.zeros(len(Z)), exponents, known)
+        told = None if ended is None else model._censored(*ended)
+        if told is None or not len(told.Z):
+            return model
+        Z, costs = np.concatenate([Z, told.Z]), np.concatenate([costs, told.costs])
+        extra = np.concatenate([np.zeros(len(Z) - len(told.Z)), told.variances])
+        return cls._fit(space, Z, costs, extra, exponents, known)
+
+    @classmethod
+    def _fit(
+        cls,
+        space: SearchSpace,
+        Z: FloatArray,
+        costs: FloatArray,
+        extra: FloatArray,
+        exponents: Mapping[Role, float],
+        known: Known | None,
+    ) -> CostModel:
         if len(Z) > _N_FITTED:
             kept = np.linspace(0, len(Z) - 1, _N_FITTED).round().astype(np.intp)
             kept = np.sort(np.argsort(costs, kind="stable")[kept])
-            Z, costs = Z[kept], costs[kept]
-        fit = _Fit(space, Z, costs, exponents, known)
+            Z, costs, extra = Z[kept], costs[kept], extra[kept]
+        fit = _Fit(space, Z, costs, extra, exponents, known)
         best = fit.best_overhead(None, _OVERHEADS)
         if fit.sizes.any():
             starts = [Waste(at, _WASTE[1]) for at in _STARTS]
@@ -177,6 +202,24 @@ class CostModel:
             if found.evidence > best.evidence:
                 best = fit.best_overhead(found.model.waste, _OVERHEADS[::2])
         return best.model
+
+    def _censored(self, Z: FloatArray, least: FloatArray) -> _Told:
+        """Measurements that say what it says that costs were more than the least, ``(m,)``.
+
+        Laplace's approximation of a probit likelihood (Rasmussen and Williams, sec. 3.4) around
+        what is believed. One that is far from likely ended for another reason.
+        """
+        mean, std = self.scale(Z)
+        share = 1 / (1 + self.overhead * 10.0 ** np.clip(-mean, -300, 300))
+        noise = max(self.deviations[-1], _LEAST_NOISE)
+        y, c = np.log10(self.cost_of(mean)), np.log10(np.maximum(least, 1e-300))
+        score = (y - c) / noise
+        says = (score < _FAR) & (y - c > -_FAR * np.hypot(share * std, noise))
+        Z, y, score = Z[says], y[says], score[says]
+        slope = np.exp(-0.5 * score**2 - log_ndtr(score)) / math.sqrt(2 * math.pi)
+        bend = slope * (score + slope)
+        costs = 10.0 ** (y + noise / (score + slope))
+        return _Told(Z, costs, noise**2 * (1 / bend - 1))
 
     def scale(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and deviation of c, each ``(n,)``, noise excluded."""
@@ -223,6 +266,14 @@ class CostModel:
         return np.asarray(10.0 ** np.minimum(middle[:, None] + np.outer(std, ndtri(levels)), 300.0))
 
 
+class _Told(NamedTuple):
+    """Points, costs, and the variances of their logarithms beyond a measurement's."""
+
+    Z: FloatArray
+    costs: FloatArray
+    variances: FloatArray
+
+
 @dataclass(frozen=True)
 class _Found:
     """``share`` is the overhead's, of the cheap runs' cost."""
@@ -244,9 +295,11 @@ class _Fit:
         space: SearchSpace,
         Z: FloatArray,
         costs: FloatArray,
+        extra: FloatArray,
         exponents: Mapping[Role, float],
         known: Known | None,
     ) -> None:
+        self._extra = extra
         self._y, self._middle, self._known = np.log10(costs), Z.mean(axis=0), known
         self.cheap = float(np.quantile(costs, _CHEAP))
         self._k = np.zeros(len(Z)) if known is None else known(Z)
@@ -306,7 +359,7 @@ class _Fit:
             total = overhead + 10.0 ** np.minimum(scales, 300.0)
             shares = np.maximum(10.0 ** np.minimum(scales, 300.0) / total, _LEAST_SHARE)
             y = self._y - np.log10(total) + shares * (scales - powers)
-            linear = _Linear(shares, self._U, self._correlation)
+            linear = _Linear(shares, self._U, self._correlation, self._extra)
             fit = minimize(
                 self._objective,
                 theta,
@@ -390,15 +443,17 @@ class _Fit:
 class _Linear:
     """Covariances of ``w c``, from those of c, and of its measurements."""
 
-    def __init__(self, shares: FloatArray, U: FloatArray, correlation: FloatArray) -> None:
-        self.shares, self.constant = shares, np.outer(shares, shares)
+    def __init__(
+        self, shares: FloatArray, U: FloatArray, correlation: FloatArray, extra: FloatArray
+    ) -> None:
+        self.shares, self.constant, self.extra = shares, np.outer(shares, shares), extra
         self.U, self.correlation = shares[:, None] * U, self.constant * correlation
         self._plain = U, correlation
 
     def covariance(self, variances: FloatArray) -> FloatArray:
         """Of the linearised measurements, ``(n, n)``."""
         K = self.constant + (self.U * variances[:-2]) @ self.U.T + variances[-2] * self.correlation
-        K[np.diag_indices(len(K))] += variances[-1] + _LEAST_VARIANCE
+        K[np.diag_indices(len(K))] += variances[-1] + self.extra + _LEAST_VARIANCE
         return np.asarray(K)
 
     def between(self, variances: FloatArray) -> FloatArray:

@@ -176,7 +176,7 @@ def fit_front(
     surrogate = fit_surrogate(space, losses, failures)
     if known_cost is None and space.cost is not None:
         known_cost = space.log10_cost
-    surface = ResponseSurface.of(space, losses, known_cost)
+    surface = ResponseSurface.of(space, losses, known_cost, failures=failures)
     rng = np.random.default_rng(seed)
     ends = np.log10(np.quantile(costs, [0.1, 1.0]))
     levels = np.linspace(ends[0], ends[1], N_LEVELS)

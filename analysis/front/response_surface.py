@@ -41,7 +41,7 @@ from carbs.analysis.front.chart import Chart
 from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.laws.usual import COMPUTE_EXPONENT, IRREDUCIBLE_SHARE
 from carbs.pareto import most_telling, pareto_front
-from carbs.records import Observation
+from carbs.records import Failure, Observation
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace
 
@@ -80,6 +80,11 @@ _INTERACTION = 0.5
 _CROSS_UNIT = _INTERACTION * math.sqrt(2.0)  # Q is symmetric: of a pair it holds two entries
 # A run above the front by the sweep's gain, L(cheap) - L(dear), gets this much more deviation.
 _TAPER = 0.5
+# Of the cheapest runs no cheaper one tells how far above the front they are, and even one that
+# diverged is on it: it rises by no more than so many gains for a decade of cost.
+_STEEPEST = 2.0
+# How far above the best run a loss counts, in distances of the median from it.
+_HOPELESS = 10.0
 # Of more runs, the hyperparameters are fitted to as many: a step of that takes their cube.
 _N_CLIMBED = 256
 
@@ -138,6 +143,7 @@ class ResponseSurface:
         deviations: of losses that are forecasts, ``(n,)``.
         known_cost: as for :meth:`CostModel.fit`.
         like: a surface whose hyperparameters it has; its own by default.
+        ended: as for :meth:`CostModel.fit`.
     """
 
     def __init__(
@@ -149,18 +155,26 @@ class ResponseSurface:
         deviations: FloatArray | None = None,
         known_cost: Known | None = None,
         like: ResponseSurface | None = None,
+        ended: tuple[FloatArray, FloatArray] | None = None,
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
-        self.cost = CostModel.fit(space, Z, costs, known=known_cost)
+        self.cost = CostModel.fit(space, Z, costs, known=known_cost, ended=ended)
         self.chart = Chart.of(space, self.cost, Z, losses)
         self.c, self.s = self.chart.beside(Z)
         self.floor = float(losses.min())
-        on_front = self._front_losses(self.c)
+        spread = float(np.median(losses)) - self.floor or float(np.ptp(losses))
+        losses = np.minimum(losses, self.floor + _HOPELESS * spread)
+        front = pareto_front(self.c, losses)
+        on_front = np.interp(self.c, self.c[front], losses[front])
         gain = float(np.quantile(on_front, 0.9)) - self.floor
-        self.unit = max(gain, 1e-3 * float(losses.std()), 1e-9 * abs(self.floor), 1e-300)
+        self.unit = max(gain, 1e-3 * spread, 1e-9 * abs(self.floor), 1e-300)
         self.y = (losses - self.floor) / self.unit
-        relative = np.maximum(losses - on_front, 0.0) / self.unit
+        dearer = np.maximum(self.c - self.c[:, None], 0.0)
+        on_front = np.minimum(
+            (on_front - self.floor) / self.unit, (self.y + _STEEPEST * dearer).min(axis=1)
+        )
+        relative = np.maximum(self.y - on_front, 0.0)
         self.extra = (_TAPER * relative**2) ** 2 + (deviations / self.unit) ** 2
         self.varies = (self.s.std(axis=0) > 1e-9) & (np.arange(Z.shape[1]) != self.chart.driver)
         self.hyper: Hyperparameters
@@ -174,8 +188,14 @@ class ResponseSurface:
         observations: Sequence[Observation],
         known_cost: Known | None = None,
         like: ResponseSurface | None = None,
+        failures: Sequence[Failure] = (),
     ) -> ResponseSurface:
-        """Fitted to observations whose outputs are to be minimised."""
+        """Fitted to observations whose outputs are to be minimised.
+
+        Of failures it learns that their costs would have been more.
+        """
+        failures = [failure for failure in failures if failure.cost]
+        least = np.array([failure.cost for failure in failures])
         return cls(
             space,
             space.encode_all([observation.params for observation in observations]),
@@ -184,13 +204,8 @@ class ResponseSurface:
             np.array([observation.output_deviation for observation in observations]),
             known_cost,
             like,
+            (space.encode_all([failure.params for failure in failures]), least),
         )
-
-    def _front_losses(self, c: FloatArray) -> FloatArray:
-        """The best loss at no more cost, interpolated between the runs of the front."""
-        own, _ = self.cost.scale(self.Z)
-        chosen = pareto_front(own, self.losses)
-        return np.interp(c, own[chosen], self.losses[chosen])
 
     # Features and priors
 

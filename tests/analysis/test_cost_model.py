@@ -63,6 +63,30 @@ def test_of_a_thousand_runs_some_of_every_cost_tell_the_law() -> None:
     assert model.quantiles(far, (0.5,))[0, 0] == pytest.approx(1e4, rel=0.05)
 
 
+def test_runs_that_were_ended_at_a_cap_would_have_cost_more() -> None:
+    """Of noisy costs near a cap those are known that came out cheap."""
+    misses = []
+    for seed in range(8):
+        names = ("n_params", "tokens", *OTHERS)
+        space, Z, costs = measured(names, {"n_params": 1.0, "tokens": 1.0}, 0.3, seed, n=300)
+        cap = float(np.quantile(costs, 0.7))
+        known, ended = costs < cap, (Z[costs >= cap], np.full(int(sum(costs >= cap)), cap))
+        far = space.encode({"n_params": 100.0, "tokens": 100.0} | dict.fromkeys(OTHERS, 1.5))[None]
+        fits = [CostModel.fit(space, Z[known], costs[known], ended=e) for e in (None, ended)]
+        misses.append([math.log(fit.quantiles(far, (0.5,))[0, 0] / 1e4) for fit in fits])
+    without, told = np.mean(misses, axis=0)
+    assert without < -0.15
+    assert abs(told) < 0.05
+
+
+def test_what_ended_for_another_reason_says_nothing_of_its_cost() -> None:
+    """One that hung for ten times as long as others, and those that soon ran out of memory."""
+    space, Z, costs = measured(("a", "b"), {"a": 1.0, "b": 1.0}, 0.02, 0)
+    z = space.encode_all([{"a": 2.0, "b": 2.0}] * 3)
+    told = CostModel.fit(space, Z, costs, ended=(z, np.array([40.0, 0.01, 0.0])))
+    assert told.log10(z).tolist() == CostModel.fit(space, Z, costs).log10(z).tolist()
+
+
 def test_runs_overrule_what_a_role_says() -> None:
     space, Z, costs = measured(("width", "tokens"), {"width": 1.0, "tokens": 1.0}, 0.02, 0)
     assert CostModel.fit(space, Z, costs).mean_exponents() == pytest.approx([1.0, 1.0], abs=0.05)

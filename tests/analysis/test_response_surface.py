@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from carbs import LogSpace, Observation, Param, SearchSpace
+from carbs import Failure, LogSpace, Observation, Param, SearchSpace
 from carbs.analysis.front.response_surface import CostModel, ResponseSurface
 
 SPACE = SearchSpace(
@@ -99,6 +99,37 @@ def test_runs_that_hardly_tell_leave_steep_laws_as_unlikely_as_they_are_elsewher
     assert np.mean(steep) < 0.28
 
 
+def test_what_was_ended_at_the_cap_makes_the_next_one_dearer() -> None:
+    """Half of the runs of 8 by 8 cost less than 60, by noise; half were ended there."""
+    at = {"size": 8.0, "steps": 8.0, "rate": 0.3}
+    noisy = [
+        run.model_copy(update={"cost": run.cost * math.exp(0.2 * (-1) ** i)})
+        for i, run in enumerate(runs(0))
+    ]
+    ended = [Failure(params=at, reason="too dear", cost=60.0)] * 8
+    z = SPACE.encode_all([at])
+    plain = ResponseSurface.of(SPACE, noisy).cost.log10(z)[0]
+    assert ResponseSurface.of(SPACE, noisy, failures=ended).cost.log10(z)[0] > plain + 0.01
+    soon = [failure.model_copy(update={"cost": 1.0}) for failure in ended]
+    unknown = [failure.model_copy(update={"cost": None}) for failure in ended]
+    for failures in (soon, unknown):
+        assert ResponseSurface.of(SPACE, noisy, failures=failures).cost.log10(z)[0] == plain
+
+
+@pytest.mark.parametrize("terrible", [10.0, 1e6, 1e300])
+@pytest.mark.parametrize("first", [0, 40, 88])
+def test_runs_that_diverged_do_not_bend_the_law(terrible: float, first: int) -> None:
+    """Even if they are the cheapest ones, which nothing cheaper says that they are bad."""
+    known = sorted(runs(0), key=lambda run: run.cost)
+    z = SPACE.encode_all([{"size": 30.0, "steps": 30.0, "rate": 30.0**-0.5}])
+    low, middle, high = ResponseSurface.of(SPACE, known).quantiles(z, (0.05, 0.5, 0.95))[0]
+    for i in (first, first + 1):
+        known[i] = known[i].model_copy(update={"output": terrible * (1 + 0.1 * i)})
+    found = ResponseSurface.of(SPACE, known).quantiles(z, (0.05, 0.5, 0.95))[0]
+    assert found[1] == pytest.approx(middle, abs=0.05)
+    assert found[2] - found[0] < 2 * (high - low)
+
+
 def test_chart_and_points_are_inverse() -> None:
     surface = ResponseSurface.of(SPACE, runs(0))
     Z = surface.Z[:10]
@@ -126,10 +157,10 @@ def test_outputs_may_be_negative() -> None:
 def test_the_gradient_is_that_of_the_evidence() -> None:
     surface = ResponseSurface.of(SPACE, runs(3, n=40))
     d, rng = int(surface.varies.sum()), np.random.default_rng(0)
-    law = 1 - np.linspace(0.0, 1.0, 40)
+    law, chosen = 1 - np.linspace(0.0, 1.0, 40), np.arange(40)
     v = np.concatenate([rng.normal(-1.0, 0.5, d), [-1.0, -1.0, 0.3, -2.0], rng.normal(0.1, 0.1, d)])
-    slopes = approx_fprime(v, lambda v: surface.misfit(v, law)[0], 1e-6)
-    assert surface.misfit(v, law)[1] == pytest.approx(slopes, rel=1e-4, abs=1e-4)
+    slopes = approx_fprime(v, lambda v: surface.misfit(v, law, chosen)[0], 1e-6)
+    assert surface.misfit(v, law, chosen)[1] == pytest.approx(slopes, rel=1e-4, abs=1e-4)
 
 
 def test_a_surface_like_another_has_its_noise_whatever_its_own_losses_span() -> None:

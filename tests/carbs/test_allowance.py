@@ -232,14 +232,27 @@ def test_a_handful_of_runs_is_too_few_for_a_bet(monkeypatch: pytest.MonkeyPatch)
         bets(20, seed=0)
 
 
-def test_runs_that_no_plan_is_made_of_are_no_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_runs_that_no_plan_is_made_of_are_no_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import carbs.analysis.planning.choice as choice
+
+    def refuses(*_: Any) -> None:
+        raise np.linalg.LinAlgError("not positive definite")
+
+    monkeypatch.setattr(choice, "recommended", refuses)
+    optimizer, _ = bets(20, seed=0)
+    assert "no plan is made of these runs" in caplog.text
+    assert len(optimizer.observations) == 19
+
+
+def test_a_bet_is_made_of_the_largest_losses() -> None:
     """Losses whose square is no number."""
     optimizer = CARBS(PARAMS, max_cost=MAX_COST, n_trials=20, seed=0)
     rng = np.random.default_rng(0)
     for _ in range(20):
         output, cost = 1e300 * (1 + rng.random()), 50.0 * rng.random()
         optimizer.observe(optimizer.suggest(), output=output, cost=cost)
-    assert "no plan is made of these runs" in caplog.text
     assert len(optimizer.observations) == 20
 
 

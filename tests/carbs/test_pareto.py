@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from carbs import CARBS, LinearSpace, Param
-from carbs.pareto import hypervolume, pareto_front
+from carbs.pareto import hypervolume, most_telling, pareto_front
 
 # Few distinct coordinates: ties and duplicates are the rule.
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
@@ -30,6 +30,19 @@ def test_the_front_is_what_nothing_else_beats(pairs: list[tuple[int, int]]) -> N
     assert [pairs[i] for i in front] == sorted(unbeaten)
     # Of equal points the first.
     assert all(pairs.index(pairs[i]) == i for i in front)
+
+
+@given(points, st.integers(2, 12))
+def test_of_many_runs_the_front_and_some_of_all_others_tell_most(
+    pairs: list[tuple[int, int]], n_most: int
+) -> None:
+    costs, outputs = arrays(pairs)
+    chosen = most_telling(costs, outputs, n_most).tolist()
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(len(pairs), n_most)
+    front = set(pareto_front(costs, outputs).tolist())
+    if len(front) <= n_most // 2 and len(set(costs)) == len(costs):
+        assert front <= set(chosen)
 
 
 def test_the_front_of_nothing_is_empty() -> None:
