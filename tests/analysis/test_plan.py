@@ -793,7 +793,7 @@ def test_what_is_best_on_its_bound_is_not_believed_to_leave_it() -> None:
     runs = datasets.load("small_lm_sweep").iloc[:-1]
     curves = {curve.name: curve for curve in hyperparameter_curves(runs, space=space)}
     depth, low, high = curves["depth"].exponent or (math.nan,) * 3
-    assert depth == low == 0 < high
+    assert -0.05 < low <= depth == 0 < high
     assert curves["tokens"].exponent is not None and curves["tokens"].exponent[0] > 0.4
 
 
