@@ -345,7 +345,7 @@ class CARBS(metaclass=Explaining):
         max_cost: of one run; a suggestion above it is avoided. None for no limit.
         n_trials, budget: how many runs there will be, and what all of them together may cost, as
             far as that is known: the search uses up what there is. It goes on beyond them if asked.
-            The last of the runs is what a plan for ``max_cost`` would be, if they pay for that.
+            The last that may cost ``max_cost`` is what a plan for it would be.
         earlier: other sweeps to learn from, over this space or another (see :mod:`carbs.earlier`).
         seed: same records and seed, same suggestion.
 
