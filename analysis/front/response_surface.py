@@ -68,10 +68,10 @@ _EXPONENTS = (
     0.6,
     0.75,
 )
-# For every decade beyond the sweep's best run, intervals are wider by this share where eight
-# dimensions or more are free, and not at all where six are: what is planned is partly the law's own
-# mistake, in each of them.
-_DOUBT, _FEW, _MANY = 0.65, 6, 8
+# For every decade beyond the sweep's best run, intervals are wider by the first share where at most
+# so many dimensions are free, and by the other where so many are or more: what is planned is partly
+# the law's own mistake, in each of them.
+_DOUBTS, _DIMENSIONS = (0.3, 0.65), (6, 8)
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
 _LN10 = math.log(10)
@@ -472,7 +472,7 @@ class ResponseSurface:
         """
         means, deviations, weights = self.predict(Z)
         beyond = np.maximum(self.cost.scale(Z)[0] - self.c[self.losses.argmin()], 0.0)
-        doubt = _DOUBT * float(np.clip((self.varies.sum() - _FEW) / (_MANY - _FEW), 0, 1))
+        doubt = np.interp(self.varies.sum(), _DIMENSIONS, _DOUBTS)
         middle, widening = weights @ means, 1 + doubt * beyond
         means = middle + widening * (means - middle)
         deviations = np.sqrt((widening * deviations) ** 2 + self.noise**2)
