@@ -58,15 +58,13 @@ class Allowance:
         """Whether the last fifth of a known number of trials has begun."""
         return self.n_trials is not None and n_started >= (1 - _LAST_SHARE) * self.n_trials
 
-    def is_last_at(
-        self, max_cost: float | None, n_started: int, spent: float, next_cost: float
-    ) -> bool:
+    def is_last_at(self, max_cost: float, n_started: int, spent: float, next_cost: float) -> bool:
         """Whether the next run is the last one that may cost ``max_cost``.
 
         It is the last trial, or what a run of ``next_cost`` leaves of the budget pays for no such
         run any more.
         """
-        if max_cost is None or self.most(max_cost, spent) != max_cost:
+        if self.most(max_cost, spent) != max_cost:
             return False
         left = math.inf if self.budget is None else self.budget - spent
         return n_started + 1 == self.n_trials or max_cost <= left < max_cost + next_cost

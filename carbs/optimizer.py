@@ -142,8 +142,12 @@ def propose(
                 _BOLDNESS if is_bold else 1.0,
                 rng,
             )
-            next_cost = float(np.exp(surrogate.log_cost(z[None])[0][0]))
-            if allowance.is_last_at(max_cost, n_known, used, next_cost) and not earlier:
+            cost = float(np.exp(surrogate.log_cost(z[None])[0][0]))
+            if (
+                max_cost is not None
+                and not earlier
+                and allowance.is_last_at(max_cost, n_known, used, cost)
+            ):
                 tried_Z = np.concatenate([known_Z, failed_Z])
                 z = _planned(space, observations, failures, surrogate, max_cost, tried_Z, z)
         known_Z = np.concatenate([known_Z, z[None, :]])
@@ -234,7 +238,7 @@ def _planned(
     observations: Sequence[Observation],
     failures: Sequence[Failure],
     surrogate: Surrogate,
-    max_cost: float | None,
+    max_cost: float,
     tried_Z: FloatArray,
     sought: FloatArray,
 ) -> FloatArray:
@@ -245,7 +249,7 @@ def _planned(
     # Of the layer above, and the search's only use of it.
     from carbs.analysis.planning.choice import recommended
 
-    if max_cost is None or len({o.cost for o in observations}) < _N_FOR_A_PLAN:
+    if len({o.cost for o in observations}) < _N_FOR_A_PLAN:
         return sought
     cost = max_cost * math.exp(-surrogate.cost_noise())
     try:

@@ -171,37 +171,23 @@ class CostModel:
             ended: points of runs that ended too early, ``(m, d)``, and what they had cost by then,
                 ``(m,)``: they would have cost more.
         """
-        model = cls._fit(space, Z, costs, np.zeros(len(Z)), exponents, known)
+
+        def fitted(Z: FloatArray, costs: FloatArray, extra: FloatArray) -> CostModel:
+            if len(Z) > _N_FITTED:
+                kept = np.linspace(0, len(Z) - 1, _N_FITTED).round().astype(np.intp)
+                kept = np.sort(np.argsort(costs, kind="stable")[kept])
+                Z, costs, extra = Z[kept], costs[kept], extra[kept]
+            return _Fit(space, Z, costs, extra, exponents, known).best()
+
+        model = fitted(Z, costs, np.zeros(len(Z)))
         told = None if ended is None else model._censored(*ended)
         if told is None or not len(told.Z):
             return model
-        Z, costs = np.concatenate([Z, told.Z]), np.concatenate([costs, told.costs])
-        extra = np.concatenate([np.zeros(len(Z) - len(told.Z)), told.variances])
-        return cls._fit(space, Z, costs, extra, exponents, known)
-
-    @classmethod
-    def _fit(
-        cls,
-        space: SearchSpace,
-        Z: FloatArray,
-        costs: FloatArray,
-        extra: FloatArray,
-        exponents: Mapping[Role, float],
-        known: Known | None,
-    ) -> CostModel:
-        if len(Z) > _N_FITTED:
-            kept = np.linspace(0, len(Z) - 1, _N_FITTED).round().astype(np.intp)
-            kept = np.sort(np.argsort(costs, kind="stable")[kept])
-            Z, costs, extra = Z[kept], costs[kept], extra[kept]
-        fit = _Fit(space, Z, costs, extra, exponents, known)
-        best = fit.best_overhead(None, _OVERHEADS)
-        if fit.sizes.any():
-            starts = [Waste(at, _WASTE[1]) for at in _STARTS]
-            tried = [fit.with_both(o, start) for o in sorted({0.0, best.share}) for start in starts]
-            found = max(tried, key=_evidence)
-            if found.evidence > best.evidence:
-                best = fit.best_overhead(found.model.waste, _OVERHEADS[::2])
-        return best.model
+        return fitted(
+            np.concatenate([Z, told.Z]),
+            np.concatenate([costs, told.costs]),
+            np.concatenate([np.zeros(len(Z)), told.variances]),
+        )
 
     def _censored(self, Z: FloatArray, least: FloatArray) -> _Told:
         """Measurements that say what it says that costs were more than the least, ``(m,)``.
@@ -209,12 +195,10 @@ class CostModel:
         Laplace's approximation of a probit likelihood (Rasmussen and Williams, sec. 3.4) around
         what is believed. One that is far from likely ended for another reason.
         """
-        mean, std = self.scale(Z)
-        share = 1 / (1 + self.overhead * 10.0 ** np.clip(-mean, -300, 300))
-        noise = max(self.deviations[-1], _LEAST_NOISE)
-        y, c = np.log10(self.cost_of(mean)), np.log10(np.maximum(least, 1e-300))
+        y, std, noise = self._log_costs(Z)
+        c = np.log10(np.maximum(least, 1e-300))
         score = (y - c) / noise
-        says = (score < _FAR) & (y - c > -_FAR * np.hypot(share * std, noise))
+        says = (score < _FAR) & (y - c > -_FAR * np.hypot(std, noise))
         Z, y, score = Z[says], y[says], score[says]
         slope = np.exp(-0.5 * score**2 - log_ndtr(score)) / math.sqrt(2 * math.pi)
         bend = slope * (score + slope)
@@ -259,11 +243,16 @@ class CostModel:
 
     def quantiles(self, Z: FloatArray, levels: Sequence[float]) -> FloatArray:
         """Of a new measurement's cost, ``(n, n_levels)``."""
+        middle, std, noise = self._log_costs(Z)
+        std = np.hypot(std, noise)
+        return np.asarray(10.0 ** np.minimum(middle[:, None] + np.outer(std, ndtri(levels)), 300.0))
+
+    def _log_costs(self, Z: FloatArray) -> tuple[FloatArray, FloatArray, float]:
+        """Of costs: medians and deviations, ``(n,)`` each, noise excluded; and a measurement's."""
         mean, std = self.scale(Z)
         share = 1 / (1 + self.overhead * 10.0 ** np.clip(-mean, -300, 300))
-        std = np.hypot(share * std, max(self.deviations[-1], _LEAST_NOISE))
-        middle = np.log10(self.cost_of(mean))
-        return np.asarray(10.0 ** np.minimum(middle[:, None] + np.outer(std, ndtri(levels)), 300.0))
+        noise = max(float(self.deviations[-1]), _LEAST_NOISE)
+        return np.log10(self.cost_of(mean)), share * std, noise
 
 
 class _Told(NamedTuple):
@@ -327,6 +316,17 @@ class _Fit:
         self._spreads = np.array(spreads)
         self._theta = np.maximum(self._prior, math.log(_FIRST))
         self._n = self._U @ self.sizes
+
+    def best(self) -> CostModel:
+        """With a waste where that is likelier."""
+        best = self.best_overhead(None, _OVERHEADS)
+        if self.sizes.any():
+            starts = [Waste(at, _WASTE[1]) for at in _STARTS]
+            shares = sorted({0.0, best.share})
+            found = max((self.with_both(o, w) for o in shares for w in starts), key=_evidence)
+            if found.evidence > best.evidence:
+                best = self.best_overhead(found.model.waste, _OVERHEADS[::2])
+        return best.model
 
     def best_overhead(self, waste: Waste | None, shares: Sequence[float]) -> _Found:
         """Of a grid, then of finer ones around the best."""

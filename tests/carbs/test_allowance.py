@@ -219,7 +219,6 @@ def test_what_the_last_run_at_the_cap_is() -> None:
     assert not both.is_last_at(30.0, 5, 110.0, 10.0)  # all is spent
     assert trials.is_last_at(30.0, 19, 1e9, 10.0)
     assert not trials.is_last_at(30.0, 18, 1e9, 10.0)
-    assert not Allowance(20).is_last_at(None, 19, 0.0, 10.0)
     assert not Allowance().is_last_at(30.0, 19, 0.0, 10.0)
 
 
