@@ -88,7 +88,7 @@ _STEEPEST = 2.0
 # How far above the best run a loss counts, in distances of the median from it.
 _HOPELESS = 10.0
 # Of more runs, the hyperparameters are fitted to as many: a step of that takes their cube.
-_N_CLIMBED = 256
+_N_CLIMBED = 512
 
 
 @dataclass(frozen=True)
