@@ -99,6 +99,7 @@ class _ToUnit(InputTransform, Module):  # type: ignore[misc]
     The points that the process has seen are given as unit points already.
     """
 
+    _axes: Tensor
     _middle: Tensor
     _width: Tensor
 
@@ -108,11 +109,14 @@ class _ToUnit(InputTransform, Module):  # type: ignore[misc]
         self.transform_on_eval = True
         self.transform_on_fantasize = True
         self._n_sweeps = len(kernel.distrust)
+        self.register_buffer("_axes", _tensor(kernel.axes))
         self.register_buffer("_middle", _tensor(kernel.middle))
         self.register_buffer("_width", _tensor(kernel.width))
 
     def transform(self, X: Tensor) -> Tensor:
-        return torch.nn.functional.pad((X - self._middle) / self._width, (0, self._n_sweeps))
+        return torch.nn.functional.pad(
+            (X @ self._axes - self._middle) / self._width, (0, self._n_sweeps)
+        )
 
 
 def _tensor(x: FloatArray) -> Tensor:

@@ -6,7 +6,7 @@ Z        basic points, shape ``(n, d)``
 Y        standardised targets, shape ``(n, m)``: m functions with the same covariance
 K        prior covariance plus noise, ``(n, n)``; ``L`` its Cholesky factor
 k(z, z') = a Matern-5/2 (lengthscale a dimension) + t (sum_i w_i z_i z'_i + 1)
-         + b sum_i w_i z_i^2 z'_i^2, after z is scaled to a unit box
+         + b sum_i w_i z_i^2 z'_i^2, after z is turned to its axes and scaled to a unit box
 w        share of a dimension in its parameter: 1, or 1/n of the n shares of a mixture
 s        earlier sweeps; where there are any, a row of Z ends with s more coordinates, of which the
          one of the run's own sweep is 1 and the others are 0; all are 0 in the new sweep
@@ -72,7 +72,8 @@ class Kernel:
         curvature: b, variance of a parameter's curvature.
         shares: w, of both in each dimension, shape ``(d,)``.
         noise: variance of one measurement around the function.
-        middle, width: a basic point is scaled to ``(z - middle) / width``, both ``(d,)``.
+        axes: along which points are compared, the columns of ``(d, d)``.
+        middle, width: a basic point is scaled to ``(z axes - middle) / width``, both ``(d,)``.
         distrust: theta, for each earlier sweep, shape ``(s,)``.
     """
 
@@ -82,6 +83,7 @@ class Kernel:
     curvature: float
     shares: FloatArray
     noise: float
+    axes: FloatArray
     middle: FloatArray
     width: FloatArray
     distrust: FloatArray
@@ -93,6 +95,7 @@ class Kernel:
         n_sweeps: int = 0,
         shares: FloatArray | None = None,
         curvature: float = 0.0,
+        axes: FloatArray | None = None,
     ) -> Kernel:
         """What the priors expect, scaled to the points ``(n, d + s)``.
 
@@ -101,8 +104,10 @@ class Kernel:
             n_sweeps: s.
             shares: of each dimension in its parameter, ``(d,)``; one by default.
             curvature: b.
+            axes: of the kernel; those of the basic space by default.
         """
-        Z = Z[:, : Z.shape[1] - n_sweeps]
+        axes = np.eye(Z.shape[1] - n_sweeps) if axes is None else axes
+        Z = Z[:, : len(axes)] @ axes
         lowest, highest = Z.min(axis=0), Z.max(axis=0)
         # At least one unit: a dimension that has hardly varied must not look wild.
         width = np.maximum(highest - lowest, 1.0)
@@ -110,11 +115,13 @@ class Kernel:
         distrust = np.full(n_sweeps, math.exp(_DISTRUST_PRIOR[0]))
         shares = np.ones(Z.shape[1]) if shares is None else shares
         middle = (lowest + highest) / 2
-        return cls(lengthscales, 0.7, _TREND, curvature, shares, 1e-2, middle, width, distrust)
+        return cls(
+            lengthscales, 0.7, _TREND, curvature, shares, 1e-2, axes, middle, width, distrust
+        )
 
     def refitted_to(self, Z: FloatArray) -> Kernel:
         """The same function of the distance, in the unit box of other points ``(n, d + s)``."""
-        box = Kernel.likely(Z, len(self.distrust))
+        box = Kernel.likely(Z, len(self.distrust), axes=self.axes)
         lengthscales = np.clip(self.lengthscales * self.width / box.width, *_LENGTHSCALES)
         return replace(self, lengthscales=lengthscales, middle=box.middle, width=box.width)
 
@@ -125,7 +132,7 @@ class Kernel:
         """
         d = len(self.middle)
         X = np.zeros((len(Z), d + len(self.distrust)))
-        X[:, :d] = (Z[:, :d] - self.middle) / self.width
+        X[:, :d] = (Z[:, :d] @ self.axes - self.middle) / self.width
         if Z.shape[1] > d:
             X[:, d:] = Z[:, d:]
         return X
@@ -244,6 +251,7 @@ def fit_kernel(
     fixed_noise: float | None = None,
     shares: FloatArray | None = None,
     curvature: float = 0.0,
+    axes: FloatArray | None = None,
     start: Kernel | None = None,
 ) -> Kernel:
     """The kernel's parameters at their posterior mode.
@@ -253,13 +261,15 @@ def fit_kernel(
         noise_prior: mean and deviation of the logarithm of the noise variance.
         fixed_noise: the noise variance where it is known; otherwise it is fitted.
         shares: of each dimension in its parameter, ``(d,)``; one by default.
-        curvature: b, of the kernel.
+        curvature, axes: b and axes of the kernel.
         start: where the climb begins, best a fit to part of the data.
     """
     from scipy.optimize import minimize  # slow to import, and a look at a study fits nothing
 
-    likely = Kernel.likely(data.Z, data.n_sweeps, shares, curvature)
-    kernel = likely if start is None else start.refitted_to(data.Z)
+    likely = Kernel.likely(data.Z, data.n_sweeps, shares, curvature, axes)
+    kernel = likely
+    if start is not None:
+        kernel = replace(start, axes=likely.axes).refitted_to(data.Z)
     if fixed_noise is not None:
         kernel = replace(kernel, noise=fixed_noise)
     objective = KernelPosterior(data, kernel, None if fixed_noise is not None else noise_prior)

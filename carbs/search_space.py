@@ -47,10 +47,11 @@ class Param(BaseModel):
         when: the parameter exists only when each :class:`ChoiceSpace` parameter named here is
             active and has the value given, or one of those given:
             ``{"optimizer": ["sgd", "nesterov"]}``. By default it always exists.
-        role: what it is in the training of a language model, for plans: the model's
+        role: what it is in the training of a language model, which is known to scale: the model's
             ``parameters``, its ``width`` or ``depth``, the ``tokens``, the ``learning_rate``, the
-            ``batch_size``, or ``none``. By default guessed from its name. The search takes no
-            notice.
+            ``batch_size``, or ``none``. By default guessed from its name. The search compares
+            learning rates beside the best one for the model's size; plans know how all of them
+            grow.
 
     Raises:
         ValueError: the centre does not lie in the space.

@@ -45,6 +45,7 @@ from carbs.gaussian_process import (
 )
 from carbs.pareto import most_telling
 from carbs.records import Failure, Observation
+from carbs.roles import comparable
 from carbs.search_space import SearchSpace
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
@@ -266,6 +267,7 @@ class _Measured:
     Attributes:
         deviations: of losses that are forecasts; zero where measured, shape ``(n,)``.
         shares: of each dimension in its parameter, shape ``(d,)``.
+        axes: along which losses and successes compare, shape ``(d, d)``.
         n_sweeps: s.
     """
 
@@ -274,6 +276,7 @@ class _Measured:
     deviations: FloatArray
     log_costs: FloatArray
     shares: FloatArray
+    axes: FloatArray
     n_sweeps: int = 0
 
     def only(self, indices: NDArray[np.intp] | slice) -> _Measured:
@@ -307,6 +310,7 @@ def fit_surrogate(
         np.array([observation.output_deviation for observation in observations]),
         np.log([observation.cost for observation in observations]),
         space.shares,
+        comparable(space),
     )
     first = new.only(slice(n_fitted(len(new.Z))))
     told = new.only(most_telling(new.log_costs, new.losses, _N_TELLING))
@@ -314,7 +318,7 @@ def fit_surrogate(
     failed = [failed_Z[: n_fitted(len(failed_Z))]], [failed_Z[_evenly(len(failed_Z), _N_TELLING)]]
     n_succeeded, n_failed = len(new.Z), len(failed_Z)
     if earlier:
-        pasts = [_past(runs, space.shares, _N_EARLIER // len(earlier)) for runs in earlier]
+        pasts = [_past(runs, new, _N_EARLIER // len(earlier)) for runs in earlier]
         first, told = _together(first, pasts), _together(told, pasts)
         for runs in earlier:
             some = runs.failed_points[_evenly(len(runs.failed_points), _N_EARLIER)]
@@ -327,6 +331,8 @@ def fit_surrogate(
     # The rate of success, as if one more had succeeded and one more had failed.
     rate = (n_succeeded + 1) / (n_succeeded + n_failed + 2)
     failed_first, failed_told = (_of_sweeps(parts) for parts in failed)
+    axes = surrogate.output_process.kernel.axes
+    first, told = replace(first, axes=axes), replace(told, axes=axes)
     success = _fit_success(first, failed_first, told, failed_told, rate)
     return replace(surrogate, success=success)
 
@@ -334,7 +340,7 @@ def fit_surrogate(
 def _fit(first: _Measured, told: _Measured) -> Surrogate:
     """Kernels fitted to the first runs, processes conditioned on those told."""
     n_sweeps, shares = told.n_sweeps, told.shares
-    runs = _Runs(first.Z, first.losses, shares, first.deviations, n_sweeps)
+    runs = _Runs(first.Z, first.losses, shares, first.axes, first.deviations, n_sweeps)
     output_kernel, deviations = _output_kernel(runs)
     cost_kernel = _cost_kernel(_Runs(first.Z, first.log_costs, shares, n_sweeps=n_sweeps))
     Z, losses, log_costs = told.Z, told.losses, told.log_costs
@@ -359,9 +365,11 @@ def _fit(first: _Measured, told: _Measured) -> Surrogate:
     )
 
 
-def _past(runs: EarlierRuns, shares: FloatArray, n_most: int) -> tuple[_Measured, Surrogate]:
+def _past(runs: EarlierRuns, new: _Measured, n_most: int) -> tuple[_Measured, Surrogate]:
     """An earlier sweep's most telling runs, and what is believed from them alone."""
-    measured = _Measured(runs.Z, runs.outputs, runs.deviations, runs.log_costs, shares)
+    measured = replace(
+        new, Z=runs.Z, losses=runs.outputs, deviations=runs.deviations, log_costs=runs.log_costs
+    )
     measured = measured.only(most_telling(runs.log_costs, runs.outputs, n_most))
     return measured, _fit(measured, measured)
 
@@ -370,12 +378,12 @@ def _together(new: _Measured, pasts: Sequence[tuple[_Measured, Surrogate]]) -> _
     """New runs, and as many earlier ones as there is room for, in the new one's units."""
     room = (_N_TELLING - len(new.Z)) // len(pasts)
     parts = [new, *(_in_units_of(new, old, past).only(slice(room)) for old, past in pasts)]
-    return _Measured(
-        _of_sweeps([part.Z for part in parts]),
-        np.concatenate([part.losses for part in parts]),
-        np.concatenate([part.deviations for part in parts]),
-        np.concatenate([part.log_costs for part in parts]),
-        new.shares,
+    return replace(
+        new,
+        Z=_of_sweeps([part.Z for part in parts]),
+        losses=np.concatenate([part.losses for part in parts]),
+        deviations=np.concatenate([part.deviations for part in parts]),
+        log_costs=np.concatenate([part.log_costs for part in parts]),
         n_sweeps=len(pasts),
     )
 
@@ -436,12 +444,14 @@ class _Runs:
         Z: FloatArray,
         y: FloatArray,
         shares: FloatArray,
+        axes: FloatArray | None = None,
         deviations: FloatArray | None = None,
         n_sweeps: int = 0,
     ) -> None:
         self.Z, self.y, self.shares, self.n_sweeps = Z, y, shares, n_sweeps
+        self.axes = np.eye(len(shares)) if axes is None else axes
         self.deviations = np.zeros(len(y)) if deviations is None else deviations
-        arrays = (Z, y, shares, self.deviations)
+        arrays = (Z, y, shares, self.axes, self.deviations)
         self._key = (Z.shape, n_sweeps, *(array.tobytes() for array in arrays))
 
     def __eq__(self, other: object) -> bool:
@@ -458,7 +468,8 @@ class _Runs:
         n = n_fitted(len(self) // 2)
         if n < 8:
             return None
-        return _Runs(self.Z[:n], self.y[:n], self.shares, self.deviations[:n], self.n_sweeps)
+        measured = self.Z[:n], self.y[:n], self.shares, self.axes, self.deviations[:n]
+        return _Runs(*measured, self.n_sweeps)
 
 
 @functools.lru_cache(maxsize=256)
@@ -471,10 +482,17 @@ def _output_kernel(runs: _Runs) -> tuple[Kernel, FloatArray]:
     if earlier is not None:
         start, _ = _output_kernel(earlier)
     else:
-        start = fit_kernel(data.only(len(warps) // 2), shares=runs.shares, curvature=_CURVATURE)
+        guess = data.only(len(warps) // 2)
+        start = fit_kernel(guess, shares=runs.shares, curvature=_CURVATURE, axes=runs.axes)
     evidence = _log_evidence(GaussianProcess(start.refitted_to(runs.Z), data), warps, losses)
     best = data.only(int(np.argmax(evidence)))
-    kernel = fit_kernel(best, shares=runs.shares, curvature=_CURVATURE, start=start)
+    plain = np.eye(len(runs.shares))
+    fits = [
+        fit_kernel(best, shares=runs.shares, curvature=_CURVATURE, axes=axes, start=start)
+        for axes in ([plain] if np.array_equal(runs.axes, plain) else [runs.axes, plain])
+    ]
+    # What is known of learning rates yields to runs that are likelier without it.
+    kernel = max(fits, key=lambda one: GaussianProcess(one, best).log_marginal_likelihood()[0])
     return kernel, lengthscale_deviations(best, kernel)
 
 
@@ -490,7 +508,7 @@ def _cost_kernel(runs: _Runs) -> Kernel:
 @functools.lru_cache(maxsize=256)
 def _success_kernel(runs: _Runs, noise: float) -> Kernel:
     data = Data.pooled(runs.Z, runs.y[:, None], n_sweeps=runs.n_sweeps)
-    return fit_kernel(data, fixed_noise=noise, shares=runs.shares)
+    return fit_kernel(data, fixed_noise=noise, shares=runs.shares, axes=runs.axes)
 
 
 def _cost_scale(log_costs: FloatArray) -> Standardisation:
@@ -558,7 +576,8 @@ def _fit_success(
     mean = math.log(rate / (1 - rate)) / score
     noise = (var_seen + var_unseen) / score**2
     points, labels = _labelled(first.Z, failed_first)
-    kernel = _success_kernel(_Runs(points, labels, told.shares, n_sweeps=told.n_sweeps), noise)
+    runs = _Runs(points, labels, told.shares, told.axes, n_sweeps=told.n_sweeps)
+    kernel = _success_kernel(runs, noise)
     points, labels = _labelled(told.Z, failed_told)
     data = Data.pooled(points, (labels - mean)[:, None], n_sweeps=told.n_sweeps)
     return SuccessModel(GaussianProcess(kernel, data), mean, score)

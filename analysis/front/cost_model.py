@@ -48,7 +48,7 @@ from scipy.linalg import cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotrf, dpotri
 from scipy.special import expit, log_ndtr, ndtri
 
-from carbs.analysis.front.roles import COST_EXPONENTS, SIZE_EXPONENTS, TOKEN_EXPONENTS, role_of
+from carbs.roles import COST_EXPONENTS, SIZE_EXPONENTS, TOKEN_EXPONENTS, role_of
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, LogSpace
 from carbs.threads import on_one_thread
@@ -172,24 +172,15 @@ class CostModel:
                 ``(m,)``: they would have cost more.
         """
 
-        def fitted(Z: FloatArray, costs: FloatArray, extra: FloatArray) -> CostModel:
-            if len(Z) > _N_FITTED:
-                kept = np.linspace(0, len(Z) - 1, _N_FITTED).round().astype(np.intp)
-                kept = np.sort(np.argsort(costs, kind="stable")[kept])
-                Z, costs, extra = Z[kept], costs[kept], extra[kept]
-            return _Fit(space, Z, costs, extra, exponents, known).best()
-
-        model = fitted(Z, costs, np.zeros(len(Z)))
+        runs = _Runs(Z, costs, np.zeros(len(Z)))
+        model = _Fit(space, runs, exponents, known).best()
         told = None if ended is None else model._censored(*ended)
         if told is None or not len(told.Z):
             return model
-        return fitted(
-            np.concatenate([Z, told.Z]),
-            np.concatenate([costs, told.costs]),
-            np.concatenate([np.zeros(len(Z)), told.variances]),
-        )
+        both = _Runs(*(np.concatenate(parts) for parts in zip(runs, told, strict=True)))
+        return _Fit(space, both, exponents, known).near(model)
 
-    def _censored(self, Z: FloatArray, least: FloatArray) -> _Told:
+    def _censored(self, Z: FloatArray, least: FloatArray) -> _Runs:
         """Measurements that say what it says that costs were more than the least, ``(m,)``.
 
         Laplace's approximation of a probit likelihood (Rasmussen and Williams, sec. 3.4) around
@@ -203,7 +194,7 @@ class CostModel:
         slope = np.exp(-0.5 * score**2 - log_ndtr(score)) / math.sqrt(2 * math.pi)
         bend = slope * (score + slope)
         costs = 10.0 ** (y + noise / (score + slope))
-        return _Told(Z, costs, noise**2 * (1 / bend - 1))
+        return _Runs(Z, costs, noise**2 * (1 / bend - 1))
 
     def scale(self, Z: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and deviation of c, each ``(n,)``, noise excluded."""
@@ -255,7 +246,7 @@ class CostModel:
         return np.log10(self.cost_of(mean)), share * std, noise
 
 
-class _Told(NamedTuple):
+class _Runs(NamedTuple):
     """Points, costs, and the variances of their logarithms beyond a measurement's."""
 
     Z: FloatArray
@@ -282,13 +273,15 @@ class _Fit:
     def __init__(
         self,
         space: SearchSpace,
-        Z: FloatArray,
-        costs: FloatArray,
-        extra: FloatArray,
+        runs: _Runs,
         exponents: Mapping[Role, float],
         known: Known | None,
     ) -> None:
-        self._extra = extra
+        if len(runs.Z) > _N_FITTED:
+            kept = np.linspace(0, len(runs.Z) - 1, _N_FITTED).round().astype(np.intp)
+            kept = np.sort(np.argsort(runs.costs, kind="stable")[kept])
+            runs = _Runs(*(part[kept] for part in runs))
+        Z, costs, self._extra = runs
         self._y, self._middle, self._known = np.log10(costs), Z.mean(axis=0), known
         self.cheap = float(np.quantile(costs, _CHEAP))
         self._k = np.zeros(len(Z)) if known is None else known(Z)
@@ -327,6 +320,11 @@ class _Fit:
             if found.evidence > best.evidence:
                 best = self.best_overhead(found.model.waste, _OVERHEADS[::2])
         return best.model
+
+    def near(self, model: CostModel) -> CostModel:
+        """With the overhead of a fit to most of these runs, and a waste near its own."""
+        self._theta = np.log(model.deviations)
+        return self.with_both(model.overhead / self.cheap, model.waste).model
 
     def best_overhead(self, waste: Waste | None, shares: Sequence[float]) -> _Found:
         """Of a grid, then of finer ones around the best."""

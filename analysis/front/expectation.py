@@ -193,7 +193,9 @@ def backtest_sweep(
         dear = [o for o in measured if o.cost > share * largest]
         if len(cheap) < _N_FITTED or len(dear) < 2 or len({o.cost for o in cheap}) < 4:
             continue
-        surface = ResponseSurface.of(front.space, cheap, front.known_cost, like=front.surface)
+        surface = ResponseSurface.of(
+            front.space, cheap, front.known_cost, front.surface, axes=front.axes
+        )
         surrogate = fit_surrogate(front.space, cheap)
         Z = front.space.encode_all([o.params for o in dear])
         parts = [surface.quantiles(Z, _GRID), surrogate.output_quantiles(Z, _GRID)]

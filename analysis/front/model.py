@@ -104,6 +104,11 @@ class FrontModel:
         return self.surface.cost.known
 
     @property
+    def axes(self) -> FloatArray:
+        """Along which the sweep's configurations compare (:func:`carbs.roles.comparable`)."""
+        return self.surrogate.output_process.kernel.axes
+
+    @property
     def dearest(self) -> float:
         """Cost of the sweep's dearest run."""
         return max(observation.cost for observation in self.observations)
@@ -176,7 +181,8 @@ def fit_front(
     surrogate = fit_surrogate(space, losses, failures)
     if known_cost is None and space.cost is not None:
         known_cost = space.log10_cost
-    surface = ResponseSurface.of(space, losses, known_cost, failures=failures)
+    axes = surrogate.output_process.kernel.axes
+    surface = ResponseSurface.of(space, losses, known_cost, failures=failures, axes=axes)
     rng = np.random.default_rng(seed)
     ends = np.log10(np.quantile(costs, [0.1, 1.0]))
     levels = np.linspace(ends[0], ends[1], N_LEVELS)

@@ -4,7 +4,8 @@ Notation
 --------
 z        basic coordinates of a configuration, shape ``(d,)``
 c        its scale: log10 of what its cost exceeds a fixed overhead by
-s        ``z - m(c)``: where it lies beside a reference line m along the front, shape ``(d,)``
+s        where it lies beside a reference line m along the front, ``z - m(c)``, along axes on which
+         learning rates of any model size compare alike (:func:`carbs.roles.comparable`), ``(d,)``
 L        its loss, ``L = E + k 10^(-g c) + sum_i h_i (p_i + q_i c) s_i
          + sum_ij sqrt(h_i h_j) Q_ij s_i s_j + r(z) + noise``
 h_i(c)   ``10^(-f_i c)``: how the bowl around the optimum flattens with scale
@@ -42,6 +43,7 @@ from carbs.analysis.front.cost_model import CostModel, Known
 from carbs.analysis.laws.usual import COMPUTE_EXPONENT, IRREDUCIBLE_SHARE
 from carbs.pareto import most_telling, pareto_front
 from carbs.records import Failure, Observation
+from carbs.roles import comparable
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace
 
@@ -146,6 +148,7 @@ class ResponseSurface:
         known_cost: as for :meth:`CostModel.fit`.
         like: a surface whose hyperparameters it has; its own by default.
         ended: as for :meth:`CostModel.fit`.
+        axes: along which configurations compare, ``(d, d)``; those that are usual by default.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class ResponseSurface:
         known_cost: Known | None = None,
         like: ResponseSurface | None = None,
         ended: tuple[FloatArray, FloatArray] | None = None,
+        axes: FloatArray | None = None,
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
@@ -179,6 +183,8 @@ class ResponseSurface:
         relative = np.maximum(self.y - on_front, 0.0)
         self.extra = (_TAPER * relative**2) ** 2 + (deviations / self.unit) ** 2
         self.varies = (self.s.std(axis=0) > 1e-9) & (np.arange(Z.shape[1]) != self.chart.driver)
+        turned = np.outer(self.varies, self.varies) | np.eye(Z.shape[1], dtype=bool)
+        self.axes = np.where(turned, comparable(space) if axes is None else axes, 0.0)
         self.hyper: Hyperparameters
         self.hyper = self._climb() if like is None else like.hyper.scaled(like.unit / self.unit)
         self.forms = self._weigh()
@@ -191,6 +197,7 @@ class ResponseSurface:
         known_cost: Known | None = None,
         like: ResponseSurface | None = None,
         failures: Sequence[Failure] = (),
+        axes: FloatArray | None = None,
     ) -> ResponseSurface:
         """Fitted to observations whose outputs are to be minimised.
 
@@ -207,6 +214,7 @@ class ResponseSurface:
             known_cost,
             like,
             (space.encode_all([failure.params for failure in failures]), least),
+            axes,
         )
 
     # Features and priors
@@ -215,7 +223,7 @@ class ResponseSurface:
         """``(n, F)``: E, k, p, q, Q above the diagonal; scaled so that priors are unit."""
         x = c - self.chart.middle
         root = self._root(x)
-        t = (s * self.hyper.theta)[:, self.varies] * root
+        t = (s @ self.axes * self.hyper.theta)[:, self.varies] * root
         u = t * root
         law = self._decline(c, g)
         pairs = [t[:, i] * t[:, j] * (1 if i == j else _CROSS_UNIT) for i, j in self._pairs]
@@ -250,10 +258,9 @@ class ResponseSurface:
 
     def _rest(self, c: FloatArray, s: FloatArray, other_c: FloatArray, other_s: FloatArray):  # type: ignore[no-untyped-def]
         h = self.hyper
-        a = np.concatenate([(s * h.theta)[:, self.varies] / h.length, c[:, None]], axis=1)
-        b = np.concatenate(
-            [(other_s * h.theta)[:, self.varies] / h.length, other_c[:, None]], axis=1
-        )
+        near, other = ((x @ self.axes * h.theta)[:, self.varies] / h.length for x in (s, other_s))
+        a = np.concatenate([near, c[:, None]], axis=1)
+        b = np.concatenate([other, other_c[:, None]], axis=1)
         r = np.sqrt(5 * np.maximum(((a[:, None] - b[None]) ** 2).sum(axis=2), 0.0))
         return np.asarray(h.rest**2 * (1 + r + r * r / 3) * np.exp(-r))
 
@@ -307,7 +314,7 @@ class ResponseSurface:
         d = int(self.varies.sum())
         x = self.c[chosen] - self.chart.middle
         bowl, rest, length, noise = np.exp(v[d : d + 4])
-        t = self.s[chosen][:, self.varies] * np.exp(v[:d])
+        t = (self.s[chosen] @ self.axes)[:, self.varies] * np.exp(v[:d])
         root = 10.0 ** (-0.5 * v[d + 4 :] * x[:, None])
         p, q = t * root, t * root**2
         moves, across = 1 + 0.25 * np.outer(x, x), p @ p.T
@@ -526,9 +533,12 @@ class ResponseSurface:
             Q = np.broadcast_to(Q0[:, None], (n_draws, len(x), d, d))
         root = self._root(x)
         p, Q = p * root**2, Q * root[:, :, None] * root[:, None, :]
+        theta = self.hyper.theta[self.varies]
+        turn = self.axes[np.ix_(self.varies, self.varies)] * theta / theta[:, None]
+        p, Q = p @ turn.T, turn @ Q @ turn.T
         t = self._descend(np.asarray(c), p, Q, judge)
         s = np.zeros((*t.shape[:2], self.s.shape[1]))
-        s[:, :, self.varies] = t / self.hyper.theta[self.varies]
+        s[:, :, self.varies] = t / theta
         return s
 
     def _bowl(self, w: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from carbs.analysis.front.chart import near_front
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, fit_front, nearby
+from carbs.analysis.front.roles import growth_of
 from carbs.analysis.planning.limits import Limits
 from carbs.analysis.planning.reach import Reach
 from carbs.records import Failure, Observation
@@ -19,12 +20,16 @@ from carbs.search_space import AllowedPoints, SearchSpace
 from carbs.spaces import FloatArray
 
 # How a candidate came about.
-WAYS = ("the front's lines", "a run carried along them", "a run scaled up")
+_SCALED = "a run scaled up"
+WAYS = ("the front's lines", "a run carried along them", _SCALED)
 # Candidates further than this from the cost, in decades, than others are none.
 _SAME_COST = 0.02
 # So many of the best candidates are averaged, less those that are worse than the best by more than
 # this share of what is at stake.
 _N_AVERAGED, _ALIKE = 3, 0.1
+# Where it is known how sizes grow, a run scaled up that is worse by no more than this share of what
+# is at stake is preferred: so far beyond the sweep, the models cannot tell.
+_CANNOT_TELL = 0.2
 # A run that is less likely to succeed is moved, by one of these steps at a time, in basic units.
 LIKELY = 0.95
 _STEPS = (-1.6, -0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -86,13 +91,27 @@ def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatAr
     from what may fail, and from what is forbidden.
     """
     front, found = expectation.front, candidates(expectation, reach, cost)
-    best = found.order[:_N_AVERAGED]
+    best = _preferred(front, found)[:_N_AVERAGED]
     worse = found.losses[best] - found.losses[best[0]]
     is_alike = found.is_off[best] == found.is_off[best[0]]
     alike = best[is_alike & (worse <= _ALIKE * found.stakes[best[0]])]
     z = np.asarray(reach.at(reach.snap(found.Z[alike].mean(axis=0)[None]), cost)[0])
     z = _safer(expectation, reach, z, cost)
     return z if front.space.allows(front.space.decode(z)) else _allowed(expectation, reach, z, cost)
+
+
+def _preferred(front: FrontModel, found: Candidates) -> NDArray[np.intp]:
+    """Their places, the best first, or those of runs scaled up alone: N and D, alike.
+
+    So published studies have them grow, and a search that has not tried larger models knows little
+    of them.
+    """
+    first = found.order[0]
+    worst = found.losses[first] + _CANNOT_TELL * found.stakes[first]
+    is_alike = (found.is_off == found.is_off[first]) & (found.losses <= worst)
+    scaled = found.order[(is_alike & (found.ways == WAYS.index(_SCALED)))[found.order]]
+    is_known = bool(growth_of(front.space, front.surface.cost.mean_exponents()))
+    return scaled if is_known and len(scaled) else found.order
 
 
 def recommended(

@@ -23,7 +23,6 @@ from carbs.analysis.front.cost_model import CostModel
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
-from carbs.analysis.front.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.analysis.front.trials import run_metrics
 from carbs.analysis.laws.power import ComputeLaw, ExtrapolationWarning, UndeterminedLawWarning
 from carbs.analysis.laws.power_fits import fit_compute_law
@@ -44,6 +43,7 @@ from carbs.optimizer import CARBS
 from carbs.pareto import pareto_front
 from carbs.records import Direction, Observation
 from carbs.result import SearchResult
+from carbs.roles import SIZE_EXPONENTS, TOKEN_EXPONENTS
 from carbs.search_space import Role, SearchSpace
 from carbs.spaces import FloatArray, Params
 from carbs.study import flatten

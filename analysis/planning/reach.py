@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carbs.analysis.front.model import FrontModel
-from carbs.analysis.front.roles import COST_EXPONENTS, growth_of, role_of
+from carbs.analysis.front.roles import growth_of
 from carbs.analysis.laws.usual import GROWTH
 from carbs.analysis.planning.limits import Limits
+from carbs.roles import COST_EXPONENTS, role_of
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, LogSpace, MixtureSpace, NumericSpace
 
@@ -64,7 +65,10 @@ class Reach:
 
 
 def _direction(front: FrontModel) -> FloatArray:
-    """Alike for what has a known role, along the front for whatever else drives the cost."""
+    """Alike for what has a known role, along the front for whatever else drives the cost.
+
+    A learning rate stays where it is beside the best one for the size.
+    """
     space, cost = front.space, front.surface.cost
     exponents, slopes = cost.mean_exponents(), np.median(front.slopes, axis=0)
     known, found = growth_of(space, exponents), np.zeros(space.n_dims)
@@ -80,7 +84,7 @@ def _direction(front: FrontModel) -> FloatArray:
     if not found.any():
         driver = front.surface.chart.driver
         found[driver] = math.copysign(1.0, exponents[driver])
-    return found
+    return found - found @ (front.axes - np.eye(space.n_dims))
 
 
 def _fine(space: SearchSpace) -> NDArray[np.bool_]:

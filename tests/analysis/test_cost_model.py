@@ -9,7 +9,8 @@ import pytest
 
 from carbs import LogitSpace, LogSpace, Param, SearchSpace
 from carbs.analysis.front.cost_model import CostModel
-from carbs.analysis.front.roles import growth, growth_of, role_of
+from carbs.analysis.front.roles import growth, growth_of
+from carbs.roles import role_of
 from carbs.search_space import Role
 from carbs.spaces import FloatArray
 
@@ -199,6 +200,15 @@ def test_how_sizes_grow_is_known_where_both_kinds_are_searched() -> None:
     means, deviations = growth(sized("N", "x", "D"), np.ones(3))
     assert means.tolist() == [1.0, 0.0, 1.0]  # half a decade is a basic unit
     assert np.isfinite(deviations).tolist() == [True, False, True]
+
+
+def test_where_a_size_costs_less_all_grow_faster_with_the_cost() -> None:
+    """N and D grow alike: where N to the power of .5 is what costs, N^.5 D is C, N is C^(2/3)."""
+    usual = growth_of(sized("N", "D", "lr"), np.ones(3))
+    cheap = growth_of(sized("N", "D", "lr"), np.array([0.5, 1.0, 0.0]))
+    assert cheap["N"][0] == cheap["D"][0] == pytest.approx(2 / 3)
+    for name, (mean, deviation) in usual.items():
+        assert cheap[name] == pytest.approx((mean * 4 / 3, deviation * 4 / 3))
 
 
 def test_what_does_not_cost_what_its_name_says_has_no_role() -> None:

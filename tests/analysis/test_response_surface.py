@@ -147,6 +147,23 @@ def test_a_dearer_run_tells_more_of_the_large_one_than_a_cheap_one_and_none_tell
     assert 0 <= cheap < near < 1
 
 
+def test_the_best_learning_rate_is_found_for_each_size_of_the_model() -> None:
+    """By its role it is compared with the best one for the size; the optimum is where it was."""
+    named = [Param(name, LogSpace(), 1.0) for name in ("N", "D", "lr")]
+    names = {"size": "N", "steps": "D", "rate": "lr"}
+    surfaces = [ResponseSurface.of(SPACE, runs(1))]
+    renamed = [
+        run.model_copy(update={"params": {names[k]: v for k, v in run.params.items()}})
+        for run in runs(1)
+    ]
+    surfaces.append(ResponseSurface.of(SearchSpace(named), renamed))
+    assert np.abs(surfaces[1].axes - np.eye(3)).sum() == pytest.approx(0.5)
+    for surface in surfaces:
+        c = np.array([0.0, 1.0, 2.0])
+        Z = surface.chart.points(c, surface.best(c, None)[0])
+        assert Z[:, 2] + 0.5 * Z[:, 0] == pytest.approx([0.0, 0.0, 0.0], abs=0.15)
+
+
 def test_outputs_may_be_negative() -> None:
     known = [run.model_copy(update={"output": run.output - 5}) for run in runs(0)]
     moved, plain = ResponseSurface.of(SPACE, known), ResponseSurface.of(SPACE, runs(0))

@@ -193,7 +193,7 @@ def test_the_last_run_at_the_cap_that_a_budget_pays_for_is_a_bet(
     monkeypatch.setattr(choice, "recommended", noted)
     budget, spent, costs = 6e4, 0.0, []
     optimizer = CARBS(language_model_params(), max_cost=1e4, budget=budget, seed=0)
-    while budget - spent > 0.2e4:
+    while budget - spent > 0.02e4:
         suggestion = optimizer.suggest()
         costs.append(compute(suggestion.params))
         output = of_language_model(suggestion.params)

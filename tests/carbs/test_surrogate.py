@@ -8,6 +8,8 @@ import torch
 
 from carbs import Failure, LinearSpace, LogSpace, Observation, Param, SearchSpace
 from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
+from carbs.roles import comparable
+from carbs.search_space import Role
 from carbs.spaces import FloatArray
 from carbs.surrogate import Surrogate, fit_surrogate
 
@@ -35,6 +37,10 @@ def observations(Z: FloatArray, outputs: FloatArray, costs: FloatArray) -> list[
         Observation(params=SPACE.decode(z), output=float(output), cost=float(cost))
         for z, output, cost in zip(Z, outputs, costs, strict=True)
     ]
+
+
+def sized(*names: str) -> SearchSpace:
+    return SearchSpace([Param(name, LogSpace(scale=0.5), 1.0) for name in names])
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +210,62 @@ def test_strange_measurements_give_finite_predictions(
     ):
         assert np.all(np.isfinite(quantiles))
         assert np.all(np.diff(quantiles, axis=1) >= 0)
+
+
+def test_a_learning_rate_is_compared_beside_the_best_one_for_the_size() -> None:
+    """Sixteen times the parameters and a quarter of the rate: the same place on its axis."""
+    for names, of_size in ((("N", "D", "lr"), 16.0), (("width", "D", "lr"), 4.0)):
+        space = sized(*names)
+        small, large = (dict.fromkeys(names, 1.0) for _ in range(2))
+        large |= {names[0]: of_size, "lr": 0.25}
+        places = space.encode_all([small, large]) @ comparable(space)
+        assert places[0, 2] == pytest.approx(places[1, 2])
+        assert places[:, :2].tolist() == space.encode_all([small, large])[:, :2].tolist()
+    for names in (("N", "D", "x"), ("D", "lr")):
+        assert comparable(sized(*names)).tolist() == np.eye(len(names)).tolist()
+    none = SearchSpace([Param("N", LogSpace(), 1.0), Param("lr", LogSpace(), 1.0, role="none")])
+    assert comparable(none).tolist() == np.eye(2).tolist()
+
+
+@pytest.mark.parametrize("falls", [0.0, 0.5])
+def test_what_is_known_of_learning_rates_yields_to_the_runs(falls: float) -> None:
+    space, rng = sized("N", "D", "lr"), np.random.default_rng(0)
+    runs = []
+    for _ in range(30):
+        size, rate = 10 ** rng.uniform(0, 1.5), 10 ** rng.uniform(-1.5, 0.5)
+        loss = 1 + size**-0.3 + 0.3 * np.log10(rate * size**falls) ** 2
+        params = {"N": size, "D": 1.0, "lr": rate}
+        runs.append(Observation(params=params, output=loss, cost=size))
+    axes = fit_surrogate(space, runs).output_process.kernel.axes
+    assert axes[0, 2] == falls
+
+
+def test_small_models_tell_of_the_best_learning_rate_of_large_ones() -> None:
+    """Each size is tried at three rates about its best, and none at the largest's best."""
+
+    def fitted(role: Role | None) -> Surrogate:
+        space = SearchSpace(
+            [
+                Param("N", LogSpace(scale=0.5), 1.0),
+                Param("D", LogSpace(scale=0.5), 1.0),
+                Param("lr", LogSpace(scale=0.5), 1.0, role=role),
+            ]
+        )
+        runs = []
+        for size in 10 ** np.linspace(0, 1.5, 7):
+            for beside in (0.5, 1.0, 2.0):
+                rate = beside * size**-0.5
+                loss = 1 + size**-0.3 + 0.3 * np.log10(beside) ** 2
+                params = {"N": size, "D": 1.0, "lr": rate}
+                runs.append(Observation(params=params, output=loss, cost=size))
+        return fit_surrogate(space, runs)
+
+    large = [{"N": 300.0, "D": 1.0, "lr": rate} for rate in (300**-0.5, 1.0)]
+    space = sized("N", "D", "lr")
+    gains = []
+    for role in (None, "none"):
+        low, high = fitted(role).output_quantiles(space.encode_all(large), [0.5])[:, 0]
+        gains.append(high - low)
+    truth = 0.3 * np.log10(300**0.5) ** 2
+    assert abs(gains[0] - truth) < abs(gains[1] - truth)
+    assert gains[0] > 0.5 * truth

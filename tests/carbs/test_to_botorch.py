@@ -72,6 +72,22 @@ def test_means_and_deviations_are_ours(seed: int, n: int, kind: str) -> None:
         assert np.sqrt(variance) == pytest.approx(std, abs=2e-6, rel=1e-6)
 
 
+def test_it_compares_learning_rates_beside_the_best_ones_for_the_size() -> None:
+    space = SearchSpace([Param(name, LogSpace(), 1.0) for name in ("n_params", "lr")])
+    Z = space.snap(np.random.default_rng(0).normal(0, 1, (20, 2)))
+    told = [
+        Observation(
+            params=space.decode(z), output=2 + float(z[1] + 0.5 * z[0]) ** 2, cost=float(10 ** z[0])
+        )
+        for z in Z[:12]
+    ]
+    ours = fit_surrogate(space, told)
+    assert ours.output_process.kernel.axes[0, 1] == 0.5
+    mean, _ = ours.warped_output(Z)
+    theirs = ours.to_botorch().posterior(torch.tensor(Z)).mean[:, 0].numpy()
+    assert theirs == pytest.approx(mean, abs=1e-6, rel=1e-6)
+
+
 def test_points_are_known_together() -> None:
     """What is asked jointly agrees with what conditioning on one says of the other."""
     ours, Z = surrogate(0, 12, "plain"), points(0, 2)

@@ -192,7 +192,8 @@ def of_width(params: dict[str, Any]) -> tuple[float, float]:
 def width_and_rate(width: int) -> list[Param]:
     return [
         Param("width", LogSpace(is_integer=True), width),
-        Param("lr", LogSpace(scale=0.5), 1e-3),
+        # Whose best value does not move with the width.
+        Param("lr", LogSpace(scale=0.5), 1e-3, role="none"),
     ]
 
 
