@@ -66,6 +66,8 @@ _COST_NOISE_PRIOR = (-5.0, 1.5)
 _CURVATURE = 3.0
 # Pseudo-count of the class that was not seen, in the Dirichlet transform.
 _ALPHA = 0.01
+# What is known of learning rates yields where the runs are this much likelier without it (nats).
+_DOUBT = 2.0
 # How far a drawn kernel's lengthscales stray, in deviations of their posterior.
 _STRAYING = 0.5
 # Of a prediction: a little more, and its exponential is no number.
@@ -463,6 +465,11 @@ class _Runs:
     def __len__(self) -> int:
         return len(self.y)
 
+    def possible_axes(self) -> list[FloatArray]:
+        """Its own, and those of the basic space where they differ."""
+        plain = np.eye(len(self.shares))
+        return [self.axes] if np.array_equal(self.axes, plain) else [self.axes, plain]
+
     def earlier(self) -> _Runs | None:
         """The first half, whose fit is a good start; None where there is too little."""
         n = n_fitted(len(self) // 2)
@@ -486,13 +493,12 @@ def _output_kernel(runs: _Runs) -> tuple[Kernel, FloatArray]:
         start = fit_kernel(guess, shares=runs.shares, curvature=_CURVATURE, axes=runs.axes)
     evidence = _log_evidence(GaussianProcess(start.refitted_to(runs.Z), data), warps, losses)
     best = data.only(int(np.argmax(evidence)))
-    plain = np.eye(len(runs.shares))
     fits = [
         fit_kernel(best, shares=runs.shares, curvature=_CURVATURE, axes=axes, start=start)
-        for axes in ([plain] if np.array_equal(runs.axes, plain) else [runs.axes, plain])
+        for axes in runs.possible_axes()
     ]
-    # What is known of learning rates yields to runs that are likelier without it.
-    kernel = max(fits, key=lambda one: GaussianProcess(one, best).log_marginal_likelihood()[0])
+    likely = [float(GaussianProcess(fit, best).log_marginal_likelihood()[0]) for fit in fits]
+    kernel = fits[0] if likely[0] >= likely[-1] - _DOUBT else fits[-1]
     return kernel, lengthscale_deviations(best, kernel)
 
 
