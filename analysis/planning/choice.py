@@ -27,8 +27,8 @@ _SAME_COST = 0.02
 # So many of the best candidates are averaged, less those that are worse than the best by more than
 # this share of what is at stake.
 _N_AVERAGED, _ALIKE = 3, 0.1
-# Where it is known how sizes grow, a run scaled up that is worse by no more than this share of what
-# is at stake is preferred: so far beyond the sweep, the models cannot tell.
+# Where it is known how sizes grow, and that the learning rate falls with them, a run scaled up that
+# is worse by no more than this share of what is at stake is preferred: the models cannot tell.
 _CANNOT_TELL = 0.2
 # A run that is less likely to succeed is moved, by one of these steps at a time, in basic units.
 LIKELY = 0.95
@@ -103,14 +103,15 @@ def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatAr
 def _preferred(front: FrontModel, found: Candidates) -> NDArray[np.intp]:
     """Their places, the best first, or those of runs scaled up alone: N and D, alike.
 
-    So published studies have them grow, and a search that has not tried larger models knows little
-    of them.
+    So published studies have them grow; and where the learning rate is searched as well, which has
+    to fall with the size, a search that has not tried larger models thinks too little of them.
     """
     first = found.order[0]
     worst = found.losses[first] + _CANNOT_TELL * found.stakes[first]
     is_alike = (found.is_off == found.is_off[first]) & (found.losses <= worst)
     scaled = found.order[(is_alike & (found.ways == WAYS.index(_SCALED)))[found.order]]
     is_known = bool(growth_of(front.space, front.surface.cost.mean_exponents()))
+    is_known &= not np.array_equal(front.axes, np.eye(front.space.n_dims))
     return scaled if is_known and len(scaled) else found.order
 
 

@@ -28,12 +28,16 @@ from carbs import (
     SearchSpace,
 )
 from carbs.analysis import datasets
+from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve, hyperparameter_curves
 from carbs.analysis.front.model import FrontModel, as_front, fit_front
 from carbs.analysis.front.success import SuccessLaw
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ExtrapolationWarning
+from carbs.analysis.planning import choice
+from carbs.analysis.planning.limits import Limits
 from carbs.analysis.planning.plan import check, fit_front_law, plan
+from carbs.analysis.planning.reach import Reach
 from carbs.study import distributions, flatten
 
 SPACE = SearchSpace(
@@ -825,3 +829,31 @@ def test_model_and_tokens_grow_alike_unless_the_runs_say_otherwise(seed: int) ->
     assert off[1] > off[0] + 0.3
     believed = {one.name: one.beforehand for one in plan(drifting(seed, None), 100.0).decisions}
     assert believed == pytest.approx({"n_params": 0.5, "tokens": 0.5})
+
+
+@pytest.mark.parametrize("role", [None, "none"])
+def test_what_the_models_cannot_tell_apart_goes_to_a_run_scaled_up(
+    role: Literal["none"] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its learning rate, where that is known to fall as the model grows."""
+    rng = np.random.default_rng(0)
+    space = SearchSpace(
+        [
+            Param("N", LogSpace(scale=0.5), 1.0),
+            Param("D", LogSpace(scale=0.5), 1.0),
+            Param("lr", LogSpace(scale=0.5), 1.0, role=role),
+        ]
+    )
+    runs = []
+    for c in np.linspace(0.0, 2.0, 40):
+        n = 10 ** (c / 2 + 0.1 * rng.standard_normal())
+        d, rate = 10**c / n, n**-0.5 * 10 ** (0.1 * rng.standard_normal())
+        loss = 1 + n**-0.3 + d**-0.3 + 0.2 * math.log10(rate * n**0.5) ** 2
+        params = {"N": n, "D": d, "lr": rate}
+        runs.append(Observation(params=params, output=loss, cost=n * d))
+    front = fit_front(space, runs)
+    asked = Expectation.of(front, splits=()), Reach(front, Limits.of(space, {}, {})), 1e4
+    monkeypatch.setattr(choice, "_CANNOT_TELL", 1e3)  # whatever the models say
+    found = choice.candidates(*asked)
+    ways = {choice.WAYS[way] for way in found.ways[choice._preferred(front, found)]}
+    assert ways == ({"a run scaled up"} if role is None else set(choice.WAYS))
