@@ -2,7 +2,7 @@
 
 So some things are known before any run: how the cost grows with it, and that the best learning rate
 falls as the model grows. How its optimum moves with the cost is the analysis's business
-(:mod:`carbs.analysis.front.roles`).
+(:mod:`carbs.analysis.front.growth`).
 """
 
 from __future__ import annotations
@@ -51,15 +51,16 @@ def comparable(space: SearchSpace) -> FloatArray:
     They are those of the basic space, but that a learning rate is counted from the best one of a
     model of its size: what small models say of it then holds for large ones.
     """
+    logs = [
+        (space.slices[param.name].start, param.space.scale, role_of(param))
+        for param in space.params
+        if isinstance(param.space, LogSpace) and not param.when
+    ]
+    sizes = np.zeros(space.n_dims)  # decades of N for a basic unit
+    for i, scale, role in logs:
+        sizes[i] = SIZE_EXPONENTS.get(role, 0.0) * scale
     axes = np.eye(space.n_dims)
-    sizes = np.zeros(space.n_dims)
-    known = [param for param in space.params if role_of(param) != "none" and not param.when]
-    logs = [param for param in known if isinstance(param.space, LogSpace)]
-    for param in logs:
-        of_size = SIZE_EXPONENTS.get(role_of(param), 0.0)
-        sizes[space.slices[param.name].start] = of_size * param.space.scale  # type: ignore[union-attr]
-    for param in logs:
-        if role_of(param) == "learning_rate":
-            i = space.slices[param.name].start
-            axes[:, i] -= _RATE_BY_SIZE / param.space.scale * sizes  # type: ignore[union-attr]
+    for i, scale, role in logs:
+        if role == "learning_rate":
+            axes[:, i] -= _RATE_BY_SIZE / scale * sizes
     return axes

@@ -166,6 +166,11 @@ class Surrogate:
         return replace(self, output_process=drawn)
 
     @property
+    def axes(self) -> FloatArray:
+        """Along which losses compare, ``(d, d)`` (:func:`carbs.roles.comparable`)."""
+        return self.output_process.kernel.axes
+
+    @property
     def best_warp(self) -> int:
         return int(np.argmax(self.warp_weights))
 
@@ -333,8 +338,7 @@ def fit_surrogate(
     # The rate of success, as if one more had succeeded and one more had failed.
     rate = (n_succeeded + 1) / (n_succeeded + n_failed + 2)
     failed_first, failed_told = (_of_sweeps(parts) for parts in failed)
-    axes = surrogate.output_process.kernel.axes
-    first, told = replace(first, axes=axes), replace(told, axes=axes)
+    first, told = (replace(runs, axes=surrogate.axes) for runs in (first, told))
     success = _fit_success(first, failed_first, told, failed_told, rate)
     return replace(surrogate, success=success)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carbs.analysis.front.cost_model import CostModel
-from carbs.analysis.front.roles import growth
+from carbs.analysis.front.growth import growth
 from carbs.search_space import SearchSpace
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
 

@@ -16,7 +16,7 @@ w        how much of the logarithm of a run's cost its scale is: ``10^c / (overh
 
 Costs have this form: operations are products of sizes, and what seconds add to them is an overhead
 and a little unevenness. So e has a normal prior around what a parameter's role says
-(:mod:`carbs.analysis.front.roles`), which is zero for most, with a deviation for each dimension
+(:mod:`carbs.analysis.front.growth`), which is zero for most, with a deviation for each dimension
 that is fitted (automatic relevance determination, Rasmussen and Williams 2006, "Gaussian Processes
 for Machine Learning", sec. 5.1): of many hyperparameters that leave the cost alone, none takes part
 in it by chance, and noise is not taken for a function of all of them. r is small beforehand, so
@@ -171,7 +171,6 @@ class CostModel:
             ended: points of runs that ended too early, ``(m, d)``, and what they had cost by then,
                 ``(m,)``: they would have cost more.
         """
-
         runs = _Runs(Z, costs, np.zeros(len(Z)))
         model = _Fit(space, runs, exponents, known).best()
         told = None if ended is None else model._censored(*ended)

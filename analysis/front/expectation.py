@@ -194,7 +194,7 @@ def backtest_sweep(
         if len(cheap) < _N_FITTED or len(dear) < 2 or len({o.cost for o in cheap}) < 4:
             continue
         surface = ResponseSurface.of(
-            front.space, cheap, front.known_cost, front.surface, axes=front.axes
+            front.space, cheap, front.known_cost, front.surface, axes=front.surrogate.axes
         )
         surrogate = fit_surrogate(front.space, cheap)
         Z = front.space.encode_all([o.params for o in dear])

@@ -13,7 +13,7 @@ Their spread is what the sweep does not know. A straight line through each draw,
 ``z_s(c) = a_s + b_s (c - c_0)``, is the law, and its continuation to costs that nobody has tried.
 
 Slopes that the runs leave open are drawn towards what is known of a parameter by its role
-(:mod:`carbs.analysis.front.roles`), which for most is zero: a normal prior around it, of deviation
+(:mod:`carbs.analysis.front.growth`), which for most is zero: a normal prior around it, of deviation
 ``OPTIMUM_IN_COMPUTE`` where nothing is known, is combined with the draws' distribution, parameter
 by parameter (Gelman et al. 2013, "Bayesian Data Analysis", sec. 2.5).
 """
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from optuna.study import Study
 
 from carbs.analysis.front.cost_model import CostModel, Known
+from carbs.analysis.front.growth import growth
 from carbs.analysis.front.response_surface import ResponseSurface
-from carbs.analysis.front.roles import growth
 from carbs.analysis.front.trials import frame_records, run_metrics, study_records
 from carbs.analysis.laws.usual import OPTIMUM_IN_COMPUTE
 from carbs.display import table
@@ -102,11 +102,6 @@ class FrontModel:
     def known_cost(self) -> Known | None:
         """What was known of the cost beforehand (:meth:`CostModel.fit`)."""
         return self.surface.cost.known
-
-    @property
-    def axes(self) -> FloatArray:
-        """Along which the sweep's configurations compare (:func:`carbs.roles.comparable`)."""
-        return self.surrogate.output_process.kernel.axes
 
     @property
     def dearest(self) -> float:
@@ -181,8 +176,7 @@ def fit_front(
     surrogate = fit_surrogate(space, losses, failures)
     if known_cost is None and space.cost is not None:
         known_cost = space.log10_cost
-    axes = surrogate.output_process.kernel.axes
-    surface = ResponseSurface.of(space, losses, known_cost, failures=failures, axes=axes)
+    surface = ResponseSurface.of(space, losses, known_cost, failures=failures, axes=surrogate.axes)
     rng = np.random.default_rng(seed)
     ends = np.log10(np.quantile(costs, [0.1, 1.0]))
     levels = np.linspace(ends[0], ends[1], N_LEVELS)

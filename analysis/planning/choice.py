@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from carbs.analysis.front.chart import near_front
 from carbs.analysis.front.expectation import Expectation
+from carbs.analysis.front.growth import growth_of
 from carbs.analysis.front.model import COST_TOLERANCE, FrontModel, fit_front, nearby
-from carbs.analysis.front.roles import growth_of
 from carbs.analysis.planning.limits import Limits
 from carbs.analysis.planning.reach import Reach
 from carbs.records import Failure, Observation
@@ -111,7 +111,7 @@ def _preferred(front: FrontModel, found: Candidates) -> NDArray[np.intp]:
     is_alike = (found.is_off == found.is_off[first]) & (found.losses <= worst)
     scaled = found.order[(is_alike & (found.ways == WAYS.index(_SCALED)))[found.order]]
     is_known = bool(growth_of(front.space, front.surface.cost.mean_exponents()))
-    is_known &= not np.array_equal(front.axes, np.eye(front.space.n_dims))
+    is_known &= not np.array_equal(front.surrogate.axes, np.eye(front.space.n_dims))
     return scaled if is_known and len(scaled) else found.order
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from carbs.analysis.front.expectation import Expectation
+from carbs.analysis.front.growth import growth_of
 from carbs.analysis.front.hyperparameters import Curve
 from carbs.analysis.front.model import decades_of_unit
-from carbs.analysis.front.roles import growth_of
 from carbs.analysis.planning.reach import Reach
 from carbs.spaces import FloatArray, LinearSpace, LogitSpace, LogSpace
 

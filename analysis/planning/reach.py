@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from carbs.analysis.front.growth import growth_of
 from carbs.analysis.front.model import FrontModel
-from carbs.analysis.front.roles import growth_of
 from carbs.analysis.laws.usual import GROWTH
 from carbs.analysis.planning.limits import Limits
 from carbs.roles import COST_EXPONENTS, role_of
@@ -84,7 +84,7 @@ def _direction(front: FrontModel) -> FloatArray:
     if not found.any():
         driver = front.surface.chart.driver
         found[driver] = math.copysign(1.0, exponents[driver])
-    return found - found @ (front.axes - np.eye(space.n_dims))
+    return found - found @ (front.surrogate.axes - np.eye(space.n_dims))
 
 
 def _fine(space: SearchSpace) -> NDArray[np.bool_]:

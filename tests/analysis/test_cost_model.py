@@ -9,7 +9,7 @@ import pytest
 
 from carbs import LogitSpace, LogSpace, Param, SearchSpace
 from carbs.analysis.front.cost_model import CostModel
-from carbs.analysis.front.roles import growth, growth_of
+from carbs.analysis.front.growth import growth, growth_of
 from carbs.roles import role_of
 from carbs.search_space import Role
 from carbs.spaces import FloatArray

@@ -236,7 +236,7 @@ def test_what_is_known_of_learning_rates_yields_to_the_runs(falls: float) -> Non
         loss = 1 + size**-0.3 + 0.3 * np.log10(rate * size**falls) ** 2
         params = {"N": size, "D": 1.0, "lr": rate}
         runs.append(Observation(params=params, output=loss, cost=size))
-    axes = fit_surrogate(space, runs).output_process.kernel.axes
+    axes = fit_surrogate(space, runs).axes
     assert axes[0, 2] == falls
 
 

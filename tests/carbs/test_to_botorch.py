@@ -82,7 +82,7 @@ def test_it_compares_learning_rates_beside_the_best_ones_for_the_size() -> None:
         for z in Z[:12]
     ]
     ours = fit_surrogate(space, told)
-    assert ours.output_process.kernel.axes[0, 1] == 0.5
+    assert ours.axes[0, 1] == 0.5
     mean, _ = ours.warped_output(Z)
     theirs = ours.to_botorch().posterior(torch.tensor(Z)).mean[:, 0].numpy()
     assert theirs == pytest.approx(mean, abs=1e-6, rel=1e-6)
