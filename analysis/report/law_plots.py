@@ -5,6 +5,7 @@ As those in :mod:`carbs.analysis.report.plots`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -327,29 +328,36 @@ def plot_optimum(
     level: float = 0.9,
     ax: Axes | None = None,
 ) -> Axes:
-    """The best value of a hyperparameter over a scale: each cell's own, and the law with its band.
+    """The best value of a hyperparameter over a scale: where each scale has it by its own runs, if
+    these are enough, and the law with its band, of each family.
 
     Args:
         law: fitted.
         name: of a hyperparameter of the law.
         scale: what it depends on, the horizontal axis; other scales are held at their middle, to
-            which cells are moved along the law.
+            which these are moved along the law.
         level: of the band.
         ax: to draw on.
     """
     ax = style.axes(ax, style.WIDE)
-    cells = law.optima
-    low, high = float(cells[scale].min()), float(cells[scale].max())
+    low, high = law.scale_range[:, law.scales_with.index(scale)]
     grid = np.geomspace(low / 1.5, high * 1.5, 80)
     middle = dict(zip(law.scales_with, np.exp(law.center), strict=True))
     at = {other: np.full(len(grid), middle[other]) for other in law.scales_with} | {scale: grid}
-    band = law.interval(level, **at)[name]
-    ax.fill_between(grid, *band, color=style.BLUE, **style.BAND)
-    ax.plot(grid, law.predict(**at)[name], color=style.BLUE, lw=1.8)
-    own = {other: cells[other].to_numpy() for other in law.scales_with}
-    held = {other: np.full(len(cells), middle[other]) for other in law.scales_with}
-    moved = law.predict(**held | {scale: own[scale]})[name] / law.predict(**own)[name]
-    ax.plot(cells[scale], cells[name] * moved, "o", color=style.INK, ms=4)
+    for family, color in zip(law.families, itertools.cycle(style.COLORS), strict=False):
+        own = {law.family: family} if law.family else {}
+        ax.fill_between(grid, *law.interval(level, **at, **own)[name], color=color, **style.BAND)
+        ax.plot(grid, law.predict(**at, **own)[name], color=color, lw=1.8, label=str(family))
+        cells = law.optima[law.optima[law.family] == family] if law.family else law.optima
+        if len(cells):
+            there = {other: cells[other].to_numpy() for other in law.scales_with}
+            held = {other: np.full(len(cells), middle[other]) for other in law.scales_with}
+            moved = law.predict(**held | {scale: there[scale]}, **own)[name]
+            moved = moved / law.predict(**there, **own)[name]
+            ink = color if law.family else style.INK
+            ax.plot(cells[scale], cells[name] * moved, "o", color=ink, ms=4)
+    if law.family:
+        ax.legend(title=style.plain(law.family))
     ax.set_xscale("log")
     ax.set_yscale("log")
     style.ticks(ax.xaxis, *ax.get_xlim())

@@ -138,6 +138,20 @@ def test_cells_lie_on_the_optimum_over_one_of_two_scales() -> None:
     assert ax.get_ylabel() == "best lr at d of 1e+04"
 
 
+def test_families_and_scales_of_one_run_each_have_an_optimum_to_draw() -> None:
+    rng = np.random.default_rng(0)
+    n, off = 10 ** rng.uniform(2, 6, 60), rng.uniform(-1.5, 1.5, 60)
+    kind = np.where(np.arange(60) % 2, "sparse", "dense")
+    rate = n**-0.5 * np.where(kind == "sparse", 3.0, 1.0) * np.exp(off)
+    loss = 2 * np.exp(0.05 * off**2 + 1e-4 * rng.standard_normal(60))
+    runs = pd.DataFrame({"n": n, "lr": rate, "kind": kind, "loss": loss})
+    ax = plots.plot_optimum(fit_optimum_law(runs, ["lr"], ["n"], family="kind"), "lr", "n")
+    dense, sparse = ax.lines  # no scale has runs enough for a point
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["dense", "sparse"]
+    ratio = np.asarray(sparse.get_ydata()) / np.asarray(dense.get_ydata())
+    assert ratio == pytest.approx(np.full(len(ratio), 3.0), rel=0.1)
+
+
 def test_the_legend_of_a_backtest_covers_no_error_bar() -> None:
     C = np.geomspace(1e15, 1e18, 20)
     loss = (1 + 30 * C**-0.1) * np.exp(0.03 * np.random.default_rng(0).standard_normal(20))
