@@ -16,6 +16,7 @@ from .laws.accuracy import (
     AccuracyChain as AccuracyChain,
     AccuracyLaw as AccuracyLaw,
     fit_accuracy_law as fit_accuracy_law,
+    fit_accuracy_laws as fit_accuracy_laws,
 )
 from .laws.backtest import Backtest as Backtest, backtest as backtest
 from .laws.experts import (
@@ -48,6 +49,11 @@ from .laws.power_fits import (
     fit_loss_law as fit_loss_law,
 )
 from .laws.runs import RunsFit as RunsFit, fit_runs as fit_runs, read_runs as read_runs
+from .laws.scaled_mixing import (
+    MixingLawAtScale as MixingLawAtScale,
+    ScaledMixingLaw as ScaledMixingLaw,
+    fit_scaled_mixing_law as fit_scaled_mixing_law,
+)
 from .planning.budget import GPUS as GPUS, Budget as Budget, Failures as Failures
 from .planning.plan import (
     Alternative as Alternative,

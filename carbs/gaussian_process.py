@@ -471,6 +471,12 @@ class GaussianProcess:
         variance = self._kernel.diagonal(X) - np.einsum("ij,ij->j", whitened, whitened)
         return whitened.T @ self._whitened_Y, np.sqrt(np.maximum(variance, 1e-12))
 
+    def covariance(self, Z: FloatArray, other: FloatArray) -> FloatArray:
+        """Posterior covariance of the function at ``(q, d)`` and ``(r, d)``, shape ``(q, r)``."""
+        X, others = self._kernel.unit(Z), self._kernel.unit(other)
+        whitened = _solve(self._L, self._kernel(self._X, X))
+        return self._kernel(X, others) - whitened.T @ _solve(self._L, self._kernel(self._X, others))
+
     def sample(self, Z: FloatArray, n_samples: int, rng: np.random.Generator) -> FloatArray:
         """Joint samples of the function around its mean, shape ``(n_samples, q)``."""
         X = self._kernel.unit(Z)

@@ -16,12 +16,14 @@ The prediction is the average of three models of y that err differently:
   2024, "RegMix", who take exponentials and gradient-boosted trees).
 
 Ranks of mixtures carry over from small models to large ones (Liu et al. 2024, sec. 4); levels do
-not. ``rank_correlation`` measures it for runs at another size.
+not. ``rank_correlation`` measures it for runs at another size, and
+:mod:`carbs.analysis.laws.scaled_mixing` learns from some of them how effects move.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -37,16 +39,17 @@ from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
 
-_FEATURES: tuple[Callable[[FloatArray], FloatArray], ...] = (
+FEATURES: tuple[Callable[[FloatArray], FloatArray], ...] = (
     lambda W: np.log(W + 0.003),
     np.sqrt,
 )
 # The kernel's priors expect targets of deviation one; a tenth leaves the amplitude to the data.
-_GP_SCALE, _GP_NOISE_PRIOR = 0.1, (math.log(1e-5), 2.0)
+GP_SCALE, _GP_NOISE_PRIOR = 0.1, (math.log(1e-5), 2.0)
 _N_BUNDLES, _N_STARTS, _FLOOR = 6, 4, 1e-3
 _BUNDLE_NOISE = 0.07  # deviation of y from the effective-data law that is expected
 _TOLERATED_SUM = 0.02  # published weights are rounded
 _N_NAMED = 10  # rows, in an error
+_N_EFFECTS = 400  # draws, for their intervals
 
 
 @dataclass(frozen=True)
@@ -80,26 +83,29 @@ class BestMix:
         )
 
 
-@dataclass(frozen=True)
-class MixingLaw:
-    """Held-out loss over the simplex.
+class Mixtures(ABC):
+    """Held-out loss over the simplex, by whatever law.
 
     Attributes:
-        weights, loss: what it was fitted to, ``(n, k)`` and ``(n,)``.
+        weights, loss: of the runs that tell where good mixtures lie, ``(n, k)`` and ``(n,)``.
         log_center, log_scale: of log loss: ``log L = log_center + log_scale y``.
-        processes: a Gaussian process on each of the features.
-        bundles: theta of the effective-data law, a row a start, ``(b, p)``.
         domains: names of the k columns, where the law was fitted to a frame. Frames to predict are
             then read by name, in whatever order their columns are.
     """
 
-    weights: FloatArray = field(repr=False)
-    loss: FloatArray = field(repr=False)
+    weights: FloatArray
+    loss: FloatArray
     log_center: float
     log_scale: float
-    processes: tuple[GaussianProcess, ...] = field(repr=False)
-    bundles: FloatArray = field(repr=False)
-    domains: tuple[str, ...] | None = None
+    domains: tuple[str, ...] | None
+
+    @abstractmethod
+    def _moments(self, W: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean of y, and the deviation of a new measurement from it, each ``(m,)``."""
+
+    @abstractmethod
+    def _draws(self, W: FloatArray, n_draws: int, rng: np.random.Generator) -> FloatArray:
+        """Functions that may be y, at mixtures ``(m, k)``: at least so many, ``(b, m)``."""
 
     def predict(self, weights: ArrayLike | pd.DataFrame) -> FloatArray:
         """The loss to expect of mixtures ``(m, k)``, shape ``(m,)``."""
@@ -125,38 +131,14 @@ class MixingLaw:
 
         The search begins at the measured mixtures and convex combinations of the better half, and
         closes in. The interval of each weight is that of the best mixtures of ``n_samples``
-        functions drawn from the Gaussian processes.
+        functions that may be the law.
         """
         check_level(level)
         rng = np.random.default_rng(seed)
-        good = self.weights[np.argsort(self.loss)[: max(len(self.loss) // 2, 2)]]
-        blends = rng.dirichlet(np.full(len(good), 0.03), size=2000) @ good
-        pool = np.concatenate([self.weights, blends])
-        for spread in (0.5, 0.3, 0.2, 0.1, 0.05, 0.02):
-            top = pool[np.argsort(self._moments(pool)[0])[:100]]
-            steps = top[rng.integers(len(top), size=1000)]
-            steps = steps * np.exp(spread * rng.standard_normal(steps.shape))
-            steps[rng.random(steps.shape) < 0.1 * spread] = 0.0
-            steps = steps[steps.sum(axis=1) > 0]
-            steps /= steps.sum(axis=1, keepdims=True)
-            pool = np.concatenate([pool, steps])
-        y, _ = self._moments(pool)
+        pool, y = self._pool(rng)
         best = pool[np.argmin(y)]
-        # Where a drawn function may have its best: the likelier candidates, and some of all kinds.
-        likely = np.argsort(y)
-        chosen = np.concatenate([likely[:300], rng.choice(likely[300:], 300, replace=False)])
-        winners = np.concatenate(
-            [
-                chosen[
-                    np.argmin(
-                        gp.sample(features(pool[chosen]), n_samples, rng)
-                        + gp.posterior(features(pool[chosen]))[0][:, 0],
-                        axis=1,
-                    )
-                ]
-                for gp, features in zip(self.processes, _FEATURES, strict=True)
-            ]
-        )
+        chosen = likely_best(y, rng)
+        winners = chosen[np.argmin(self._draws(pool[chosen], n_samples, rng), axis=1)]
         drawn = np.concatenate([pool[winners], best[None]])
         low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=0)
         loss_low, loss_high = self.interval(best[None], level)
@@ -166,8 +148,68 @@ class MixingLaw:
             high=np.maximum(high, best),
             loss=float(self.predict(best[None])[0]),
             loss_interval=(float(loss_low[0]), float(loss_high[0])),
-            domains=self.domains or tuple(str(i) for i in range(len(best))),
+            domains=self._names,
         )
+
+    def effects(
+        self,
+        weights: ArrayLike | pd.DataFrame | None = None,
+        points: float = 0.05,
+        level: float = 0.9,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """What more of each domain would do: a row a domain.
+
+        Args:
+            weights: of the mixture that is changed, ``(1, k)``; the mean of those measured by
+                default.
+            points: of the share that a domain gains, from all others in proportion.
+            level: of the interval.
+            seed: of the draws.
+
+        Returns:
+            domain, and the change of the loss in percent, with its interval (low, high).
+        """
+        check_level(level)
+        if not 0 < points < 1:
+            raise ValueError(f"points are a share between 0 and 1, as 0.05, but are {points}")
+        start = self.weights.mean(axis=0) if weights is None else self._read(weights)[0]
+        moved = (1 - points) * start + points * np.eye(len(start))
+        W = np.concatenate([start[None], moved])
+        y = self._moments(W)[0]
+        draws = self._draws(W, _N_EFFECTS, np.random.default_rng(seed))
+        change = self.log_scale * (y[1:] - y[0])
+        drawn = self.log_scale * (draws[:, 1:] - draws[:, :1])
+        low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+        return pd.DataFrame(
+            {
+                "domain": self._names,
+                "effect": 100 * np.expm1(change),
+                "low": 100 * np.expm1(np.minimum(low, change)),
+                "high": 100 * np.expm1(np.maximum(high, change)),
+            }
+        )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self.domains or tuple(str(i) for i in range(self.weights.shape[1]))
+
+    def _pool(self, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
+        """Mixtures, ever more of them good ones, ``(m, k)``; and their mean y, ``(m,)``."""
+        good = self.weights[np.argsort(self.loss)[: max(len(self.loss) // 2, 2)]]
+        blends = rng.dirichlet(np.full(len(good), 0.03), size=2000) @ good
+        pool = np.concatenate([self.weights, blends])
+        y, _ = self._moments(pool)
+        for spread in (0.5, 0.3, 0.2, 0.1, 0.05, 0.02):
+            top = pool[np.argsort(y)[:100]]
+            steps = top[rng.integers(len(top), size=1000)]
+            steps = steps * np.exp(spread * rng.standard_normal(steps.shape))
+            steps[rng.random(steps.shape) < 0.1 * spread] = 0.0
+            steps = steps[steps.sum(axis=1) > 0]
+            steps /= steps.sum(axis=1, keepdims=True)
+            pool = np.concatenate([pool, steps])
+            y = np.concatenate([y, self._moments(steps)[0]])
+        return pool, y
 
     def _read(self, weights: ArrayLike | pd.DataFrame) -> FloatArray:
         """Mixtures ``(m, k)`` with the domains in the law's order."""
@@ -185,19 +227,53 @@ class MixingLaw:
             weights = weights.set_axis(names, axis=1)[list(self.domains)]
         return _mixtures(weights, self.weights.shape[1])
 
+
+@dataclass(frozen=True)
+class MixingLaw(Mixtures):
+    """Held-out loss over the simplex.
+
+    Attributes:
+        weights, loss: what it was fitted to, ``(n, k)`` and ``(n,)``.
+        log_center, log_scale: of log loss: ``log L = log_center + log_scale y``.
+        processes: a Gaussian process on each of the features.
+        bundles: theta of the effective-data law, a row a start, ``(b, p)``.
+        domains: names of the k columns, where the law was fitted to a frame. Frames to predict are
+            then read by name, in whatever order their columns are.
+    """
+
+    weights: FloatArray = field(repr=False)
+    loss: FloatArray = field(repr=False)
+    log_center: float
+    log_scale: float
+    processes: tuple[GaussianProcess, ...] = field(repr=False)
+    bundles: FloatArray = field(repr=False)
+    domains: tuple[str, ...] | None = None
+
     def _moments(self, W: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Mean of y, and the deviation of a new measurement from it, each ``(m,)``."""
         means, variances = [], []
-        for gp, features in zip(self.processes, _FEATURES, strict=True):
+        for gp, features in zip(self.processes, FEATURES, strict=True):
             mean, deviation = gp.posterior(features(W))
-            means.append(mean[:, 0] / _GP_SCALE)
-            variances.append((deviation**2 + gp.noise) / _GP_SCALE**2)
+            means.append(mean[:, 0] / GP_SCALE)
+            variances.append((deviation**2 + gp.noise) / GP_SCALE**2)
         means.append(_bundle_form(W)(self.bundles)[0].mean(axis=0))
         # The parametric part counts half, as one of two ways to see it.
         shares = np.array([0.25, 0.25, 0.5])
         middle = shares @ np.array(means)
         between = shares @ np.square(np.array(means) - middle)
         return middle, np.sqrt(np.mean(variances, axis=0) + between)
+
+    def _draws(self, W: FloatArray, n_draws: int, rng: np.random.Generator) -> FloatArray:
+        drawn = [
+            gp.sample(features(W), n_draws, rng) + gp.posterior(features(W))[0][:, 0]
+            for gp, features in zip(self.processes, FEATURES, strict=True)
+        ]
+        return np.concatenate(drawn) / GP_SCALE
+
+
+def likely_best(y: FloatArray, rng: np.random.Generator) -> np.ndarray:
+    """Where a drawn function may have its best: the likelier candidates, and some of all kinds."""
+    likely = np.argsort(y)
+    return np.concatenate([likely[:300], rng.choice(likely[300:], 300, replace=False)])
 
 
 @on_one_thread
@@ -235,8 +311,8 @@ def fit_mixing_law(weights: ArrayLike | pd.DataFrame, loss: ArrayLike, seed: int
     center, scale = float(log_L.mean()), max(float(log_L.std()), 1e-9)
     y = (log_L - center) / scale
     processes = []
-    for features in _FEATURES:
-        data = Data.pooled(features(W), _GP_SCALE * y[:, None])
+    for features in FEATURES:
+        data = Data.pooled(features(W), GP_SCALE * y[:, None])
         processes.append(GaussianProcess(fit_kernel(data, noise_prior=_GP_NOISE_PRIOR), data))
     return MixingLaw(W, L, center, scale, tuple(processes), _fit_bundles(W, y, seed), domains)
 

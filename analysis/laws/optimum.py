@@ -41,6 +41,7 @@ from scipy.interpolate import LinearNDInterpolator
 
 from carbs.analysis.laws.fitting import Form, descend
 from carbs.analysis.laws.power import UndeterminedLawWarning, check_level, names_of_rows
+from carbs.analysis.laws.scales import distinct
 from carbs.analysis.laws.shown import Shown
 from carbs.analysis.laws.usual import OPTIMUM_EXPONENT
 from carbs.spaces import FloatArray
@@ -49,8 +50,6 @@ from carbs.threads import on_one_thread
 # Of log loss above the optimum; the first ones find which runs are within the others.
 _ZOOM, _WINDOWS = (0.3, 0.1, 0.04, 0.04), (0.01, 0.02, 0.04)
 _LEAST_RUNS = 3  # in a window, for each coefficient
-# Scales are alike within this, in logs.
-_ALIKE = 0.01
 # Deviation of the tilt, as a share of the curvature.
 _TILT_PRIOR = 0.15
 # Diagonal of R, and deviation of what is beside it.
@@ -225,8 +224,9 @@ def fit_optimum_law(
             f"many runs, but there are {len(table)}"
         )
     logs = np.log(table)
-    scales, at = _alike(logs[:, h : h + k], kind)
-    if len(np.unique(scales[:, f:], axis=0)) < 2:
+    means, at, first = distinct(logs[:, h : h + k], kind)
+    scales = np.column_stack([np.eye(f)[kind[first]], means])
+    if len(np.unique(means, axis=0)) < 2:
         raise ValueError(
             f"all runs have one value of {', '.join(scales_with)}: a law over scale needs two"
         )
@@ -312,23 +312,6 @@ def fit_optimum_law(
         doubts=tuple(doubts),
         undetermined=undetermined,
     )
-
-
-def _alike(log_scales: FloatArray, kind: np.ndarray) -> tuple[FloatArray, np.ndarray]:
-    """Scales that differ: one-hot families and mean logs ``(m, f + k)``, and which a run is at."""
-    labels = [kind]
-    for column in log_scales.T:
-        order = np.argsort(column, kind="stable")
-        label = np.zeros(len(column), dtype=int)
-        label[order[1:]] = np.cumsum(np.diff(column[order]) > _ALIKE)
-        labels.append(label)
-    _, first, at = np.unique(
-        np.stack(labels, axis=1), axis=0, return_index=True, return_inverse=True
-    )
-    at = at.reshape(-1)
-    means = [np.bincount(at, column) / np.bincount(at) for column in log_scales.T]
-    own = np.eye(int(kind.max()) + 1)[kind[first]]
-    return np.column_stack([own, *means]), at
 
 
 def _values_at_a_scale(z: FloatArray, scales: FloatArray, at: np.ndarray) -> list[int]:
