@@ -16,7 +16,6 @@ from .laws.accuracy import (
     AccuracyChain as AccuracyChain,
     AccuracyLaw as AccuracyLaw,
     fit_accuracy_law as fit_accuracy_law,
-    fit_accuracy_laws as fit_accuracy_laws,
 )
 from .laws.backtest import Backtest as Backtest, backtest as backtest
 from .laws.experts import (

@@ -18,11 +18,6 @@ bootstrap make of that is chance, so theta has priors and is drawn from its post
 learned but for its wrong labels: the ceiling lies near one, with tails wide enough to be overruled
 by a plateau. Rows of one run share a part of their error, which is estimated, and count for as much
 less. The noise is integrated out.
-
-Tasks that the same models answered are alike: what those that have risen tell of ceilings, of where
-the rise lies and of how wide it is, is expected of the others (:func:`fit_accuracy_laws`). What all
-have in common is at its posterior mode, by weights of each task's draws (empirical Bayes: Gelman et
-al. 2013, "Bayesian Data Analysis", chapter 5).
 """
 
 from __future__ import annotations
@@ -30,14 +25,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from scipy.special import expit, logsumexp
+from scipy.special import expit
 from scipy.stats import t as student
 
 from carbs.analysis.laws.backtest import Law
@@ -46,10 +39,11 @@ from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
 
-# Student's t of the logit of the ceiling with so many degrees of freedom.
-_CEILING_TAIL = 4.0
-# How narrow what tasks have in common may be, in what is usual: a median, deviation of its log.
-_ALIKE = (0.8, 0.4)
+# Of the logit of the ceiling: 0.96 of what is above chance, in all likelihood above 0.75; Student's
+# t with so many degrees of freedom.
+_CEILING, _CEILING_TAIL = (3.2, 1.0), 4.0
+# Of m and log s, as shares of the least loss: a task is learned somewhere on the way to no loss.
+_MIDPOINT, _LOG_WIDTH = (0.75, 0.5), (math.log(0.2), 0.8)
 # Noise of one accuracy, and how many rows that guess is worth; what rows of one run share of it.
 _USUAL_NOISE, _USUAL_NOISE_WORTH, _USUAL_SHARED = 0.01, 2.0, 0.5
 # Walkers, steps until they have forgotten where they began, and steps between two that are kept.
@@ -61,23 +55,6 @@ _N_NOISE = 20  # draws of the noise for each of the law
 _WRONG_WAY, _SURELY_WRONG_WAY = 2.0, 4.0
 _LEAST_RISE = 0.01
 _GUESS = 0.7  # of the prior's width is left: a guess
-
-
-@dataclass(frozen=True)
-class TaskPrior:
-    """What tasks are like: theta, with m and s as shares of the least loss of the task.
-
-    Attributes:
-        mean, width: of the logit of the ceiling, of m and of log s, ``(3,)``. By default the
-            ceiling is 0.96 of what is above chance, in all likelihood above 0.75, and a task is
-            learned somewhere on the way to no loss.
-    """
-
-    mean: tuple[float, ...] = (3.2, 0.75, math.log(0.2))
-    width: tuple[float, ...] = (1.0, 0.5, 0.8)
-
-
-USUAL_TASK = TaskPrior()
 
 
 @dataclass(frozen=True)
@@ -241,123 +218,6 @@ def fit_accuracy_law(
     Warns:
         UndeterminedLawWarning: a task that has not risen above chance yet, or that may fall.
     """
-    return _fit(answer_loss, accuracy, chance, groups, n_resamples, seed, USUAL_TASK)[0]
-
-
-@on_one_thread
-def fit_accuracy_laws(
-    answer_loss: pd.DataFrame,
-    accuracy: pd.DataFrame,
-    chance: float | Mapping[str, float] = 0.25,
-    groups: ArrayLike | None = None,
-    *,
-    n_resamples: int = 400,
-    seed: int = 0,
-) -> dict[str, AccuracyLaw]:
-    """Fit the accuracies of several tasks that the same models answered, which are alike.
-
-    Args:
-        answer_loss: a row a model, a column a task: see :func:`fit_accuracy_law`.
-        accuracy: the same rows and columns.
-        chance: of all tasks, or of each by its column.
-        groups: marks rows of one run, shape ``(n,)``.
-        n_resamples: how many laws are drawn for each task.
-        seed: of the draws.
-
-    Returns:
-        A law a task, by column.
-
-    Raises:
-        ValueError: as :func:`fit_accuracy_law`, with the task named; frames that differ in rows or
-            columns; a task without a chance.
-
-    Warns:
-        UndeterminedLawWarning: for each task that has not risen above chance yet.
-    """
-    tasks = [str(name) for name in answer_loss.columns]
-    accuracy = accuracy.set_axis([str(name) for name in accuracy.columns], axis=1)
-    if sorted(tasks) != sorted(accuracy.columns) or len(answer_loss) != len(accuracy):
-        raise ValueError(
-            f"answer_loss and accuracy must have the same rows and tasks, but have "
-            f"{len(answer_loss)} and {len(accuracy)} rows, and columns {', '.join(tasks)} and "
-            f"{', '.join(accuracy.columns)}"
-        )
-    lacking = [name for name in tasks if isinstance(chance, Mapping) and name not in chance]
-    if lacking:
-        raise ValueError(f"no chance is given for {', '.join(lacking)}")
-
-    def fitted(prior: TaskPrior) -> dict[str, tuple[AccuracyLaw, _Drawn]]:
-        found = {}
-        for place, name in enumerate(tasks):
-            of_task = chance[name] if isinstance(chance, Mapping) else chance
-            columns = answer_loss.iloc[:, place], accuracy[name]
-            try:
-                found[name] = _fit(*columns, of_task, groups, n_resamples, seed, prior)
-            except ValueError as error:
-                raise ValueError(f"task {name}: {error}") from None
-        return found
-
-    with warnings.catch_warnings():  # said of what comes out
-        warnings.simplefilter("ignore", UndeterminedLawWarning)
-        alone = fitted(USUAL_TASK)
-    alike = _alike([drawn for _, drawn in alone.values()])
-    return {name: law for name, (law, _) in fitted(alike).items()}
-
-
-class _Drawn(NamedTuple):
-    """Theta as drawn, ``(b, 3)``, and the widths of its prior, ``(3,)``, as in a TaskPrior."""
-
-    theta: FloatArray
-    width: FloatArray
-
-
-def _alike(tasks: list[_Drawn]) -> TaskPrior:
-    """What tasks have in common, from what was drawn of each alone."""
-    usual, width = np.array(USUAL_TASK.mean), np.array(USUAL_TASK.width)
-    before = [
-        _log_prior((theta - usual) / of_task) - math.log(np.prod(of_task / width))
-        for theta, of_task in tasks
-    ]
-
-    def negative(moved: FloatArray) -> float:
-        """Negative log posterior of the mean, and of the log of how narrow, in usual widths."""
-        mean, narrow = usual + width * moved[:3], np.exp(moved[3:])
-        value = 0.5 * float(moved[:3] @ moved[:3])
-        value += 0.5 * float(np.square((moved[3:] - math.log(_ALIKE[0])) / _ALIKE[1]).sum())
-        for (theta, _), of_usual in zip(tasks, before, strict=True):
-            there = _log_prior((theta - mean) / (width * narrow)) - moved[3:].sum()
-            value -= float(logsumexp(there - of_usual)) - math.log(len(theta))
-        return value
-
-    start = np.concatenate([np.zeros(3), np.full(3, math.log(_ALIKE[0]))])
-    best = minimize(negative, start, method="L-BFGS-B").x
-    # What is not known of these widens what is expected of a task.
-    step = 0.1 * np.eye(6)
-    curvature = np.array(
-        [negative(best + one) + negative(best - one) - 2 * negative(best) for one in step]
-    )
-    unknown = 1 / np.maximum(curvature / 0.1**2, 1e-9)
-    narrow = np.exp(2 * best[3:] + 2 * np.minimum(unknown[3:], _ALIKE[1] ** 2))
-    wide = width * np.sqrt(narrow + np.minimum(unknown[:3], 1.0))
-    mean = usual + width * best[:3]
-    return TaskPrior(tuple(mean.tolist()), tuple(wide.tolist()))
-
-
-def _log_prior(z: FloatArray) -> FloatArray:
-    """Of theta ``(b, 3)`` in widths from its mean: log density but for a constant, ``(b,)``."""
-    of_ceiling = -0.5 * (_CEILING_TAIL + 1) * np.log1p(z[:, 0] ** 2 / _CEILING_TAIL)
-    return np.asarray(of_ceiling - 0.5 * np.square(z[:, 1:]).sum(axis=1))
-
-
-def _fit(
-    answer_loss: ArrayLike,
-    accuracy: ArrayLike,
-    chance: float,
-    groups: ArrayLike | None,
-    n_resamples: int,
-    seed: int,
-    prior: TaskPrior,
-) -> tuple[AccuracyLaw, _Drawn]:
     L, a = np.asarray(answer_loss, dtype=float), np.asarray(accuracy, dtype=float)
     if L.ndim != 1 or L.shape != a.shape:
         raise ValueError(f"answer_loss {L.shape} and accuracy {a.shape} must be of equal length")
@@ -383,12 +243,7 @@ def _fit(
     if slope > _WRONG_WAY:
         doubts.append("accuracy seems to fall as the loss falls")
     rng = np.random.default_rng(seed)
-    least = float(L.min())
-    # Where most runs lie far above the least loss, so may the rise, as long as nothing is known.
-    above = float(np.median(L)) / least - 1 if prior is USUAL_TASK else 0.0
-    of_ceiling, of_midpoint, of_width = prior.width
-    prior = replace(prior, width=(of_ceiling, math.hypot(of_midpoint, above), of_width))
-    theta, best, noise = _posterior(L, a, chance, group, n_resamples, rng, prior)
+    theta, best, noise = _posterior(L, a, chance, group, n_resamples, rng)
     drawn = _coefficients(theta, chance)
     ceiling, midpoint, width = (float(value) for value in _coefficients(best[None], chance)[0])
     risen = (drawn[:, 0] - chance) * expit(-(L.min() - drawn[:, 1]) / drawn[:, 2])
@@ -398,13 +253,12 @@ def _fit(
             "guess"
         )
         undetermined |= dict.fromkeys(["midpoint", "width"], "not yet above chance")
-    if np.subtract(*np.quantile(theta[:, 0], [0.75, 0.25])) > _GUESS * 1.35 * USUAL_TASK.width[0]:
+    if np.subtract(*np.quantile(theta[:, 0], [0.75, 0.25])) > _GUESS * 1.35 * _CEILING[1]:
         undetermined["ceiling"] = "hardly more than the prior: near one"
     if doubts:
-        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=4)
+        warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
     n_runs = int(group.max()) + 1
-    shares = theta / [1.0, least, 1.0] - [0.0, 0.0, math.log(least)]
-    law = AccuracyLaw(
+    return AccuracyLaw(
         chance=chance,
         ceiling=ceiling,
         midpoint=midpoint,
@@ -423,7 +277,6 @@ def _fit(
         doubts=tuple(doubts),
         undetermined=undetermined,
     )
-    return law, _Drawn(shares, np.array(prior.width))
 
 
 def _posterior(
@@ -433,12 +286,13 @@ def _posterior(
     group: np.ndarray,
     n_resamples: int,
     rng: np.random.Generator,
-    prior: TaskPrior,
 ) -> tuple[FloatArray, FloatArray, float]:
     """Theta ``(b, 3)``, its mode ``(3,)``, and the noise."""
     least = float(L.min())
-    middle = np.array(prior.mean) * [1.0, least, 1.0] + [0.0, 0.0, math.log(least)]
-    width = np.array(prior.width) * [1.0, least, 1.0]
+    middle = np.array([_CEILING[0], _MIDPOINT[0] * least, _LOG_WIDTH[0] + math.log(least)])
+    # Where most runs lie far above the least loss, so may the rise.
+    above = float(np.median(L)) - least
+    width = np.array([_CEILING[1], math.hypot(_MIDPOINT[1] * least, above), _LOG_WIDTH[1]])
     every = np.bincount(group)[group]
 
     def squares(theta: FloatArray, worth: FloatArray) -> FloatArray:
@@ -446,10 +300,11 @@ def _posterior(
         return np.asarray(rest + _USUAL_NOISE_WORTH * _USUAL_NOISE**2)
 
     def density(theta: FloatArray, worth: FloatArray) -> FloatArray:
+        z = (theta - middle) / width
+        of_ceiling = -0.5 * (_CEILING_TAIL + 1) * np.log1p(z[:, 0] ** 2 / _CEILING_TAIL)
+        prior = of_ceiling - 0.5 * np.square(z[:, 1:]).sum(axis=1)
         n_worth = worth.sum() + _USUAL_NOISE_WORTH
-        return np.asarray(
-            _log_prior((theta - middle) / width) - 0.5 * n_worth * np.log(squares(theta, worth))
-        )
+        return np.asarray(prior - 0.5 * n_worth * np.log(squares(theta, worth)))
 
     scattered = middle + 1.5 * width * rng.standard_normal((40 * _N_WALKERS, 3))
     # And evenly: a plateau lies where the prior hardly looks.
