@@ -27,6 +27,7 @@ from carbs.analysis import (
     UndeterminedLawWarning,
     backtest,
     datasets,
+    effective_tokens,
     fit_accuracy_law,
     fit_expert_law,
     fit_loss_law,
@@ -35,6 +36,8 @@ from carbs.analysis import (
     regret,
 )
 from carbs.analysis.laws.experts import worth_of_expansion
+from carbs.analysis.laws.power import REPETITION
+from carbs.spaces import FloatArray
 
 CONSOLE = Console(width=110)
 # Li et al. 2025: lr = 1.79 N^-0.713 D^0.307, batch in tokens = 0.58 D^0.571.
@@ -60,6 +63,7 @@ def main() -> None:
     extrapolated_optimum(steplaw)
     mixtures(pd.read_csv(data / "regmix_1m.csv"))
     accuracy()
+    repetition()
 
 
 def refit(runs: pd.DataFrame) -> None:
@@ -387,6 +391,53 @@ def accuracy(n_tasks: int = 200) -> None:
     show(
         "Accuracy over answer loss, simulated: the first 10 to 18 of 24 models predict the others",
         ["above chance", "tasks", "mean error", "coverage", "mean width", "ceiling covered"],
+        rows,
+    )
+
+
+def repetition(n_draws: int = 12) -> None:
+    """Known laws of runs that repeat their tokens, up to 40 times: R* and what it foretells."""
+
+    def truth(N: FloatArray, D: FloatArray) -> FloatArray:
+        return np.asarray(1.7 + 400 * N**-0.34 + 1500 * D**-0.36)
+
+    rows = []
+    far = np.array([3e9]), np.array([1e12]), np.array([2.5e10])
+    for decay in (5.0, REPETITION, 45.0):
+        found = []
+        for seed in range(n_draws):
+            rng = np.random.default_rng(seed)
+            N = 10 ** rng.uniform(7, 9, 48)
+            D = N * 10 ** rng.uniform(0.7, 2.3, 48)
+            unique = D / rng.choice([1, 1, 3, 8, 20, 40], 48)
+
+            L = truth(N, effective_tokens(D, unique, decay))
+            L = L * np.exp(0.003 * rng.standard_normal(48))
+            law = fit_loss_law(N, D, L, unique_tokens=unique, n_resamples=2)
+            published = fit_loss_law(N, effective_tokens(D, unique), L, n_resamples=2)
+            aim = truth(far[0], effective_tokens(far[1], far[2], decay))
+            low, high = law.repetition_interval or (0.0, 0.0)
+            found.append(
+                {
+                    "R": law.repetition,
+                    "held": low <= decay <= high,
+                    "error": abs(law.predict(*far) / aim - 1)[0],
+                    "published": abs(published.predict(*far) / aim - 1)[0],
+                }
+            )
+        frame = pd.DataFrame(found)
+        rows.append(
+            [
+                f"{decay:.3g}",
+                f"{frame['R'].median():.3g}",
+                f"{100 * frame['held'].mean():.0f}%",
+                f"{100 * frame['error'].mean():.2f}%",
+                f"{100 * frame['published'].mean():.2f}%",
+            ]
+        )
+    show(
+        "Runs that repeat, simulated: R*, and the loss after 40 epochs at 15 times the compute",
+        ["R*", "fitted", "intervals hold", "error", "by the published R*"],
         rows,
     )
 

@@ -26,19 +26,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.stats import norm
 
 from carbs.analysis.laws.forecast import Forecast
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 
-# Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", sec. 3 and eq. 5.
-REPETITION_HALF_LIFE = 15.387756
+# R* of Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", sec. 3 and eq. 5.
+REPETITION = 15.387756
 FLOPS_PER_TOKEN = 6.0  # and parameter: two forward, four backward
 _SERVED_FLOPS_PER_TOKEN = 2.0
 _FAR_DECADES = 2.05  # a hundredfold, and a rounding
@@ -243,6 +244,8 @@ class LossLaw(Law):
         B, beta: of what too few tokens cost; B in the unit of the loss, at D = 1.
         n_params, n_tokens: of the runs it was fitted to, each ``(n,)``; repeated tokens count less.
         edge: how the lower edge of untuned runs was found, in words; empty where they were tuned.
+        repetition: R* of :func:`effective_tokens`, in epochs.
+        repetition_interval: to which the runs tell it, at 90%; None where it is the published one.
     """
 
     A: float
@@ -252,6 +255,8 @@ class LossLaw(Law):
     n_params: FloatArray = field(repr=False)
     n_tokens: FloatArray = field(repr=False)
     edge: str = ""
+    repetition: float = REPETITION
+    repetition_interval: tuple[float, float] | None = None
 
     def predict(
         self, n_params: ArrayLike, n_tokens: ArrayLike, unique_tokens: ArrayLike | None = None
@@ -283,7 +288,20 @@ class LossLaw(Law):
             (low, high), each in the common shape of the arguments.
         """
         scales, C = self._scales(n_params, n_tokens, unique_tokens)
-        return self._interval(scales, C, level, new_measurement)
+        low, high = self._interval(scales, C, level, new_measurement)
+        if unique_tokens is None or self.repetition_interval is None:
+            return low, high
+        # What is not known of R* adds to it, as a deviation.
+        middle = self._predict(scales, C)
+        worst, best = (
+            self._predict(*replace(self, repetition=end)._scales(n_params, n_tokens, unique_tokens))
+            for end in self.repetition_interval
+        )
+        wider = norm.ppf(0.5 + level / 2) / norm.ppf(0.95)
+        return (
+            middle - np.hypot(middle - low, wider * (middle - np.minimum(best, middle))),
+            middle + np.hypot(high - middle, wider * (np.maximum(worst, middle) - middle)),
+        )
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
         """One row a coefficient: estimate, low, high, and a note where the runs do not tell it."""
@@ -293,7 +311,14 @@ class LossLaw(Law):
     def fitted_to(self) -> str:
         """In words: rows, range, residual, errors when extrapolated."""
         text = self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
-        return "; ".join([text, self.edge] if self.edge else [text])
+        said = [text] + [self.edge] * bool(self.edge)
+        if self.repetition_interval is not None:
+            low, high = self.repetition_interval
+            said.append(
+                f"tokens that are repeated count less, R* = {self.repetition:.3g} epochs "
+                f"[{low:.3g}, {high:.3g}]"
+            )
+        return "; ".join(said)
 
     def compute_optimal(
         self,
@@ -331,7 +356,11 @@ class LossLaw(Law):
         def along(log_N: FloatArray) -> FloatArray:
             D = _tokens_paid_for(compute_flops, np.exp(log_N), lifetime_tokens)
             paid = np.where(D > 0, D, 1.0)
-            worth = paid if unique_tokens is None else effective_tokens(paid, unique_tokens)
+            worth = (
+                paid
+                if unique_tokens is None
+                else effective_tokens(paid, unique_tokens, self.repetition)
+            )
             log_D = np.where(D > 0, np.log(worth), np.nan)
             return np.stack([log_N, log_D], axis=-1) - self.center
 
@@ -427,7 +456,7 @@ class LossLaw(Law):
         N, D = np.broadcast_arrays(*positive(n_params=n_params, n_tokens=n_tokens))
         C = FLOPS_PER_TOKEN * N * D
         if unique_tokens is not None:
-            D = effective_tokens(D, unique_tokens)
+            D = effective_tokens(D, unique_tokens, self.repetition)
         return np.stack([np.log(N), np.log(D)], axis=-1), C
 
 
@@ -463,16 +492,23 @@ def least_along_budget(
     return best, min(float(low), best), max(float(high), best)
 
 
-def effective_tokens(n_tokens: ArrayLike, unique_tokens: ArrayLike) -> FloatArray:
+def effective_tokens(
+    n_tokens: ArrayLike, unique_tokens: ArrayLike, repetition: float = REPETITION
+) -> FloatArray:
     """How many unique tokens a training on partly repeated ones is worth.
 
     ``U + U R* (1 - exp(-(D/U - 1)/R*))`` with R* = 15.39, as measured by Muennighoff et al. 2023,
     eq. 5: four epochs are worth nearly as much as new data, forty hardly more than twenty. Their
     second decay, of parameters in excess, is left out: it belongs to their own fit.
+
+    Args:
+        n_tokens: D, that were trained on.
+        unique_tokens: U, of these.
+        repetition: R*, in epochs.
     """
     D, U = np.broadcast_arrays(*positive(n_tokens=n_tokens, unique_tokens=unique_tokens))
     repeats = np.maximum(D / U - 1, 0)
-    worth = U * (1 - REPETITION_HALF_LIFE * np.expm1(-repeats / REPETITION_HALF_LIFE))
+    worth = U * (1 - repetition * np.expm1(-repeats / repetition))
     return np.asarray(np.where(repeats > 0, worth, D))
 
 

@@ -433,6 +433,38 @@ def test_tokens_that_were_repeated_count_less_in_the_fit() -> None:
     assert [law.E, law.beta] == pytest.approx([E, BETA], rel=0.02)
 
 
+@pytest.mark.parametrize("decay", [5.0, 40.0])
+def test_how_much_less_repeated_tokens_count_is_fitted(decay: float) -> None:
+    N, D, _ = runs(40)
+    unique = D / np.tile([1.0, 4.0, 12.0, 40.0], 10)
+    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(40))
+    L = truth(N, effective_tokens(D, unique, decay)) * noise
+    law = fit_loss_law(N, D, L, unique_tokens=unique, n_resamples=5)
+    assert law.repetition_interval is not None
+    low, high = law.repetition_interval
+    assert low < decay < high < 2 * low and low < law.repetition < high
+    assert f"R* = {law.repetition:.3g} epochs" in law.fitted_to
+    at = 3e9, 1e12
+    expected = truth(at[0], effective_tokens(at[1], 2.5e10, decay))
+    assert law.predict(*at, unique_tokens=2.5e10) == pytest.approx(expected, rel=0.005)
+    plain = fit_loss_law(N, D, truth(N, D), n_resamples=5)
+    assert plain.repetition_interval is None and "R*" not in plain.fitted_to
+
+
+def test_runs_that_hardly_repeat_leave_it_at_what_was_published() -> None:
+    N, D, _ = runs(40)
+    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(40))
+    few = fit_loss_law(N, D, truth(N, D) * noise, unique_tokens=D / 1.02, n_resamples=5)
+    assert few.repetition == pytest.approx(15.39, rel=0.25)
+    low, high = few.repetition_interval or (0.0, 0.0)
+    assert low < 6 and high > 40
+    # What is not known of it is not known of a loss after many epochs.
+    again = {"unique_tokens": 1e9}
+    known = fit_loss_law(N, D, truth(N, D) * noise, n_resamples=5)
+    below, above = (np.subtract(*law.interval(1e9, 3e10, **again)) for law in (few, known))
+    assert below < above < 0
+
+
 def test_the_published_refit(published: Callable[[str], pd.DataFrame]) -> None:
     table = published("chinchilla.csv").query("keep_epoch_filter == 1")
     law = fit_loss_law(table["n_params"], table["n_tokens"], table["loss"], n_resamples=2)
