@@ -66,7 +66,7 @@ _GUESS, _ENOUGH_TO_TELL_WIDTHS = 0.7, 10
 _ONLY_PRIOR = "hardly more than the prior"
 _LEAST_RANGE = 1e-6
 _SHARE_AT_EDGE = 0.1  # of the scales, whose best lies at the edge of what was tried
-_N_NAMED = 10  # scales, in a sentence
+_N_NAMED = 5  # scales, in a sentence
 
 
 @dataclass(frozen=True)
@@ -237,72 +237,39 @@ def fit_optimum_law(
             f"{', '.join(constant)} has one value at each scale, and so no optimum: leave it out "
             "of optimum_of, or vary it"
         )
-    grid = _Runs.of(logs[:, :h], scales, at, logs[:, -1], f)
+    data = _Runs.of(logs[:, :h], scales, at, logs[:, -1], f)
     rng = np.random.default_rng(seed)
-    bowls = [_fit_bowl(grid, grid.near(window), n_resamples, rng) for window in _WINDOWS]
+    bowls = [_fit_bowl(data, data.near(window), n_resamples, rng) for window in _WINDOWS]
     # The mean of the windows; each window's resamples around its own fit.
     W = np.mean([bowl.W for bowl in bowls], axis=0)
     drawn = np.concatenate([bowl.resamples for bowl in bowls])
     middle = bowls[len(bowls) // 2]
-    optima = _cell_optima(grid, middle, optimum_of, scales_with, n_resamples, rng)
-    doubts = []
-    for name, values in zip(scales_with, grid.log_scales.T, strict=True):
-        if np.ptp(values) < _LEAST_RANGE:
-            doubts.append(f"{name} is {math.exp(values[0]):.4g} in all runs")
+    optima = _cell_optima(data, middle, optimum_of, scales_with, n_resamples, rng)
+    doubts, undetermined = _doubts(data, optimum_of, scales_with, n_values, W, drawn, optima)
     if len(table) < 2 * n_coefficients:
         doubts.append(f"{len(table)} runs are few for {n_coefficients} coefficients")
-    for i, name in enumerate(optimum_of):
-        if n_values[i] == 2:
-            doubts.append(f"{name} has no more than two values at a scale: a bowl needs three")
-        lowest, highest = grid.tried(i, optima.index.to_numpy())
-        best = grid.x @ W[i]
-        best[optima.index] = np.log(optima[name].to_numpy()) - grid.z_center[i]
-        for beyond, ends, way in (
-            (best < lowest + _LEAST_RANGE, lowest, "less"),
-            (best > highest - _LEAST_RANGE, highest, "more"),
-        ):
-            if beyond.mean() > _SHARE_AT_EDGE:
-                doubts.append(
-                    f"the best {name} is at the edge of what was tried "
-                    f"({_few(np.exp(ends[beyond] + grid.z_center[i]))}) at {beyond.sum()} of "
-                    f"{len(beyond)} scales, and may lie beyond: try {way}"
-                )
-    undetermined = tuple(
-        f"{name} ~ {scale}"
-        for i, name in enumerate(optimum_of)
-        for j, scale in enumerate(scales_with)
-        if n_resamples >= _ENOUGH_TO_TELL_WIDTHS
-        # From quartiles: a few wild resamples of a small grid are no ignorance.
-        and np.subtract(*np.quantile(drawn[:, i, f + j], [0.75, 0.25]))
-        > _GUESS * 1.35 * OPTIMUM_EXPONENT
-    )
-    if undetermined:
-        doubts.append(
-            f"the runs hardly tell {', '.join(undetermined)}: {_ONLY_PRIOR}, around 0 with a "
-            f"deviation of {OPTIMUM_EXPONENT:g}"
-        )
     if doubts:
         warnings.warn("; ".join(doubts), UndeterminedLawWarning, stacklevel=3)
-    own_family = [families[i] for i in grid.x[optima.index, :f].argmax(axis=1)]
-    W[:, :f] += grid.z_center[:, None]
-    drawn[:, :, :f] += grid.z_center[:, None]
+    own_family = [families[i] for i in data.x[optima.index, :f].argmax(axis=1)]
+    W[:, :f] += data.z_center[:, None]
+    drawn[:, :, :f] += data.z_center[:, None]
     ranges = ", ".join(
         f"{name} {_few(np.exp(values))}"
-        for name, values in zip(scales_with, grid.log_scales.T, strict=True)
+        for name, values in zip(scales_with, data.log_scales.T, strict=True)
     )
     return OptimumLaw(
         optimum_of=tuple(optimum_of),
         scales_with=tuple(scales_with),
         exponents=W[:, f:],
         level=W[:, :f],
-        center=grid.x_center,
-        scale_range=np.exp([grid.log_scales.min(axis=0), grid.log_scales.max(axis=0)]),
+        center=data.x_center,
+        scale_range=np.exp([data.log_scales.min(axis=0), data.log_scales.max(axis=0)]),
         resamples=drawn,
         optima=optima.assign(**({family: own_family} if family else {})).reset_index(drop=True),
         fitted_to="; ".join(
             [
                 f"{len(middle.rows)} of {len(table)} runs, those near the optimum (within "
-                f"{100 * _WINDOWS[len(bowls) // 2]:.2g}% of the loss), at {len(grid.x)} scales "
+                f"{100 * _WINDOWS[len(bowls) // 2]:.2g}% of the loss), at {len(data.x)} scales "
                 f"({ranges}), residual {100 * middle.noise:.2g}% of the loss",
                 *doubts,
             ]
@@ -312,6 +279,54 @@ def fit_optimum_law(
         doubts=tuple(doubts),
         undetermined=undetermined,
     )
+
+
+def _doubts(
+    data: _Runs,
+    optimum_of: Sequence[str],
+    scales_with: Sequence[str],
+    n_values: Sequence[int],
+    W: FloatArray,
+    drawn: FloatArray,
+    optima: pd.DataFrame,
+) -> tuple[list[str], tuple[str, ...]]:
+    """What the runs do not tell, in sentences; and the exponents among it."""
+    f = data.n_families
+    doubts = []
+    for name, values in zip(scales_with, data.log_scales.T, strict=True):
+        if np.ptp(values) < _LEAST_RANGE:
+            doubts.append(f"{name} is {math.exp(values[0]):.4g} in all runs")
+    for i, name in enumerate(optimum_of):
+        if n_values[i] == 2:
+            doubts.append(f"{name} has no more than two values at a scale: a bowl needs three")
+        lowest, highest = data.tried(i, optima.index.to_numpy())
+        best = data.x @ W[i]
+        best[optima.index] = np.log(optima[name].to_numpy()) - data.z_center[i]
+        for beyond, ends, way in (
+            (best < lowest + _LEAST_RANGE, lowest, "less"),
+            (best > highest - _LEAST_RANGE, highest, "more"),
+        ):
+            if beyond.mean() > _SHARE_AT_EDGE:
+                doubts.append(
+                    f"the best {name} is at the edge of what was tried "
+                    f"({_few(np.exp(ends[beyond] + data.z_center[i]))}) at {beyond.sum()} of "
+                    f"{len(beyond)} scales, and may lie beyond: try {way}"
+                )
+    undetermined = tuple(
+        f"{name} ~ {scale}"
+        for i, name in enumerate(optimum_of)
+        for j, scale in enumerate(scales_with)
+        if len(drawn) >= len(_WINDOWS) * _ENOUGH_TO_TELL_WIDTHS
+        # From quartiles: a few wild resamples of a small grid are no ignorance.
+        and np.subtract(*np.quantile(drawn[:, i, f + j], [0.75, 0.25]))
+        > _GUESS * 1.35 * OPTIMUM_EXPONENT
+    )
+    if undetermined:
+        doubts.append(
+            f"the runs hardly tell {', '.join(undetermined)}: {_ONLY_PRIOR}, around 0 with a "
+            f"deviation of {OPTIMUM_EXPONENT:g}"
+        )
+    return doubts, undetermined
 
 
 def _values_at_a_scale(z: FloatArray, scales: FloatArray, at: np.ndarray) -> list[int]:
@@ -332,10 +347,10 @@ def _values_at_a_scale(z: FloatArray, scales: FloatArray, at: np.ndarray) -> lis
 
 def _few(values: FloatArray) -> str:
     """Distinct values, or their range where they are many."""
-    distinct = np.unique(np.round(values, 12 - int(math.log10(values.max()))))
-    if len(distinct) <= _N_NAMED // 2:
-        return ", ".join(f"{value:.4g}" for value in distinct)
-    return f"{distinct[0]:.4g} to {distinct[-1]:.4g}"
+    few = np.unique(np.round(values, 12 - int(math.log10(values.max()))))
+    if len(few) <= _N_NAMED:
+        return ", ".join(f"{value:.4g}" for value in few)
+    return f"{few[0]:.4g} to {few[-1]:.4g}"
 
 
 def regret(runs: pd.DataFrame, params: Mapping[str, float], loss: str = "loss") -> float:
