@@ -36,7 +36,13 @@ from carbs.analysis.laws.power import (
     names_of_rows,
     runs_of_rows,
 )
-from carbs.analysis.laws.untuned import USUAL_EDGE, EdgePrior, LowerEdge, lower_edge
+from carbs.analysis.laws.untuned import (
+    USUAL_EDGE,
+    EdgePrior,
+    LowerEdge,
+    edge_of_bowl,
+    one_sided_edge,
+)
 from carbs.analysis.laws.usual import (
     COMPUTE_EXPONENT,
     EXPONENT,
@@ -150,7 +156,7 @@ def fit_loss_law(
             with scale, are found along with the law. Says so in ``fitted_to``.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
-        edge_prior: what is usual of runs that are not tuned.
+        edge_prior: what is usual of runs that are not tuned, where nothing says how.
 
     Raises:
         ValueError: too few rows, rows that are not finite and positive (named), groups of which
@@ -169,18 +175,18 @@ def fit_loss_law(
     enough(runs, 5)
     said_of_edge = ""
     if not is_tuned:
-        z: FloatArray | None = None
-        names: tuple[str, ...] = ()
-        if hyperparameters is not None:
-            if not isinstance(hyperparameters, pd.DataFrame):
-                raise ValueError(
-                    "hyperparameters are a frame of columns, a row a run, as runs[['lr']], but "
-                    f"are {hyperparameters!r:.60}"
-                )
+        if hyperparameters is None:
+            edge = one_sided_edge(LOSS_FAMILY, LOSS_FAMILY.published, runs, edge_prior)
+        elif not isinstance(hyperparameters, pd.DataFrame):
+            raise ValueError(
+                "hyperparameters are a frame of columns, a row a run, as runs[['lr']], but are "
+                f"{hyperparameters!r:.60}"
+            )
+        else:
             names = tuple(str(name) for name in hyperparameters.columns)
             varied = {name: hyperparameters.iloc[:, i] for i, name in enumerate(names)}
             z = np.log(np.stack(positive_rows(loss=L, **varied)[1:], axis=1))
-        edge = lower_edge(LOSS_FAMILY, LOSS_FAMILY.published, runs, z, names, edge_prior)
+            edge = edge_of_bowl(runs, z, names)
         said_of_edge = _said_of_edge(edge, names_of_rows(len(L), loss, n_params, n_tokens))
         kept = edge.worth > 0
         runs = replace(runs, y=edge.y, weights=runs.weights * edge.worth).only(kept)
