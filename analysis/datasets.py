@@ -16,6 +16,8 @@ DATASETS = {
     "warmup, decay, param_count, n_params, n_tokens, flops, loss (Porian et al. 2024)",
     "regmix": "512 models of 1M parameters over mixtures of 17 domains: weights w_*, losses loss_* "
     "(Liu et al. 2024)",
+    "small_lm_mixtures": "the reference language model at three sizes over mixtures of eight kinds "
+    "of text: n_params, n_tokens, weights w_*, losses loss_* in bits per byte",
     "gadre": "104 models on three corpora, 11M to 6.9B parameters: dataset, n_params, n_tokens, "
     "flops, losses loss_*, mean errors err_avg17 and err_avg46 (Gadre et al. 2024)",
     "small_lm_sweep": "a sweep of the reference language model, its check run last: output in nats "

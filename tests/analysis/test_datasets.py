@@ -26,6 +26,9 @@ def test_their_units_are_those_that_are_promised() -> None:
     assert ratio.between(0.9, 1.1).mean() > 0.95
     weights = datasets.load("regmix").filter(regex="^w_")
     assert np.allclose(weights.sum(axis=1), 1, atol=0.02) and weights.shape == (512, 17)
+    ours = datasets.load("small_lm_mixtures")
+    assert np.allclose(ours.filter(regex="^w_").sum(axis=1), 1)
+    assert ours.filter(regex="^loss_").shape[1] == 8 and ours.groupby("n_params").ngroups == 3
 
 
 def test_an_unknown_one_is_named_beside_those_that_are_there() -> None:
