@@ -41,7 +41,7 @@ from carbs.analysis.laws.mixing import (
 )
 from carbs.analysis.laws.power import ExtrapolationWarning, positive
 from carbs.analysis.laws.power_fits import positive_rows
-from carbs.analysis.laws.scales import distinct
+from carbs.analysis.laws.scales import ALIKE, distinct
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
@@ -55,7 +55,7 @@ _LEAST_SHARE = 1e-2
 _FAR = 2.0  # decades of compute beyond the largest runs
 _N_DESIGNS = 400  # draws of what more runs would measure
 _DRAWS_FOR_A_RUN = 40
-_ALIKE = 1e-6  # decades
+_SAME = 1e-6  # decades
 _N_NAMED = 5  # sizes, in a sentence
 
 
@@ -95,8 +95,11 @@ class ScaledMixingLaw(Shown):
                 ExtrapolationWarning,
                 stacklevel=2,
             )
-        x = np.log10([N, D]) - known[0]
-        return MixingLawAtScale(N, D, self._beside, x)
+        here = np.log10([N, D])
+        off = np.abs(known - here).max(axis=1)
+        if off.min() * math.log(10) <= ALIKE:
+            here = known[off.argmin()]
+        return MixingLawAtScale(N, D, self._beside, here - known[0])
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
         """What five points more of each domain do to the loss, at the base and at the largest size.
@@ -286,7 +289,7 @@ class Beside:
         process = self.base.processes[0]
         Z, Z_other = FEATURES[0](W), FEATURES[0](other)
         along = x @ x_other.T
-        alike = np.abs(x[:, None] - x_other).max(axis=2) < _ALIKE
+        alike = np.abs(x[:, None] - x_other).max(axis=2) < _SAME
         level = _LEVEL**2 * (1 + along) + _LEVEL_OF_SIZE**2 * alike
         gain = _GAIN**2 * along * np.outer(f, f_other)
         unknown = process.covariance(Z, Z_other) / GP_SCALE**2

@@ -7,7 +7,7 @@ import numpy as np
 from carbs.spaces import FloatArray
 
 # In logs: sizes that nobody means to differ, as those of models with other shapes.
-_ALIKE = 0.01
+ALIKE = 0.01
 
 
 def distinct(
@@ -27,7 +27,7 @@ def distinct(
     for column in log_scales.T:
         order = np.argsort(column, kind="stable")
         label = np.zeros(len(column), dtype=int)
-        label[order[1:]] = np.cumsum(np.diff(column[order]) > _ALIKE)
+        label[order[1:]] = np.cumsum(np.diff(column[order]) > ALIKE)
         labels.append(label)
     _, first, at = np.unique(
         np.stack(labels, axis=1), axis=0, return_index=True, return_inverse=True

@@ -124,6 +124,8 @@ def test_frames_are_read_by_name_and_sizes_within_a_hundredth_are_one() -> None:
     frame = table[NAMES]
     there = law.at(*MIDDLE)
     np.testing.assert_allclose(there.predict(frame[NAMES[::-1]]), there.predict(frame))
+    near = law.at(MIDDLE[0] * 1.002, MIDDLE[1])
+    np.testing.assert_array_equal(near.predict(frame), there.predict(frame))
 
 
 def test_what_tells_no_law_over_sizes_is_said(law: ScaledMixingLaw) -> None:
