@@ -159,7 +159,7 @@ def test_hypervolume_improvement_runs_on_it() -> None:
         ref_point=[-3.0, -3.0],
         X_baseline=torch.tensor(seen),
         prune_baseline=True,
-        sampler=SobolQMCNormalSampler(torch.Size([32]), seed=0),
+        sampler=SobolQMCNormalSampler(torch.Size([8]), seed=0),
         objective=WeightedMCMultiOutputObjective(torch.tensor([-1.0, -1.0], dtype=torch.float64)),
     )
     point, value = best_of(score)
