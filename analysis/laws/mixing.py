@@ -48,6 +48,7 @@ GP_SCALE, _GP_NOISE_PRIOR = 0.1, (math.log(1e-5), 2.0)
 _N_BUNDLES, _N_STARTS, _FLOOR = 6, 4, 1e-3
 _BUNDLE_NOISE = 0.07  # deviation of y from the effective-data law that is expected
 _TOLERATED_SUM = 0.02  # published weights are rounded
+LEAST_MIXTURES = 8
 _N_NAMED = 10  # rows, in an error
 _N_EFFECTS = 400  # draws, for their intervals
 
@@ -305,8 +306,8 @@ def fit_mixing_law(weights: ArrayLike | pd.DataFrame, loss: ArrayLike, seed: int
     wrong = np.flatnonzero(~(np.isfinite(L) & (L > 0)))
     if len(wrong):
         raise ValueError(f"rows {wrong.tolist()} have a loss not finite and positive")
-    if len(W) < 8:
-        raise ValueError(f"a mixing law needs 8 mixtures, but there are {len(W)}")
+    if len(W) < LEAST_MIXTURES:
+        raise ValueError(f"a mixing law needs {LEAST_MIXTURES} mixtures, but there are {len(W)}")
     log_L = np.log(L)
     center, scale = float(log_L.mean()), max(float(log_L.std()), 1e-9)
     y = (log_L - center) / scale

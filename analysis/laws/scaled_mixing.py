@@ -9,12 +9,13 @@ f        that law, with the covariance C of what is not known of it
 k        covariance of its process on ``log(w + 0.003)``, one on average over the runs
 
 ``y(w, x) = f(w) + c(x) + a(x) f(w) + h(w, x) + noise``: another size has another level c; all
-effects grow or shrink alike (a); and each drifts by itself (h). All three are normal and move along
-straight lines in x, with covariances ``9 (1 + x x') + 0.09``, ``(0.6^2 x x') f f'`` and ``t^2 x x'
-k``. The drift t for a decade and the noise, in that of the small runs, are averaged over a grid,
-each point by its evidence and its prior. It is the autoregressive model of Kennedy and O'Hagan
-2000, "Predicting the output from a complex computer code when fast approximations are available",
-eq. 1, with a difference that grows with the distance.
+effects grow or shrink alike (a); and each drifts by itself (h). All three are normal, vanish at the
+base and move along straight lines in x, but for a part of each size's level that is its own: with
+covariances ``(10^2 + [x = x']) x x'``, ``0.6^2 x x' f f'`` and ``t^2 x x' k``. The drift t for a
+decade and the noise, in that of the small runs, are averaged over a grid, each point by its
+evidence and its prior. It is the autoregressive model of Kennedy and O'Hagan 2000, "Predicting the
+output from a complex computer code when fast approximations are available", eq. 1, with a
+difference that grows with the distance.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from scipy.linalg import solve_triangular
 from carbs.analysis.laws.mixing import (
     FEATURES,
     GP_SCALE,
+    LEAST_MIXTURES,
     MixingLaw,
     Mixtures,
     fit_mixing_law,
@@ -46,8 +48,7 @@ from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
 
-_LEAST_RUNS = 8  # at one size, as many as a mixing law needs
-_LEVEL, _LEVEL_OF_SIZE, _GAIN = 3.0, 0.3, 0.6
+_LEVEL, _LEVEL_OF_SIZE, _GAIN = 10.0, 1.0, 0.6
 # Medians and deviations of logs, and the grid.
 _DRIFT, _NOISE = (0.15, 0.8), (2.5, 0.9)
 _DRIFTS, _NOISES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8), (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -290,7 +291,7 @@ class Beside:
         Z, Z_other = FEATURES[0](W), FEATURES[0](other)
         along = x @ x_other.T
         alike = np.abs(x[:, None] - x_other).max(axis=2) < _SAME
-        level = _LEVEL**2 * (1 + along) + _LEVEL_OF_SIZE**2 * alike
+        level = along * (_LEVEL**2 + _LEVEL_OF_SIZE**2 * alike)
         gain = _GAIN**2 * along * np.outer(f, f_other)
         unknown = process.covariance(Z, Z_other) / GP_SCALE**2
         kernel = process.kernel
@@ -302,7 +303,7 @@ class Beside:
         f, along = self.base._moments(W)[0], float(x @ x)
         process = self.base.processes[0]
         kernel, Z = process.kernel, FEATURES[0](W)
-        level = _LEVEL**2 * (1 + along) + _LEVEL_OF_SIZE**2
+        level = along * (_LEVEL**2 + _LEVEL_OF_SIZE**2)
         unknown = np.square(process.posterior(Z)[1] / GP_SCALE)
         drifting = kernel.diagonal(kernel.unit(Z)) - kernel.trend
         return level + _GAIN**2 * along * f**2 + unknown, along * drifting / self._unit
@@ -336,10 +337,10 @@ def fit_scaled_mixing_law(
     counts = np.bincount(at)
     if len(counts) < 2:
         raise ValueError("all runs are of one size: fit_mixing_law is for these")
-    if counts.max() < _LEAST_RUNS:
+    if counts.max() < LEAST_MIXTURES:
         raise ValueError(
-            f"a mixing law needs {_LEAST_RUNS} mixtures at one size, but the {len(L)} runs are of "
-            f"{len(counts)} sizes with {counts.max()} at most: run more at a small one"
+            f"a mixing law needs {LEAST_MIXTURES} mixtures at one size, but the {len(L)} runs are "
+            f"of {len(counts)} sizes with {counts.max()} at most: run more at a small one"
         )
     order = np.lexsort([means.sum(axis=1), -counts])  # the most runs, and of these the cheapest
     place = np.argsort(order)[at]

@@ -148,6 +148,9 @@ def test_what_tells_no_law_over_sizes_is_said(law: ScaledMixingLaw) -> None:
 
 def test_the_base_is_the_law_of_the_small_runs_alone() -> None:
     table = runs(30, 10)
+    there = fitted(table).at(*SMALL)
+    held = np.random.default_rng(1).dirichlet(np.full(4, 0.7), 100)
+    np.testing.assert_allclose(there.predict(held), loss_of(held, SMALL), rtol=0.03)
     small = table[table["n"] == SMALL[0]]
     alone = fit_mixing_law(small[NAMES], small["loss"])
     np.testing.assert_array_equal(
