@@ -144,7 +144,7 @@ def foretold(target: int, known: tuple[int, ...], n: int, draw: int, domain: str
     else:
         law = fit_mixing_law(weights.iloc[seen], loss.iloc[seen])
     found = {"rank correlation": law.rank_correlation(weights.iloc[held], measured)}
-    if target in size[seen]:
+    if target in size[seen] or len(np.unique(size[seen])) > 1:
         low, high = law.interval(weights.iloc[held])
         found["error, %"] = 100 * np.abs(law.predict(weights.iloc[held]) / measured - 1).mean()
         found["holds, %"] = 100 * np.mean((low <= measured) & (measured <= high))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.interpolate import PchipInterpolator
 from scipy.special import expit
 
 from carbs.analysis.laws.fitting import Form, stacked
@@ -36,6 +34,7 @@ from carbs.analysis.laws.power import (
     names_of_rows,
     runs_of_rows,
 )
+from carbs.analysis.laws.repetition import fit_repetition
 from carbs.analysis.laws.untuned import (
     USUAL_EDGE,
     EdgePrior,
@@ -74,10 +73,6 @@ _LEAST_RESAMPLES = 60  # of the coefficients, where rows are many
 
 
 _FAR = math.log(100.0)  # of compute, over the largest
-
-
-# Deviation of log R*. Runs that are off by a ten-thousandth are exact.
-_REPETITION_PRIOR, _LEAST_OBJECTIVE = 0.8, 0.5e-8
 
 
 # The irreducible loss is sought down to e^-10 of the least loss: nothing.
@@ -169,7 +164,8 @@ def fit_loss_law(
     if unique_tokens is not None:
         U = positive_rows(n_tokens=D, unique_tokens=unique_tokens)[1]
         if is_tuned and (D > U).any() and len(L) > 5:
-            repetition, interval = _fit_repetition(N, D, U, as_runs([N, D], C, L, groups, weights))
+            first = as_runs([N, D], C, L, groups, weights)
+            repetition, interval = fit_repetition(LOSS_FAMILY, N, D, U, first)
         D = effective_tokens(D, U, repetition)
     runs = as_runs([N, D], C, L, groups, weights)
     enough(runs, 5)
@@ -221,43 +217,6 @@ def fit_loss_law(
         repetition=repetition,
         repetition_interval=interval,
     )
-
-
-def _fit_repetition(
-    N: FloatArray, D: FloatArray, U: FloatArray, runs: Runs
-) -> tuple[float, tuple[float, float]]:
-    """R* with its 90% interval: its profile under the published form, times what is usual.
-
-    The noise of the runs is integrated out, so that n runs with an objective S have a likelihood of
-    ``S^(-n/2)``.
-    """
-    usual = LOSS_FAMILY.with_usual(LOSS_FAMILY.published, runs.y)
-    n = len(np.unique(runs.group))
-    start: FloatArray | None = None
-
-    def density(log_r: float) -> float:
-        nonlocal start
-        x = np.log(np.stack([N, effective_tokens(D, U, math.exp(log_r))], axis=1))
-        fits = LOSS_FAMILY.fit(usual, replace(runs, x=x - x.mean(axis=0)), starts=start)
-        start = fits.best()[None]
-        least = max(float(fits.objective.min()), _LEAST_OBJECTIVE * len(runs.y))
-        off = (log_r - math.log(REPETITION)) / _REPETITION_PRIOR
-        return -0.5 * n * math.log(least) - 0.5 * off**2
-
-    # Over all that may be, and closely where it is likeliest.
-    at = math.log(REPETITION) + 2.5 * _REPETITION_PRIOR * np.linspace(-1, 1, 9)
-    found = np.array([density(log_r) for log_r in at])
-    for _ in range(3):
-        best, step = at[found.argmax()], np.diff(at).min()
-        more = best + step * np.array([-0.67, -0.33, 0.33, 0.67])
-        order = np.argsort(np.concatenate([at, more]))
-        found = np.concatenate([found, [density(log_r) for log_r in more]])[order]
-        at = np.concatenate([at, more])[order]
-    fine = np.unique(np.concatenate([np.linspace(a, b, 60) for a, b in itertools.pairwise(at)]))
-    weight = np.exp(PchipInterpolator(at, found - found.max())(fine)) * np.gradient(fine)
-    below = np.cumsum(weight) / weight.sum()
-    low, middle, high = np.exp(np.interp([0.05, 0.5, 0.95], below, fine)).tolist()
-    return middle, (low, high)
 
 
 def _said_of_edge(edge: LowerEdge, rows: np.ndarray) -> str:
