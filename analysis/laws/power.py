@@ -289,14 +289,28 @@ class LossLaw(Law):
         """
         scales, C = self._scales(n_params, n_tokens, unique_tokens)
         low, high = self._interval(scales, C, level, new_measurement)
+        return self._unsure_of_repetition(low, high, level, n_params, n_tokens, unique_tokens)
+
+    def _unsure_of_repetition(
+        self,
+        low: FloatArray,
+        high: FloatArray,
+        level: float,
+        n_params: ArrayLike,
+        n_tokens: ArrayLike,
+        unique_tokens: ArrayLike | None,
+    ) -> tuple[FloatArray, FloatArray]:
+        """An interval with what is not known of R*, which adds to it as a deviation does."""
         if unique_tokens is None or self.repetition_interval is None:
             return low, high
-        # What is not known of R* adds to it, as a deviation.
-        middle = self._predict(scales, C)
-        worst, best = (
-            self._predict(*replace(self, repetition=end)._scales(n_params, n_tokens, unique_tokens))
-            for end in self.repetition_interval
-        )
+
+        def expected(repetition: float) -> FloatArray:
+            law = replace(self, repetition=repetition)
+            scales, C = law._scales(n_params, n_tokens, unique_tokens)
+            return law._expected(scales.reshape(-1, 2) - self.center).reshape(C.shape)
+
+        middle = expected(self.repetition)
+        worst, best = (expected(end) for end in self.repetition_interval)
         wider = norm.ppf(0.5 + level / 2) / norm.ppf(0.95)
         return (
             middle - np.hypot(middle - low, wider * (middle - np.minimum(best, middle))),
@@ -394,7 +408,13 @@ class LossLaw(Law):
         scales, C = self._scales(N, D, unique_tokens)
         self._say_if_far(C, stacklevel=3)
         x = scales.reshape(1, -1) - self.center
-        loss_low, loss_high = self._range(x, level)
+        loss_low, loss_high = self._unsure_of_repetition(
+            *self._range(x, level),
+            level,
+            [N],
+            [D],
+            None if unique_tokens is None else [unique_tokens],
+        )
         return Allocation(
             compute_flops=compute_flops,
             n_params=N,

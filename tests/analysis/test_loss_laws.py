@@ -463,6 +463,11 @@ def test_runs_that_hardly_repeat_leave_it_at_what_was_published() -> None:
     known = fit_loss_law(N, D, truth(N, D) * noise, n_resamples=5)
     below, above = (np.subtract(*law.interval(1e9, 3e10, **again)) for law in (few, known))
     assert below < above < 0
+    first, second = (law.compute_optimal(1e21, **again) for law in (few, known))
+    assert np.ptp(first.loss_interval) > np.ptp(second.loss_interval)
+    with pytest.warns(ExtrapolationWarning) as told:
+        few.interval(1e12, 1e13, **again)
+    assert len(told) == 1
 
 
 def test_the_published_refit(published: Callable[[str], pd.DataFrame]) -> None:
