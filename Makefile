@@ -26,7 +26,7 @@ demo: install
 	$(BIN)/carbs demo
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
