@@ -41,11 +41,14 @@ from .laws.power import (
     LossLaw as LossLaw,
     UndeterminedLawWarning as UndeterminedLawWarning,
     UndeterminedSplitWarning as UndeterminedSplitWarning,
-    effective_tokens as effective_tokens,
 )
 from .laws.power_fits import (
     fit_compute_law as fit_compute_law,
     fit_loss_law as fit_loss_law,
+)
+from .laws.repetition import (
+    Repetition as Repetition,
+    effective_tokens as effective_tokens,
 )
 from .laws.runs import RunsFit as RunsFit, fit_runs as fit_runs, read_runs as read_runs
 from .laws.scaled_mixing import (

@@ -20,6 +20,8 @@ DATASETS = {
     "of text: n_params, n_tokens, weights w_*, losses loss_* in bits per byte",
     "gadre": "104 models on three corpora, 11M to 6.9B parameters: dataset, n_params, n_tokens, "
     "flops, losses loss_*, mean errors err_avg17 and err_avg46 (Gadre et al. 2024)",
+    "muennighoff": "229 models of C4, 7M to 8.7B parameters, most on tokens that repeat: n_params, "
+    "n_tokens, unique_tokens, loss (Muennighoff et al. 2023)",
     "small_lm_sweep": "a sweep of the reference language model, its check run last: output in nats "
     "per byte, cost in FLOPs, what was predicted of both, six hyperparameters",
 }

@@ -36,7 +36,7 @@ from carbs.analysis import (
     regret,
 )
 from carbs.analysis.laws.experts import worth_of_expansion
-from carbs.analysis.laws.power import REPETITION
+from carbs.analysis.laws.repetition import EXCESS, REPETITION, Repetition, best_params
 from carbs.spaces import FloatArray
 
 CONSOLE = Console(width=110)
@@ -64,6 +64,7 @@ def main() -> None:
     mixtures(pd.read_csv(data / "regmix_1m.csv"))
     accuracy()
     repetition()
+    repeated_runs()
 
 
 def refit(runs: pd.DataFrame) -> None:
@@ -402,42 +403,92 @@ def repetition(n_draws: int = 12) -> None:
         return np.asarray(1.7 + 400 * N**-0.34 + 1500 * D**-0.36)
 
     rows = []
+    best = best_params(400, 1500, 0.34, 0.36)
     far = np.array([3e9]), np.array([1e12]), np.array([2.5e10])
-    for decay in (5.0, REPETITION, 45.0):
+    for tokens, params in ((5, EXCESS), (45, EXCESS), (REPETITION, 2), (REPETITION, 20)):
+        worn = Repetition(best, tokens, params)
+        aim = truth(*worn.effective(*far))
         found = []
         for seed in range(n_draws):
             rng = np.random.default_rng(seed)
             N = 10 ** rng.uniform(7, 9, 48)
             D = N * 10 ** rng.uniform(0.7, 2.3, 48)
             unique = D / rng.choice([1, 1, 3, 8, 20, 40], 48)
-
-            L = truth(N, effective_tokens(D, unique, decay))
-            L = L * np.exp(0.003 * rng.standard_normal(48))
+            L = truth(*worn.effective(N, D, unique)) * np.exp(0.003 * rng.standard_normal(48))
             law = fit_loss_law(N, D, L, unique_tokens=unique, n_resamples=2)
-            published = fit_loss_law(N, effective_tokens(D, unique), L, n_resamples=2)
-            aim = truth(far[0], effective_tokens(far[1], far[2], decay))
-            low, high = law.repetition_interval or (0.0, 0.0)
+            alone = fit_loss_law(N, effective_tokens(D, unique), L, n_resamples=2)
+            told = law.repetition
             found.append(
                 {
-                    "R": law.repetition,
-                    "held": low <= decay <= high,
+                    "tokens": told.tokens,
+                    "tokens held": _holds(told.tokens_interval, tokens),
+                    "params": told.params,
+                    "params held": _holds(told.params_interval, params),
                     "error": abs(law.predict(*far) / aim - 1)[0],
-                    "published": abs(published.predict(*far) / aim - 1)[0],
+                    "alone": abs(alone.predict(far[0], effective_tokens(*far[1:])) / aim - 1)[0],
                 }
             )
         frame = pd.DataFrame(found)
-        rows.append(
-            [
-                f"{decay:.3g}",
-                f"{frame['R'].median():.3g}",
-                f"{100 * frame['held'].mean():.0f}%",
-                f"{100 * frame['error'].mean():.2f}%",
-                f"{100 * frame['published'].mean():.2f}%",
-            ]
-        )
+        row = [f"{tokens:.3g}", f"{params:.3g}"]
+        for name in ("tokens", "params"):
+            held = 100 * frame[f"{name} held"].mean()
+            row.append(f"{frame[name].median():.3g} ({held:.0f}%)")
+        rows.append([*row, *(f"{100 * frame[name].mean():.2f}%" for name in ("error", "alone"))])
     show(
-        "Runs that repeat, simulated: R*, and the loss after 40 epochs at 15 times the compute",
-        ["R*", "fitted", "intervals hold", "error", "by the published R*"],
+        "Runs that repeat, simulated: the loss is after 40 epochs at 15 times the compute",
+        [
+            "R* of tokens",
+            "of parameters",
+            "fitted (held)",
+            "fitted (held)",
+            "error",
+            "tokens alone",
+        ],
+        rows,
+    )
+
+
+def _holds(interval: tuple[float, float] | None, truth: float) -> bool:
+    return interval is not None and interval[0] <= truth <= interval[1]
+
+
+def repeated_runs() -> None:
+    """Muennighoff et al. 2023, without runs whose loss had turned upward or was still falling."""
+    runs = datasets.load("muennighoff").astype(float)
+    fewer = runs.sort_values("n_tokens").groupby(["n_params", "unique_tokens"])["loss"]
+    lowest = fewer.cummin().reindex(runs.index)
+    epochs = runs["n_tokens"] / runs["unique_tokens"]
+    kept = (runs["loss"] <= lowest) & (runs["n_params"] > 1e8) & (epochs <= 100)
+    runs = runs[kept & (runs["n_tokens"] >= 2 * runs["n_params"])]
+    C = runs["n_params"] * runs["n_tokens"]
+    rows = []
+    for factor in (3, 10, 30, 100):
+        seen = factor * C <= C.max()
+        few, dear = runs[seen], runs[~seen]
+        of_few, of_dear = few["unique_tokens"], dear["unique_tokens"]
+        row = [f"1/{factor}", str(len(few)), str(len(dear))]
+        fresh = fit_loss_law(few["n_params"], few["n_tokens"], few["loss"], n_resamples=2)
+        worth = effective_tokens(few["n_tokens"], of_few)
+        alone = fit_loss_law(few["n_params"], worth, few["loss"], n_resamples=2)
+        both = fit_loss_law(
+            few["n_params"], few["n_tokens"], few["loss"], unique_tokens=of_few, n_resamples=2
+        )
+        at = dear["n_params"], dear["n_tokens"]
+        for expected in (
+            fresh.predict(*at),
+            alone.predict(at[0], effective_tokens(at[1], of_dear)),
+            both.predict(*at, of_dear),
+        ):
+            error = np.abs(expected / dear["loss"] - 1)
+            row.append(f"{100 * error.mean():.2f} ({100 * error.max():.0f})")
+        low, high = both.interval(*at, unique_tokens=of_dear)
+        held = (low <= dear["loss"]) & (dear["loss"] <= high)
+        row.append(f"{100 * held.mean():.0f} ({100 * np.mean((high - low) / dear['loss']):.1f})")
+        told = both.repetition
+        rows.append([*row, f"{told.tokens:.0f}, {told.params:.1f}"])
+    show(
+        "Runs that repeat, of Muennighoff et al.: mean error in % (worst)",
+        ["split", "fitted", "held out", "as fresh", "tokens alone", "both", "held (width)", "R*"],
         rows,
     )
 

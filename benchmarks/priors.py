@@ -39,7 +39,8 @@ from carbs.analysis.laws.forecast import (
     fit_forecast,
 )
 from carbs.analysis.laws.power import least_along_budget
-from carbs.analysis.laws.power_fits import COMPUTE_FAMILY, LOSS_FAMILY, as_runs
+from carbs.analysis.laws.power_fits import as_runs
+from carbs.analysis.laws.power_forms import COMPUTE_FAMILY, LOSS_FAMILY
 from carbs.pareto import pareto_front
 from carbs.threads import on_one_thread
 

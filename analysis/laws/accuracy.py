@@ -34,7 +34,8 @@ from scipy.special import expit
 from scipy.stats import t as student
 
 from carbs.analysis.laws.backtest import Law
-from carbs.analysis.laws.power import UndeterminedLawWarning, check_level, runs_of_rows
+from carbs.analysis.laws.power import UndeterminedLawWarning
+from carbs.analysis.laws.rows import check_level, runs_of_rows
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread

@@ -16,11 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from carbs.analysis.laws.power import (
-    ExtrapolationWarning,
-    UndeterminedLawWarning,
-    runs_of_rows,
-)
+from carbs.analysis.laws.power import ExtrapolationWarning, UndeterminedLawWarning
+from carbs.analysis.laws.rows import runs_of_rows
 from carbs.spaces import FloatArray
 
 

@@ -30,24 +30,10 @@ from numpy.typing import ArrayLike
 
 from carbs.analysis.laws.fitting import Form, stacked
 from carbs.analysis.laws.forecast import Family, Member, Prior, Runs
-from carbs.analysis.laws.power import (
-    FLOPS_PER_TOKEN,
-    Law,
-    check_level,
-    least_along_budget,
-    names_of_rows,
-    positive,
-)
-from carbs.analysis.laws.power_fits import (
-    LOSS_FAMILY,
-    Told,
-    as_runs,
-    enough,
-    fit_form,
-    loss_terms,
-    off_usual,
-    positive_rows,
-)
+from carbs.analysis.laws.power import FLOPS_PER_TOKEN, Law, least_along_budget
+from carbs.analysis.laws.power_fits import Told, as_runs, enough, fit_form
+from carbs.analysis.laws.power_forms import LOSS_FAMILY, loss_terms, off_usual
+from carbs.analysis.laws.rows import check_level, names_of_rows, positive, positive_rows
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
 

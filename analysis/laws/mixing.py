@@ -34,7 +34,7 @@ from pandas.api.types import is_numeric_dtype
 from scipy.stats import norm, spearmanr
 
 from carbs.analysis.laws.fitting import Form, descend
-from carbs.analysis.laws.power import check_level
+from carbs.analysis.laws.rows import check_level
 from carbs.gaussian_process import Data, GaussianProcess, fit_kernel
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from carbs.analysis.laws.power import ComputeLaw, check_level
+from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.laws.power_fits import fit_compute_law
+from carbs.analysis.laws.rows import check_level
 from carbs.analysis.laws.shown import Shown
 from carbs.pareto import pareto_front
 from carbs.spaces import FloatArray

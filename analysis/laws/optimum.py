@@ -24,7 +24,8 @@ from scipy.interpolate import LinearNDInterpolator
 
 from carbs.analysis.laws.bowl import Bowl, RunsAtScales, bowl_form, fit_bowl, n_coefficients
 from carbs.analysis.laws.fitting import descend
-from carbs.analysis.laws.power import UndeterminedLawWarning, check_level, names_of_rows
+from carbs.analysis.laws.power import UndeterminedLawWarning
+from carbs.analysis.laws.rows import check_level, names_of_rows
 from carbs.analysis.laws.scales import distinct
 from carbs.analysis.laws.shown import Shown
 from carbs.analysis.laws.usual import OPTIMUM_EXPONENT

@@ -35,11 +35,11 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm
 
 from carbs.analysis.laws.forecast import Forecast
+from carbs.analysis.laws.repetition import Repetition
+from carbs.analysis.laws.rows import check_level, positive
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray
 
-# R* of Muennighoff et al. 2023, "Scaling Data-Constrained Language Models", sec. 3 and eq. 5.
-REPETITION = 15.387756
 FLOPS_PER_TOKEN = 6.0  # and parameter: two forward, four backward
 _SERVED_FLOPS_PER_TOKEN = 2.0
 _FAR_DECADES = 2.05  # a hundredfold, and a rounding
@@ -242,10 +242,10 @@ class LossLaw(Law):
         E: irreducible loss, in the unit of the loss.
         A, alpha: of what too few parameters cost; A in the unit of the loss, at N = 1.
         B, beta: of what too few tokens cost; B in the unit of the loss, at D = 1.
-        n_params, n_tokens: of the runs it was fitted to, each ``(n,)``; repeated tokens count less.
+        n_params, n_tokens: of the runs it was fitted to, each ``(n,)``; where tokens repeat, those
+            that count.
+        repetition: how soon it wears out.
         edge: how the lower edge of untuned runs was found, in words; empty where they were tuned.
-        repetition: R* of :func:`effective_tokens`, in epochs.
-        repetition_interval: to which the runs tell it, at 90%; None where it is the published one.
     """
 
     A: float
@@ -254,9 +254,8 @@ class LossLaw(Law):
     beta: float
     n_params: FloatArray = field(repr=False)
     n_tokens: FloatArray = field(repr=False)
+    repetition: Repetition
     edge: str = ""
-    repetition: float = REPETITION
-    repetition_interval: tuple[float, float] | None = None
 
     def predict(
         self, n_params: ArrayLike, n_tokens: ArrayLike, unique_tokens: ArrayLike | None = None
@@ -264,8 +263,9 @@ class LossLaw(Law):
         """The loss to expect, in the common shape of the arguments.
 
         Args:
-            unique_tokens: where fewer than ``n_tokens``, the rest are repetitions, and count as
-                :func:`effective_tokens` says.
+            unique_tokens: where fewer than ``n_tokens``, the rest are repetitions. They count
+                less, and so do parameters in excess of what is best for so few tokens
+                (:class:`Repetition`).
         """
         return self._predict(*self._scales(n_params, n_tokens, unique_tokens))
 
@@ -300,22 +300,23 @@ class LossLaw(Law):
         n_tokens: ArrayLike,
         unique_tokens: ArrayLike | None,
     ) -> tuple[FloatArray, FloatArray]:
-        """An interval with what is not known of R*, which adds to it as a deviation does."""
-        if unique_tokens is None or self.repetition_interval is None:
+        """An interval with what is not known of the decays, which adds to it as deviations do."""
+        ends = list(self.repetition.ends())
+        if unique_tokens is None or not ends:
             return low, high
 
-        def expected(repetition: float) -> FloatArray:
+        def expected(repetition: Repetition) -> FloatArray:
             law = replace(self, repetition=repetition)
             scales, C = law._scales(n_params, n_tokens, unique_tokens)
             return law._expected(scales.reshape(-1, 2) - self.center).reshape(C.shape)
 
         middle = expected(self.repetition)
-        worst, best = (expected(end) for end in self.repetition_interval)
+        below, above = middle - low, high - middle
         wider = norm.ppf(0.5 + level / 2) / norm.ppf(0.95)
-        return (
-            middle - np.hypot(middle - low, wider * (middle - np.minimum(best, middle))),
-            middle + np.hypot(high - middle, wider * (np.maximum(worst, middle) - middle)),
-        )
+        for worse, better in ends:
+            below = np.hypot(below, wider * np.maximum(middle - expected(better), 0))
+            above = np.hypot(above, wider * np.maximum(expected(worse) - middle, 0))
+        return middle - below, middle + above
 
     def summary(self, level: float = 0.9) -> pd.DataFrame:
         """One row a coefficient: estimate, low, high, and a note where the runs do not tell it."""
@@ -325,14 +326,7 @@ class LossLaw(Law):
     def fitted_to(self) -> str:
         """In words: rows, range, residual, errors when extrapolated."""
         text = self._fitted_to(FLOPS_PER_TOKEN * self.n_params * self.n_tokens)
-        said = [text] + [self.edge] * bool(self.edge)
-        if self.repetition_interval is not None:
-            low, high = self.repetition_interval
-            said.append(
-                f"tokens that are repeated count less, R* = {self.repetition:.3g} epochs "
-                f"[{low:.3g}, {high:.3g}]"
-            )
-        return "; ".join(said)
+        return "; ".join(filter(None, [text, self.edge, self.repetition.said()]))
 
     def compute_optimal(
         self,
@@ -369,14 +363,8 @@ class LossLaw(Law):
 
         def along(log_N: FloatArray) -> FloatArray:
             D = _tokens_paid_for(compute_flops, np.exp(log_N), lifetime_tokens)
-            paid = np.where(D > 0, D, 1.0)
-            worth = (
-                paid
-                if unique_tokens is None
-                else effective_tokens(paid, unique_tokens, self.repetition)
-            )
-            log_D = np.where(D > 0, np.log(worth), np.nan)
-            return np.stack([log_N, log_D], axis=-1) - self.center
+            scales, _ = self._scales(np.exp(log_N), np.where(D > 0, D, 1.0), unique_tokens)
+            return np.where(D[:, None] > 0, scales - self.center, np.nan)
 
         first = 0.5 * math.log(compute_flops / FLOPS_PER_TOKEN)
         middle, low, high = least_along_budget(
@@ -476,7 +464,10 @@ class LossLaw(Law):
         N, D = np.broadcast_arrays(*positive(n_params=n_params, n_tokens=n_tokens))
         C = FLOPS_PER_TOKEN * N * D
         if unique_tokens is not None:
-            D = effective_tokens(D, unique_tokens, self.repetition)
+            (unique,) = positive(unique_tokens=unique_tokens)
+            N, D, unique = np.broadcast_arrays(N, D, unique)
+            N, D = self.repetition.effective(N, D, unique)
+            C = np.broadcast_to(C, N.shape)
         return np.stack([np.log(N), np.log(D)], axis=-1), C
 
 
@@ -510,62 +501,6 @@ def least_along_budget(
     optima = log_N[np.argmin(losses(forecast.draws(_N_DRAWS), log_N), axis=1)]
     low, high = np.quantile(optima, [(1 - level) / 2, (1 + level) / 2])
     return best, min(float(low), best), max(float(high), best)
-
-
-def effective_tokens(
-    n_tokens: ArrayLike, unique_tokens: ArrayLike, repetition: float = REPETITION
-) -> FloatArray:
-    """How many unique tokens a training on partly repeated ones is worth.
-
-    ``U + U R* (1 - exp(-(D/U - 1)/R*))`` with R* = 15.39, as measured by Muennighoff et al. 2023,
-    eq. 5: four epochs are worth nearly as much as new data, forty hardly more than twenty. Their
-    second decay, of parameters in excess, is left out: it belongs to their own fit.
-
-    Args:
-        n_tokens: D, that were trained on.
-        unique_tokens: U, of these.
-        repetition: R*, in epochs.
-    """
-    D, U = np.broadcast_arrays(*positive(n_tokens=n_tokens, unique_tokens=unique_tokens))
-    repeats = np.maximum(D / U - 1, 0)
-    worth = U * (1 - repetition * np.expm1(-repeats / repetition))
-    return np.asarray(np.where(repeats > 0, worth, D))
-
-
-def positive(**values: ArrayLike) -> list[FloatArray]:
-    arrays = [np.asarray(value, dtype=float) for value in values.values()]
-    for name, array in zip(values, arrays, strict=True):
-        if not (np.isfinite(array) & (array > 0)).all():
-            raise ValueError(f"{name} must be finite and positive")
-    return arrays
-
-
-def names_of_rows(n: int, *columns: object) -> np.ndarray:
-    """By the index of the first of these that has one of n different labels, else 0 to n - 1."""
-    for column in columns:
-        if isinstance(column, pd.Series) and len(column) == n and column.index.is_unique:
-            return column.index.to_numpy()
-    return np.arange(n)
-
-
-def runs_of_rows(groups: ArrayLike | None, n: int) -> np.ndarray:
-    """Which run each row is of, ``(n,)``; each of its own where none are given."""
-    if groups is None:
-        return np.arange(n)
-    labels = np.asarray(groups)
-    if labels.shape != (n,):
-        raise ValueError(f"groups {labels.shape} must name the run of each of the {n} rows")
-    nameless = names_of_rows(n, groups)[pd.isna(labels)]
-    if len(nameless):
-        raise ValueError(f"rows {nameless.tolist()} have no group: name the run of each row")
-    return labels
-
-
-def check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(
-            f"the level of an interval lies between 0 and 1, as 0.9 for 90%, but is {level}"
-        )
 
 
 def _tokens_paid_for(C: float, n_params: ArrayLike, served: float) -> FloatArray:

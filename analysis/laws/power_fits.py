@@ -1,4 +1,4 @@
-"""The forms of the power laws of :mod:`carbs.analysis.laws.power`, and their fits to runs."""
+"""Fits of the power laws of :mod:`carbs.analysis.laws.power` to runs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,24 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
-from carbs.analysis.laws.fitting import Form, stacked
-from carbs.analysis.laws.forecast import (
-    Family,
-    Forecast,
-    Member,
-    Prior,
-    Runs,
-    affordable,
-    fit_forecast,
-)
+from carbs.analysis.laws.forecast import Family, Forecast, Member, Runs, affordable, fit_forecast
 from carbs.analysis.laws.power import (
     FLOPS_PER_TOKEN,
-    REPETITION,
     ComputeLaw,
     Law,
     LossLaw,
     UndeterminedLawWarning,
-    effective_tokens,
-    names_of_rows,
-    runs_of_rows,
 )
-from carbs.analysis.laws.repetition import fit_repetition
+from carbs.analysis.laws.power_forms import COMPUTE_FAMILY, LOSS_FAMILY, loss_coefficients
+from carbs.analysis.laws.repetition import Repetition, best_params, fit_repetition
+from carbs.analysis.laws.rows import names_of_rows, positive_rows, runs_of_rows
 from carbs.analysis.laws.untuned import (
     USUAL_EDGE,
     EdgePrior,
@@ -42,41 +31,19 @@ from carbs.analysis.laws.untuned import (
     edge_of_bowl,
     one_sided_edge,
 )
-from carbs.analysis.laws.usual import (
-    COMPUTE_EXPONENT,
-    EXPONENT,
-    EXPONENT_RATIO,
-    IRREDUCIBLE_SHARE,
-    Usual,
-)
 from carbs.spaces import FloatArray
 from carbs.threads import on_one_thread
 
 AnyLaw = TypeVar("AnyLaw", bound=Law)
 
-_LARGEST_EXPONENT = 3.0
-
-
 # An axis must vary by half, for its exponent to be more than a guess.
 _LEAST_RANGE = math.log(1.5)
-
-
 # A coefficient is a guess if resamples leave this share of the width that it had beforehand.
 _GUESS, _ENOUGH_TO_TELL_WIDTHS = 0.7, 10
-
-
 _CLOSE = 1e-3  # to a bound
 _N_NAMED = 10  # rows, in a sentence
-
-
 _LEAST_RESAMPLES = 60  # of the coefficients, where rows are many
-
-
 _FAR = math.log(100.0)  # of compute, over the largest
-
-
-# The irreducible loss is sought down to e^-10 of the least loss: nothing.
-_DEEPEST = 10.0
 
 
 @on_one_thread
@@ -141,9 +108,10 @@ def fit_loss_law(
         groups: marks rows of one run, shape ``(n,)``: they are resampled together, held out
             together, and share an error. Each row is a run of its own by default.
         weights: how many measurements a row stands for, positive, shape ``(n,)``.
-        unique_tokens: where fewer than ``n_tokens``, the rest were repetitions, and count as
-            :func:`effective_tokens` says; shape ``(n,)``. How much less is fitted, and stays at the
-            published R* where the runs do not tell it; of runs that are not tuned it is that one.
+        unique_tokens: where fewer than ``n_tokens``, the rest were repetitions, and count less, as
+            do parameters in excess of what is best for so few; shape ``(n,)``. How much less is
+            fitted (:class:`Repetition`), and stays as published where the runs do not tell it, or
+            are not tuned.
         tuned: whether each run had hyperparameters about as good as there are. If not, the law is
             that of the lower edge of the runs: what they would have reached.
         hyperparameters: columns of what was varied, positive numbers, a row a run, as the learning
@@ -159,14 +127,13 @@ def fit_loss_law(
     """
     N, D, L = positive_rows(n_params=n_params, n_tokens=n_tokens, loss=loss)
     C = FLOPS_PER_TOKEN * N * D
-    repetition, interval = REPETITION, None
+    repetition = None
     is_tuned = tuned and hyperparameters is None
     if unique_tokens is not None:
         U = positive_rows(n_tokens=D, unique_tokens=unique_tokens)[1]
-        if is_tuned and (D > U).any() and len(L) > 5:
+        if (D > U).any() and len(L) > 5:
             first = as_runs([N, D], C, L, groups, weights)
-            repetition, interval = fit_repetition(LOSS_FAMILY, N, D, U, first)
-        D = effective_tokens(D, U, repetition)
+            repetition, N, D = fit_repetition(N, D, U, first, is_known=not is_tuned)
     runs = as_runs([N, D], C, L, groups, weights)
     enough(runs, 5)
     said_of_edge = ""
@@ -199,13 +166,9 @@ def fit_loss_law(
         {1: ("A", "alpha"), 2: ("B", "beta")},
     )
     fitted = fit_form(LOSS_FAMILY, runs, told, n_resamples, seed)
-
-    def coefficients(theta: FloatArray) -> FloatArray:
-        e, a, b, log_alpha, log_ratio = theta.T
-        alpha, beta = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
-        A, B = np.exp(a + alpha * runs.center[0]), np.exp(b + beta * runs.center[1])
-        return np.stack([np.exp(e), A, B, alpha, beta], axis=1)
-
+    coefficients = partial(loss_coefficients, center=runs.center)
+    if repetition is None:
+        repetition = Repetition(best_params(*coefficients(fitted.best[None])[0, 1:].tolist()))
     return fitted.law(
         LossLaw,
         ["E", "A", "B", "alpha", "beta"],
@@ -215,7 +178,6 @@ def fit_loss_law(
         loss=L,
         edge=said_of_edge,
         repetition=repetition,
-        repetition_interval=interval,
     )
 
 
@@ -382,176 +344,6 @@ def _as_wide_as_usual(
     return found
 
 
-def _compute_form(x: FloatArray) -> Form:
-    log_C = x[:, 0]
-
-    def form(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        e, a, log_g = (theta[:, i : i + 1] for i in range(3))
-        falling = a - np.exp(log_g) * log_C
-        share = expit(e - falling)  # of E in the loss
-        derivatives = [share, 1 - share, -(1 - share) * np.exp(log_g) * log_C]
-        return np.logaddexp(e, falling), np.stack(derivatives, axis=-1)
-
-    return form
-
-
-def _loss_form(x: FloatArray) -> Form:
-    log_N, log_D = x.T
-    return lambda theta: loss_terms(theta, log_N, log_D)
-
-
-def loss_terms(
-    theta: FloatArray,
-    log_N: FloatArray,
-    log_D: FloatArray,
-    on_N: FloatArray | float = 0.0,
-    on_D: FloatArray | float = 0.0,
-) -> tuple[FloatArray, FloatArray]:
-    """Log loss ``(b, n)`` and its derivatives ``(b, n, 5)``; what is added to the logs of terms."""
-    e, a, b, log_alpha, log_ratio = (theta[:, i : i + 1] for i in range(5))
-    alpha, beta = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
-    u, v = a - alpha * log_N + on_N, b - beta * log_D + on_D
-    value = np.logaddexp(e, np.logaddexp(u, v))
-    J = np.empty((*value.shape, 5))
-    J[..., 0] = np.exp(e - value)  # of E in the loss
-    J[..., 1] = np.exp(u - value)
-    J[..., 2] = np.exp(v - value)
-    J[..., 4] = -J[..., 2] * beta * log_D
-    J[..., 3] = -J[..., 1] * alpha * log_N + J[..., 4]
-    return value, J
-
-
-def _compute_bounds(y: FloatArray) -> tuple[FloatArray, FloatArray]:
-    exponents = math.log(1e-3), math.log(_LARGEST_EXPONENT)
-    least = y.min()
-    lower = np.array([least - _DEEPEST, least - 30, exponents[0]])
-    return lower, np.array([least, y.max() + 30, exponents[1]])
-
-
-def _loss_bounds(y: FloatArray) -> tuple[FloatArray, FloatArray]:
-    exponents = math.log(1e-2), math.log(_LARGEST_EXPONENT)
-    least, most = y.min(), y.max()
-    lower = np.array([least - _DEEPEST, least - 30, least - 30, exponents[0], -3.0])
-    return lower, np.array([least, most + 30, most + 30, exponents[1], 3.0])
-
-
-def _compute_starts(y: FloatArray) -> FloatArray:
-    least, middle = math.exp(y.min()), math.exp(float(np.median(y)))
-    return np.array(
-        [
-            [math.log(share * least), math.log(max(middle - share * least, 0.05 * least)), log_g]
-            for share in (0.1, 0.5, 0.8, 0.95)
-            for log_g in np.log([0.05, 0.2, 0.5, 1.0])
-        ]
-    )
-
-
-def _loss_starts(y: FloatArray) -> FloatArray:
-    least, middle = math.exp(y.min()), math.exp(float(np.median(y)))
-    starts = []
-    for share in (0.4, 0.8):
-        term = math.log(max(middle - share * least, 0.05 * least) / 2)
-        for alpha in (0.25, 0.6):
-            starts += [
-                [math.log(share * least), term, term, math.log(alpha), math.log(beta / alpha)]
-                for beta in (0.25, 0.6)
-            ]
-    return np.array(starts)
-
-
-# Of a published fit, and of the backtests' runs.
-_PUBLISHED_DELTA = 1e-3
-
-
-# How far a term is from a third of the least loss, at the middle of the runs.
-_TERM = (math.log(0.3), 1.5)
-# Logs of the parameters and tokens at which terms of language models are known better. Runs of
-# fewer than the least are counted in millions, or are of something else.
-_REFERENCE, _LEAST_SCALES = np.log([1e9, 2e10]), np.log([1e5, 1e6])
-
-
-def _usual_level(y: FloatArray) -> Usual:
-    """Of log E, by the log losses."""
-    return float(y.min()) + IRREDUCIBLE_SHARE[0], IRREDUCIBLE_SHARE[1]
-
-
-def _usual_compute(y: FloatArray) -> dict[int, tuple[float, float]]:
-    return {0: _usual_level(y), 2: COMPUTE_EXPONENT}
-
-
-def _usual_loss(y: FloatArray) -> dict[int, tuple[float, float]]:
-    return {0: _usual_level(y), 3: EXPONENT, 4: EXPONENT_RATIO}
-
-
-def _expected_compute(prior: Prior, runs: Runs) -> Form:
-    # Of sweeps of anything: their exponents are not those of language models.
-    return off_usual({**_usual_compute(runs.y), 1: _term(runs.y)})
-
-
-def _expected_loss(prior: Prior, runs: Runs) -> Form:
-    (term, width), exponent, ratio = (
-        (math.log(median), deviation)
-        for median, deviation in (prior.term, prior.exponent, prior.ratio)
-    )
-    expected = {0: _usual_loss(runs.y)[0], 3: exponent, 4: ratio}
-    if (runs.center[:2] < _LEAST_SCALES).any():
-        return off_usual({**expected, 1: _term(runs.y), 2: _term(runs.y)})
-    n, d = _REFERENCE - runs.center[:2]
-
-    def terms_off(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        e, a, b, log_alpha, log_ratio = theta[:, :5].T
-        alpha, beta = np.exp(log_alpha), np.exp(log_alpha + log_ratio)
-        off = np.stack([a - alpha * n, b - beta * d], axis=1) - e[:, None] - term
-        J = np.zeros((*off.shape, theta.shape[1]))
-        J[:, :, 0] = -1
-        J[:, 0, 1] = J[:, 1, 2] = 1
-        J[:, 0, 3] = -alpha * n
-        J[:, 1, 3] = J[:, 1, 4] = -beta * d
-        return off / width, J / width
-
-    return stacked(off_usual(expected), terms_off)
-
-
-def _term(y: FloatArray) -> tuple[float, float]:
-    return float(y.min()) + _TERM[0], _TERM[1]
-
-
-def off_usual(usual: Mapping[int, tuple[float, float]]) -> Form:
-    """How far coefficients are from means, in deviations; both by index."""
-    index = list(usual)
-    mean, deviation = np.array(list(usual.values())).T
-
-    def off(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        J = np.zeros((len(theta), len(index), theta.shape[1]))
-        J[:, np.arange(len(index)), index] = 1 / deviation
-        return (theta[:, index] - mean) / deviation, J
-
-    return off
-
-
-COMPUTE_FAMILY = Family(
-    form=_compute_form,
-    bounds=_compute_bounds,
-    starts=_compute_starts,
-    published=Member(delta=1e-2),
-    usual=_usual_compute,
-    expected=_expected_compute,
-    directions=np.array([[1.0]]),
-)
-
-
-LOSS_FAMILY = Family(
-    form=_loss_form,
-    bounds=_loss_bounds,
-    starts=_loss_starts,
-    published=Member(delta=_PUBLISHED_DELTA),
-    usual=_usual_loss,
-    expected=_expected_loss,
-    directions=np.array([[1.0, 1.0], [-1.0, 1.0]]),
-    tail=10.0,
-)
-
-
 def as_runs(
     scales: list[FloatArray],
     C: FloatArray,
@@ -581,19 +373,3 @@ def enough(runs: Runs, n_coefficients: int) -> None:
             f"a law with {n_coefficients} coefficients needs {n_coefficients + 1} runs at two or "
             f"more values of compute, but there are {n}"
         )
-
-
-def positive_rows(**columns: ArrayLike) -> list[FloatArray]:
-    """Columns of equal length, finite and positive; errors have the :func:`names_of_rows`."""
-    arrays = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
-    shapes = {array.shape for array in arrays.values()}
-    if len(shapes) > 1 or any(array.ndim != 1 for array in arrays.values()):
-        told = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise ValueError(f"{told} must be lists of equal length")
-    wrong = np.flatnonzero(
-        np.any([~(np.isfinite(array) & (array > 0)) for array in arrays.values()], axis=0)
-    )
-    if len(wrong):
-        rows = names_of_rows(len(next(iter(arrays.values()))), *columns.values())[wrong].tolist()
-        raise ValueError(f"rows {rows} have a {' or '.join(arrays)} not finite and positive")
-    return list(arrays.values())

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carbs.analysis.laws.power import FLOPS_PER_TOKEN, ComputeLaw, LossLaw, names_of_rows
+from carbs.analysis.laws.power import FLOPS_PER_TOKEN, ComputeLaw, LossLaw
 from carbs.analysis.laws.power_fits import fit_compute_law, fit_loss_law
+from carbs.analysis.laws.rows import names_of_rows
 from carbs.spaces import FloatArray
 
 # For each quantity, the names that it goes by; compared in lower case, without anything but letters
@@ -29,6 +30,9 @@ _NAMES = {
         *("ntokens", "traintokens", "trainingtokens", "numtokens", "tokens", "datasize", "d"),
         "trainingtokenscount",
     ),
+    "unique_tokens": (
+        *("uniquetokens", "nuniquetokens", "numuniquetokens", "tokensunique", "tokensperepoch"),
+    ),
     "compute": (
         *("computeflops", "flops", "trainingflops", "trainflops", "flop", "trainingflop"),
         *("compute", "cost", "c"),
@@ -39,6 +43,7 @@ _OPTIONS = {
     "loss": "--loss",
     "n_params": "--params",
     "n_tokens": "--tokens",
+    "unique_tokens": "--unique",
     "compute": "--compute",
     "group": "--group",
 }
@@ -129,7 +134,7 @@ def read_runs(file: Path | str) -> pd.DataFrame:
 
 
 def guess_columns(frame: pd.DataFrame) -> dict[str, str]:
-    """The columns that look like a loss, parameters, tokens, compute and a run's name.
+    """The columns that look like a loss, parameters, tokens, compute, or a run's name.
 
     Raises:
         ValueError: two columns would do for one of them, and their values differ; names both.
@@ -170,8 +175,8 @@ def fit_runs(
 
     Args:
         frame: one row a run.
-        columns: of ``loss``, ``n_params``, ``n_tokens``, ``compute``, ``group``; the others are
-            guessed from their names.
+        columns: of ``loss``, ``n_params``, ``n_tokens``, ``unique_tokens`` (where tokens repeat),
+            ``compute``, ``group``; the others are guessed from their names.
         tuned, hyperparameters: as of :func:`fit_loss_law`, with the columns of hyperparameters by
             their names.
 
@@ -203,6 +208,8 @@ def fit_runs(
             f"only {known or 'none'} could be told among {list(frame.columns)}: name them with "
             f"{', '.join(_OPTIONS.values())}, or columns="
         )
+    if "unique_tokens" in known and sizes:
+        wanted.append("unique_tokens")
     used = {quantity: known[quantity] for quantity in wanted}
     notes = []
     values = {}
@@ -259,6 +266,7 @@ def fit_runs(
             values["n_tokens"],
             pd.Series(values["loss"], kept),
             groups=groups,
+            unique_tokens=values.get("unique_tokens"),
             tuned=tuned,
             hyperparameters=pd.DataFrame(varied, rows)[complete] if varied else None,
         )
@@ -313,7 +321,7 @@ def _read(column: pd.Series, name: str, quantity: str) -> tuple[FloatArray, str]
             f"row {rows[wrong[0]]} of {name!r} is {values[wrong[0]]:.6g}, but {what}"
             + f"; {len(wrong)} rows are not" * (len(wrong) > 1)
         )
-    if quantity in ("n_params", "n_tokens"):
+    if quantity in ("n_params", "n_tokens", "unique_tokens"):
         better = f"if it is in billions, name the column {name}_b, or write 447M"
         _check_size(known, quantity, repr(name), better)
     if as_written and len(known):

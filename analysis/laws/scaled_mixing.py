@@ -41,8 +41,8 @@ from carbs.analysis.laws.mixing import (
     fit_mixing_law,
     likely_best,
 )
-from carbs.analysis.laws.power import ExtrapolationWarning, positive
-from carbs.analysis.laws.power_fits import positive_rows
+from carbs.analysis.laws.power import ExtrapolationWarning
+from carbs.analysis.laws.rows import positive, positive_rows
 from carbs.analysis.laws.scales import ALIKE, distinct
 from carbs.analysis.laws.shown import Shown
 from carbs.spaces import FloatArray

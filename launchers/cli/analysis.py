@@ -199,6 +199,9 @@ def fit_command(
     loss: Annotated[str | None, typer.Option(help="Column; guessed from its name else.")] = None,
     params: Annotated[str | None, typer.Option(help="Column of the parameters.")] = None,
     tokens: Annotated[str | None, typer.Option(help="Column of the tokens.")] = None,
+    unique: Annotated[
+        str | None, typer.Option(help="Column of the unique tokens, where they repeat.")
+    ] = None,
     compute: Annotated[str | None, typer.Option(help="Column of the compute.")] = None,
     group: Annotated[str | None, typer.Option(help="Column that names a run.")] = None,
     untuned: Annotated[
@@ -211,11 +214,14 @@ def fit_command(
     flops: Annotated[
         float | None, typer.Option(help="Predict the best run with this compute.")
     ] = None,
+    unique_tokens: Annotated[
+        float | None, typer.Option(help="That there are; what it trains on beyond is repeated.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to runs that no sweep of ours made."""
-    names = ("loss", "n_params", "n_tokens", "compute", "group")
-    given = dict(zip(names, (loss, params, tokens, compute, group), strict=True))
+    names = ("loss", "n_params", "n_tokens", "unique_tokens", "compute", "group")
+    given = dict(zip(names, (loss, params, tokens, unique, compute, group), strict=True))
     try:
         with working("fitting the law"), warnings.catch_warnings():
             warnings.simplefilter("ignore", analysis.UndeterminedLawWarning)  # the law says it
@@ -225,7 +231,7 @@ def fit_command(
                 tuned=not untuned,
                 hyperparameters=hyperparameters or (),
             )
-        best, warned = _best(found.law, flops) if flops is not None else ({}, [])
+        best, warned = _best(found.law, flops, unique_tokens) if flops is not None else ({}, [])
     except (OSError, ValueError) as error:
         raise SweepStoppedError(f"no law from {file}: {error}") from None
     law = found.law
@@ -282,17 +288,21 @@ def _print_fit(
     )
 
 
-def _best(law: ComputeLaw | LossLaw, flops: float) -> tuple[dict[str, Any], list[str]]:
+def _best(
+    law: ComputeLaw | LossLaw, flops: float, unique_tokens: float | None
+) -> tuple[dict[str, Any], list[str]]:
     """What the law expects of the best run with that much compute, by quantity; its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if isinstance(law, analysis.LossLaw):
-            best = law.compute_optimal(flops)
+            best = law.compute_optimal(flops, unique_tokens=unique_tokens)
             shown: dict[str, tuple[Any, Any]] = {
                 "loss": (best.loss, best.loss_interval),
                 "parameters": (best.n_params, best.n_params_interval),
                 "tokens": (best.n_tokens, best.n_tokens_interval),
             }
+        elif unique_tokens is not None:
+            raise ValueError("a law of the compute alone knows of no tokens that are repeated")
         else:
             shown = {"loss": (law.predict(flops), law.interval(flops))}
     found = {

@@ -20,6 +20,7 @@ from carbs.analysis import (
     effective_tokens,
     fit_loss_law,
 )
+from carbs.analysis.laws.repetition import Repetition, best_params
 
 E, A, B, ALPHA, BETA = 1.7, 400.0, 1500.0, 0.34, 0.36
 
@@ -387,9 +388,22 @@ def test_repeated_tokens_count_less(law: LossLaw) -> None:
     assert effective_tokens(1e12, 1e9) == pytest.approx((1 + 15.387756) * 1e9)
     fresh, repeated = law.predict(1e9, 4e10), law.predict(1e9, 4e10, unique_tokens=1e9)
     assert repeated > fresh
+    assert law.predict(1e9, 4e10, unique_tokens=4e10) == fresh
     scarce = law.compute_optimal(1e21, unique_tokens=1e9)
     assert scarce.epochs == pytest.approx(scarce.n_tokens / 1e9)
-    assert scarce.n_params > law.compute_optimal(1e21).n_params
+
+
+def test_few_tokens_are_rather_repeated_than_given_to_a_larger_model() -> None:
+    # Muennighoff et al. 2023: of 25e9 unique tokens and the compute of 8.67e9 parameters on 178e9,
+    # the best are 6.8e9 parameters on 227e9, by their law and a search on a grid (their README).
+    N, D, _ = runs(40)
+    theirs = 1.868925 + 520.82 * N**-0.3526596 + 1487.79 * D**-0.3526596
+    law = fit_loss_law(N, D, theirs, n_resamples=5)
+    budget = 6 * 8.67e9 * 178e9
+    scarce = law.compute_optimal(budget, unique_tokens=25e9)
+    assert scarce.n_params == pytest.approx(6.8e9, rel=0.03)
+    assert scarce.n_tokens == pytest.approx(227e9, rel=0.03)
+    assert scarce.n_params < law.compute_optimal(budget).n_params
 
 
 def untuned(n: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
@@ -425,39 +439,53 @@ def test_the_lower_edge_of_untuned_runs() -> None:
         fit_loss_law(N, D, L, hyperparameters=columns.assign(lr=0.0))
 
 
+def repeating(tokens: float, params: float, noise: float = 0.002) -> tuple[np.ndarray, ...]:
+    """N, D, U and losses of runs of up to 40 epochs, and how they wear out."""
+    rng = np.random.default_rng(0)
+    N = 10 ** rng.uniform(7, 9, 48)
+    D = N * 10 ** rng.uniform(0.7, 2.3, 48)
+    U = D / np.tile([1.0, 1.0, 4.0, 12.0, 20.0, 40.0], 8)
+    worn = Repetition(best_params(A, B, ALPHA, BETA), tokens, params)
+    return N, D, U, truth(*worn.effective(N, D, U)) * np.exp(noise * rng.standard_normal(48))
+
+
 def test_tokens_that_were_repeated_count_less_in_the_fit() -> None:
-    N, D, _ = runs(40)
-    unique = D / np.tile([1.0, 20.0], 20)
-    L = truth(N, effective_tokens(D, unique))
-    law = fit_loss_law(N, D, L, unique_tokens=unique, n_resamples=5)
+    N, D, U, L = repeating(15.387756, 5.309743, noise=0.0)
+    law = fit_loss_law(N, D, L, unique_tokens=U, n_resamples=5)
     assert [law.E, law.beta] == pytest.approx([E, BETA], rel=0.02)
 
 
-@pytest.mark.parametrize("decay", [5.0, 40.0])
-def test_how_much_less_repeated_tokens_count_is_fitted(decay: float) -> None:
-    N, D, _ = runs(40)
-    unique = D / np.tile([1.0, 4.0, 12.0, 40.0], 10)
-    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(40))
-    L = truth(N, effective_tokens(D, unique, decay)) * noise
-    law = fit_loss_law(N, D, L, unique_tokens=unique, n_resamples=5)
-    assert law.repetition_interval is not None
-    low, high = law.repetition_interval
-    assert low < decay < high < 2 * low and low < law.repetition < high
-    assert f"R* = {law.repetition:.3g} epochs" in law.fitted_to
-    at = 3e9, 1e12
-    expected = truth(at[0], effective_tokens(at[1], 2.5e10, decay))
-    assert law.predict(*at, unique_tokens=2.5e10) == pytest.approx(expected, rel=0.005)
+@pytest.mark.parametrize(("tokens", "params"), [(5.0, 5.3), (40.0, 5.3), (15.4, 2.0), (15.4, 20.0)])
+def test_how_much_less_repetition_counts_is_fitted(tokens: float, params: float) -> None:
+    N, D, U, L = repeating(tokens, params)
+    law = fit_loss_law(N, D, L, unique_tokens=U, n_resamples=5)
+    found = law.repetition
+    assert found.tokens_interval is not None and found.params_interval is not None
+    for truly, middle, (low, high) in (
+        (tokens, found.tokens, found.tokens_interval),
+        (params, found.params, found.params_interval),
+    ):
+        assert low < truly < high < 2 * low and low < middle < high
+    assert f"R* = {found.tokens:.3g} epochs" in law.fitted_to
+    assert f"the unique ones, R* = {found.params:.3g}" in law.fitted_to
+    # Three times as many parameters as any run had, on a fortieth of the tokens.
+    at = 3e9, 1e12, 2.5e10
+    worn = Repetition(best_params(A, B, ALPHA, BETA), tokens, params)
+    expected = truth(*worn.effective(*map(np.array, at)))
+    assert law.predict(*at[:2], unique_tokens=at[2]) == pytest.approx(expected, rel=0.005)
     plain = fit_loss_law(N, D, truth(N, D), n_resamples=5)
-    assert plain.repetition_interval is None and "R*" not in plain.fitted_to
+    assert plain.repetition.tokens_interval is None and "R*" not in plain.fitted_to
 
 
 def test_runs_that_hardly_repeat_leave_it_at_what_was_published() -> None:
     N, D, _ = runs(40)
     noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(40))
     few = fit_loss_law(N, D, truth(N, D) * noise, unique_tokens=D / 1.02, n_resamples=5)
-    assert few.repetition == pytest.approx(15.39, rel=0.25)
-    low, high = few.repetition_interval or (0.0, 0.0)
-    assert low < 6 and high > 40
+    found = few.repetition
+    assert [found.tokens, found.params] == pytest.approx([15.39, 5.31], rel=0.25)
+    for published, interval in ((15.39, found.tokens_interval), (5.31, found.params_interval)):
+        low, high = interval or (published, published)
+        assert low < 0.4 * published and high > 2.5 * published
     # What is not known of it is not known of a loss after many epochs.
     again = {"unique_tokens": 1e9}
     known = fit_loss_law(N, D, truth(N, D) * noise, n_resamples=5)

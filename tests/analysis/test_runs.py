@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carbs.analysis import ComputeLaw, LossLaw, read_runs
+from carbs.analysis import ComputeLaw, LossLaw, datasets, read_runs
 from carbs.analysis.laws.runs import fit_runs
 
 rng = np.random.default_rng(0)
@@ -34,6 +34,20 @@ def test_given_columns_are_taken_and_rows_without_values_left_out() -> None:
     assert 1.6 < found.law.E < 1.8
     assert found.guessed == () and found.n_left_out == 1
     assert "1 rows left out" in found.said()
+
+
+def test_tokens_that_repeat_are_told_by_a_column_of_the_unique_ones() -> None:
+    runs = datasets.load("muennighoff")
+    runs = runs[(runs["n_params"] > 1e8) & (runs["n_tokens"] >= 5 * runs["n_params"])]
+    runs = runs[runs["n_tokens"] <= 60 * runs["unique_tokens"]]
+    found = fit_runs(runs)
+    assert found.columns["unique_tokens"] == "unique_tokens" and "R* =" in found.law.fitted_to
+    renamed = runs.rename(columns={"unique_tokens": "of these new"})
+    assert "R* =" not in fit_runs(renamed).law.fitted_to
+    again = fit_runs(renamed, {"unique_tokens": "of these new"})
+    assert again.law.fitted_to == found.law.fitted_to
+    with pytest.raises(ValueError, match="'unique_tokens' is 30 at most, which is no number of"):
+        fit_runs(runs.assign(unique_tokens=30.0))
 
 
 def test_a_column_that_names_one_run_for_all_rows_is_no_group() -> None:
