@@ -9,7 +9,8 @@ s        where it lies beside a reference line m along the front, ``z - m(c)``, 
 L        its loss, ``L = E + k 10^(-g c) + sum_i h_i (p_i + q_i c) s_i
          + sum_ij sqrt(h_i h_j) Q_ij s_i s_j + r(z) + noise``
 h_i(c)   ``10^(-f_i c)``: how the bowl around the optimum flattens with scale
-r        what the formula misses, a Matern-5/2 process
+r        what the formula misses, a Matern-5/2 process that grows towards the cheap runs: a model
+         in its first transient follows no law yet, and what it does is not to bend the law
 
 This is a response surface of second order (Box and Wilson 1951, "On the Experimental Attainment of
 Optimum Conditions") around a moving point, on a scaling law. For given g and f it is linear in
@@ -70,10 +71,9 @@ _EXPONENTS = (
     0.6,
     0.75,
 )
-# For every decade beyond the sweep's best run, intervals are wider by the first share where at most
-# so many dimensions are free, and by the other where so many are or more: what is planned is partly
-# the law's own mistake, in each of them.
-_DOUBTS, _DIMENSIONS = (0.3, 0.65), (6, 8)
+# For every decade beyond the sweep's best run intervals are wider by these shares, where so many
+# dimensions are free: what is planned is partly the law's own mistake, in each of them.
+_DOUBTS, _DIMENSIONS = (0.3, 0.65, 0.65, 1.1), (6, 8, 14, 18)
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
 _LN10 = math.log(10)
@@ -91,6 +91,8 @@ _STEEPEST = 2.0
 _HOPELESS = 10.0
 # Of more runs, the hyperparameters are fitted to as many: a step of that takes their cube.
 _N_CLIMBED = 512
+# Decades by which r's deviation grows for a decade of cost below the dearest run.
+_CHEAP = 0.6
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class Hyperparameters:
 
     Attributes:
         theta: inverse lengths, ``(d,)``, in basic units.
-        bowl, rest, noise: deviations of the bowl's coefficients, of r and of a measurement.
+        bowl, rest, noise: deviations of the bowl's coefficients, of r at the dearest run, and of a
+            measurement.
         length: of r, in units of theta.
         fading: f, ``(d,)``.
     """
@@ -262,7 +265,12 @@ class ResponseSurface:
         a = np.concatenate([near, c[:, None]], axis=1)
         b = np.concatenate([other, other_c[:, None]], axis=1)
         r = np.sqrt(5 * np.maximum(((a[:, None] - b[None]) ** 2).sum(axis=2), 0.0))
-        return np.asarray(h.rest**2 * (1 + r + r * r / 3) * np.exp(-r))
+        size = h.rest**2 * np.outer(self._larger(c), self._larger(other_c))
+        return np.asarray(size * (1 + r + r * r / 3) * np.exp(-r))
+
+    def _larger(self, c: FloatArray) -> FloatArray:
+        """How many times as large r is as at the dearest run and beyond, ``(n,)``."""
+        return np.asarray(10.0 ** (_CHEAP * np.maximum(self.c.max() - c, 0.0)))
 
     # The fit
 
@@ -324,7 +332,9 @@ class ResponseSurface:
         squares = np.square(t).sum(axis=1)
         near = np.maximum(squares[:, None] + squares - 2 * t @ t.T, 0.0) / length**2
         r = np.sqrt(5 * (near + np.square(x[:, None] - x)))
-        rests = (1 + r + r * r / 3) * np.exp(-r)
+        larger = self._larger(self.c[chosen])
+        size = np.outer(larger, larger)
+        rests = size * (1 + r + r * r / 3) * np.exp(-r)
         K = 1 + np.outer(law, law) + bowl**2 * bowls + rest**2 * rests
         K[np.diag_indices(len(x))] += noise**2 + self.extra[chosen] + 1e-9
         L, info = dpotrf(K, lower=1)
@@ -336,7 +346,7 @@ class ResponseSurface:
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         value = 0.5 * float(residual @ weights) + float(np.log(L.diagonal()).sum())
         G = 0.5 * (inverse - np.outer(weights, weights))  # of the value by K
-        by_near = -5 / 6 * rest**2 * G * (1 + r) * np.exp(-r)
+        by_near = -5 / 6 * rest**2 * G * size * (1 + r) * np.exp(-r)
         by_p = (1 - crossed) * p * (G @ np.square(p)) + crossed * (G * across) @ p
         by_p, by_q = 4 * bowl**2 * by_p, 2 * bowl**2 * (G * moves) @ q
         by_t = 4 / length**2 * (by_near.sum(axis=1)[:, None] * t - by_near @ t)
@@ -437,7 +447,8 @@ class ResponseSurface:
             phi = self._features(c, s, form.g)
             cross = cross_rest + (phi * prior_sd) @ own.T
             half = solve_triangular(form.total, cross.T, lower=True)
-            variance = np.square(phi * prior_sd).sum(axis=1) + self.hyper.rest**2
+            variance = np.square(phi * prior_sd).sum(axis=1)
+            variance = variance + np.square(self.hyper.rest * self._larger(c))
             variance = variance - np.square(half).sum(axis=0)
             means.append(phi @ prior_mean + cross @ form.whitened)
             deviations.append(np.sqrt(np.maximum(variance, 1e-12)))

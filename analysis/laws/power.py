@@ -32,7 +32,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from carbs.analysis.laws.forecast import Forecast
 from carbs.analysis.laws.repetition import Repetition
@@ -312,7 +312,7 @@ class LossLaw(Law):
 
         middle = expected(self.repetition)
         below, above = middle - low, high - middle
-        wider = norm.ppf(0.5 + level / 2) / norm.ppf(0.95)
+        wider = ndtri(0.5 + level / 2) / ndtri(0.95)
         for worse, better in ends:
             below = np.hypot(below, wider * np.maximum(middle - expected(better), 0))
             above = np.hypot(above, wider * np.maximum(expected(worse) - middle, 0))

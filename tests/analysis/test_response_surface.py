@@ -82,6 +82,28 @@ def test_it_holds_the_loss_of_the_best_run_at_thirty_times_the_cost() -> None:
     assert inside >= 3
 
 
+def test_runs_in_their_first_transient_do_not_bend_the_law() -> None:
+    """The loss of cheap runs hardly falls yet: their front is flat, and no law of powers."""
+
+    def early(size: float, steps: float, rate: float) -> float:
+        return 0.5 + 2.5 * (size * steps + 3.0) ** -0.35 + 0.2 * math.log10(rate * size**0.5) ** 2
+
+    off = []
+    for seed in range(4):
+        known = [
+            run.model_copy(update={"output": early(**run.params) + 0.005 * math.sin(37 * i)})  # type: ignore[arg-type]
+            for i, run in enumerate(runs(seed))
+            if run.cost < 16
+        ]
+        surface = ResponseSurface.of(SPACE, known)
+        size = math.sqrt(8 * 16)
+        params = {"size": size, "steps": size, "rate": size**-0.5}
+        low, middle, high = surface.quantiles(SPACE.encode_all([params]), (0.05, 0.5, 0.95))[0]
+        off.append(middle / early(**params) - 1)
+        assert low < early(**params) < high and high - low < 0.3
+    assert abs(np.mean(off)) < 0.05 and np.abs(off).max() < 0.1
+
+
 def test_runs_that_hardly_tell_leave_steep_laws_as_unlikely_as_they_are_elsewhere() -> None:
     """Sixteen runs over less than a decade, with noise of a tenth."""
     steep = []
