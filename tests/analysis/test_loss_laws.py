@@ -439,6 +439,21 @@ def test_the_lower_edge_of_untuned_runs() -> None:
         fit_loss_law(N, D, L, hyperparameters=columns.assign(lr=0.0))
 
 
+def test_models_of_any_shape_tell_the_law_of_those_of_the_best() -> None:
+    rng = np.random.default_rng(1)
+    N = 10 ** rng.uniform(7.5, 9.3, 60)
+    D = N * 10 ** rng.uniform(0.8, 2.2, 60)
+    aspect = 10 ** rng.uniform(0.7, 2.8, 60)  # width over depth, best at 60 (N / 1e8)^.15
+    excess = 0.008 * np.log(aspect / (60 * (N / 1e8) ** 0.15)) ** 2
+    L = truth(N, D) * np.exp(excess + 0.002 * rng.standard_normal(60))
+    shape = pd.DataFrame({"aspect": aspect})
+    law = fit_loss_law(N, D, L, hyperparameters=shape, n_resamples=5)
+    far = 1e10, 2e11
+    assert law.predict(*far) == pytest.approx(truth(*map(np.array, far)), rel=0.003)
+    anyhow = fit_loss_law(N, D, L, n_resamples=5)
+    assert anyhow.predict(*far) / truth(*map(np.array, far)) - 1 > 0.006
+
+
 def repeating(tokens: float, params: float, noise: float = 0.002) -> tuple[np.ndarray, ...]:
     """N, D, U and losses of runs of up to 40 epochs, and how they wear out."""
     rng = np.random.default_rng(0)
