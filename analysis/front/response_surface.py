@@ -71,9 +71,10 @@ _EXPONENTS = (
     0.6,
     0.75,
 )
-# For every decade beyond the sweep's best run intervals are wider by these shares, where so many
-# dimensions are free: what is planned is partly the law's own mistake, in each of them.
-_DOUBTS, _DIMENSIONS = (0.3, 0.65, 0.65, 1.1), (6, 8, 14, 18)
+# For every decade beyond the sweep's best run, intervals are wider by the first share where at most
+# so many dimensions are free, and by the other where so many are or more: what is planned is partly
+# the law's own mistake, in each of them.
+_DOUBTS, _DIMENSIONS = (0.3, 0.65), (6, 8)
 # Of the forms, those with less weight are left out.
 _LEAST_WEIGHT = 1e-3
 _LN10 = math.log(10)
@@ -91,8 +92,9 @@ _STEEPEST = 2.0
 _HOPELESS = 10.0
 # Of more runs, the hyperparameters are fitted to as many: a step of that takes their cube.
 _N_CLIMBED = 512
-# Decades by which r's deviation grows for a decade of cost below the dearest run.
-_CHEAP = 0.6
+# Decades by which r's deviation grows for a decade of cost below the dear runs, which begin at this
+# quantile: one check run far above the others leaves these what they were.
+_CHEAP, _DEAR = 0.6, 0.9
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ class Hyperparameters:
 
     Attributes:
         theta: inverse lengths, ``(d,)``, in basic units.
-        bowl, rest, noise: deviations of the bowl's coefficients, of r at the dearest run, and of a
-            measurement.
+        bowl, rest, noise: deviations of the bowl's coefficients, of r among the dear runs, and of
+            a measurement.
         length: of r, in units of theta.
         fading: f, ``(d,)``.
     """
@@ -171,6 +173,7 @@ class ResponseSurface:
         self.cost = CostModel.fit(space, Z, costs, known=known_cost, ended=ended)
         self.chart = Chart.of(space, self.cost, Z, losses)
         self.c, self.s = self.chart.beside(Z)
+        self.dear = float(np.quantile(self.c, _DEAR))
         self.floor = float(losses.min())
         spread = float(np.median(losses)) - self.floor or float(np.ptp(losses))
         losses = np.minimum(losses, self.floor + _HOPELESS * spread)
@@ -269,8 +272,8 @@ class ResponseSurface:
         return np.asarray(size * (1 + r + r * r / 3) * np.exp(-r))
 
     def _larger(self, c: FloatArray) -> FloatArray:
-        """How many times as large r is as at the dearest run and beyond, ``(n,)``."""
-        return np.asarray(10.0 ** (_CHEAP * np.maximum(self.c.max() - c, 0.0)))
+        """How many times as large r is as among the dear runs and beyond, ``(n,)``."""
+        return np.asarray(10.0 ** (_CHEAP * np.maximum(self.dear - c, 0.0)))
 
     # The fit
 
