@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from carbs.analysis import datasets
 from carbs.launchers.controller.config import load_sweep
 
 WriteSweep = Callable[..., Path]
@@ -105,6 +106,27 @@ def test_fit_warns_in_words(run_cli: RunCli, tmp_path: Path) -> None:
     assert code == 0 and err == ""
     assert "warning: the runs do not tell how to divide a budget" in out
     assert "warning: asked at" in out
+
+
+def test_fit_knows_of_tokens_that_repeat(run_cli: RunCli, tmp_path: Path) -> None:
+    runs = datasets.load("muennighoff")
+    runs = runs[(runs["n_params"] > 1e8) & (runs["n_tokens"] >= 5 * runs["n_params"])]
+    runs.rename(columns={"unique_tokens": "new"}).to_csv(tmp_path / "runs.csv", index=False)
+    asked = ("fit", tmp_path / "runs.csv", "--unique", "new", "--flops", "1e22")
+    code, out, _ = run_cli(*asked)
+    assert code == 0 and "unique_tokens from 'new'" in out and "epochs [" in out
+    losses = [
+        json.loads(run_cli(*asked, *few, "--json")[1])["best"]["loss"]["estimate"]
+        for few in ((), ("--unique-tokens", "1e9"))
+    ]
+    assert losses[0] < losses[1]
+    runs.assign(flops=6.0 * runs["n_params"] * runs["n_tokens"])[["flops", "loss"]].to_csv(
+        tmp_path / "compute.csv", index=False
+    )
+    code, _, err = run_cli(
+        "fit", tmp_path / "compute.csv", "--flops", "1e22", "--unique-tokens", "1e9"
+    )
+    assert code == 2 and "knows of no tokens that are repeated" in err
 
 
 def test_fit_finds_the_lower_edge_of_untuned_runs(run_cli: RunCli, tmp_path: Path) -> None:
