@@ -37,12 +37,7 @@ def plot_plan(
     ax.plot(costs[best], outputs[best], label="Pareto front", **style.STEPS)
     low, high = sorted((float(np.quantile(costs, 0.5)), plan.target_cost))
     budgets = plan.table(np.geomspace(low, high, _N_BUDGETS).tolist())
-    level = f"{plan.level:.0%}"
-    ax.plot(budgets["cost"], budgets["output"], "--", color=style.BLUE, lw=1.8)
-    ax.fill_between(
-        budgets["cost"], budgets["low"], budgets["high"], color=style.BLUE, **style.BAND
-    )
-    ax.plot([], [], "--", color=style.BLUE, lw=1.8, label=f"best for a budget, and {level} of runs")
+    style.budgets(ax, budgets, plan.level)
     for alternative, marker in zip(plan.alternatives, ("v", "^", "D"), strict=False):
         ax.plot(
             plan.target_cost,
@@ -79,7 +74,7 @@ def plot_plan(
         lw=1.6,
         capsize=4,
         zorder=5,
-        label=f"the plan, {level} intervals",
+        label=f"the plan, {plan.level:.0%} intervals",
     )
     _cut_off(ax, outputs, budgets[["low", "high"]].to_numpy(), sign)
     style.cost_axis(ax, cost_unit)

@@ -69,7 +69,15 @@ MOST_BANDS = 5
 
 
 # The order of the front's legend, by what stands before a comma.
-_LEGEND = ("finished trial", "failed trial", "Pareto front", "compute law", "band", "check run")
+_LEGEND = (
+    "finished trial",
+    "failed trial",
+    "Pareto front",
+    "compute law",
+    "band",
+    "best for a budget",
+    "check run",
+)
 
 
 def finished(trials: pd.DataFrame) -> pd.DataFrame:
@@ -106,6 +114,7 @@ def plot_front(
     law: ComputeLaw | None,
     check: Mapping[str, Any] | None = None,
     *,
+    expected: pd.DataFrame | None = None,
     direction: Direction = "minimize",
     cost_unit: str = "s",
     output_unit: str = "",
@@ -117,6 +126,8 @@ def plot_front(
         trials: of the study.
         law: fitted to the front; None draws none.
         check: the check run's prediction and, once it has run, its measurement.
+        expected: of dearer runs, as :meth:`carbs.analysis.Plan.table` has it; without it the law is
+            drawn up to the check run.
         direction: whether a low or a high output is good.
         cost_unit: for the axis.
         output_unit: likewise; empty for none.
@@ -130,9 +141,11 @@ def plot_front(
     level = 0.9 if check is None else float(check["level"])
     if law is not None:
         end = float(law.compute.max())
-        if check is not None:
+        if check is not None and expected is None:
             end = max(end, *check["predicted_cost_interval"], check.get("measured_cost") or 0.0)
         _law(ax, law, end, level)
+    if expected is not None:
+        style.budgets(ax, expected, level)
     if check is not None:
         _check(ax, check)
     keep = [] if check is None else list(check["predicted_output_interval"])

@@ -25,6 +25,7 @@ from carbs.analysis.front.model import FrontModel
 from carbs.analysis.front.questions import AnsweredSet, Seal
 from carbs.analysis.front.trials import trials_frame
 from carbs.analysis.laws.power import ComputeLaw
+from carbs.analysis.planning.plan import expected_at
 from carbs.analysis.report import plots
 from carbs.analysis.report.data import data_section
 from carbs.analysis.report.figure import figure_html
@@ -41,17 +42,13 @@ from carbs.analysis.report.markup import (
     with_unit,
 )
 from carbs.analysis.report.questions import questions_section, sealed_section
-from carbs.analysis.report.summary import Summary, share_digits
+from carbs.analysis.report.summary import FACTORS, Summary, share_digits
 from carbs.search_space import Param
 from carbs.spaces import ChoiceSpace, FloatArray, MixtureSpace
 from carbs.study import flat_names, flatten
 from carbs.threads import on_one_thread
 
 _MOST_REASONS = 20
-_CHECK_IS_APART = (
-    " The check run's prediction also rests on the trials off the front, so it need not lie on "
-    "the line."
-)
 
 
 @on_one_thread
@@ -145,6 +142,8 @@ class _Page:
         self.failed = plots.failed(self.trials)
         self.on_front = plots.front_trials(self.trials, front.direction)
         self.expectation = Expectation.of(front)
+        budgets = [factor * front.dearest for factor in (1, *FACTORS)]
+        self.expected = expected_at(self.expectation, budgets)
         self.curves = {curve.name: curve for curve in hyperparameter_curves(front)}
         self.best = "lowest" if front.direction == "minimize" else "highest"
 
@@ -203,6 +202,7 @@ class _Page:
             self.trials,
             self.on_front,
             self.expectation,
+            self.expected.iloc[1:],
             list(self.curves.values()),
             check,
             self.unit,
@@ -274,6 +274,7 @@ class _Page:
             self.trials,
             self.law,
             self.check,
+            expected=self.expected,
             direction=self.front.direction,
             cost_unit=self.unit,
             output_unit=self.output_unit,
@@ -282,7 +283,12 @@ class _Page:
             "Each circle is one finished trial: what it cost, and the output that it reached. The "
             "black steps are the Pareto front, the trials that no other beats in both. "
         )
-        parts = [paragraph(text + self._law_text()), self._equation()]
+        level = f"{self.front.level:.0%}"
+        beyond = (
+            " The dashed line beyond the dearest trial is what the best configuration for each cost "
+            f"is expected to measure, as a plan has it, and its band holds {level} of such runs."
+        )
+        parts = [paragraph(text + self._law_text() + beyond), self._equation()]
         figure = self._figure("front", axes, "Output against cost, with the Pareto front")
         if self.is_interactive:
             parts.append(paragraph("Point at a trial, or touch it, for its parameters."))
@@ -313,9 +319,8 @@ class _Page:
         level = 0.9 if self.check is None else self.check["level"]
         fitted_to = "; ".join([self.law.fitted_to, *self.law.doubts])
         return (
-            f"The blue line is the compute law fitted to that front ({fitted_to}), dashed "
-            f"beyond the front's dearest trial; a new run on the front is expected inside its "
-            f"shaded band in {level:.0%} of cases." + _CHECK_IS_APART * (self.check is not None)
+            f"The blue line is the compute law fitted to that front ({fitted_to}); a new run on the "
+            f"front is expected inside its shaded band in {level:.0%} of cases."
         )
 
     def _equation(self) -> str:

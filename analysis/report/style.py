@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -111,6 +112,24 @@ def cost_axis(ax: Axes, cost_unit: str) -> None:
 def output_label(direction: Direction, output_unit: str) -> str:
     better = "lower is better" if direction == "minimize" else "higher is better"
     return f"output ({output_unit or better})"
+
+
+def budgets(ax: Axes, expected: pd.DataFrame, level: float) -> None:
+    """What the best configuration for each cost is expected to measure, with its interval.
+
+    Args:
+        expected: as :meth:`carbs.analysis.Plan.table` has it.
+        level: of the interval.
+    """
+    ax.plot(
+        expected["cost"],
+        expected["output"],
+        "--",
+        color=BLUE,
+        lw=1.8,
+        label=f"best for a budget, and {level:.0%} of runs",
+    )
+    ax.fill_between(expected["cost"], expected["low"], expected["high"], color=BLUE, **BAND)
 
 
 def error_bars(middle: Any, low: Any, high: Any) -> FloatArray:

@@ -13,7 +13,6 @@ from scipy.special import ndtri
 
 from carbs.analysis.front.expectation import Expectation
 from carbs.analysis.front.hyperparameters import Curve
-from carbs.analysis.planning.plan import expected_at
 from carbs.analysis.report import plots
 from carbs.analysis.report.markup import bullets, card, cost_text, number, paragraph, table
 from carbs.search_space import SearchSpace
@@ -21,7 +20,7 @@ from carbs.spaces import MixtureSpace
 from carbs.study import flat_names
 
 # Times the cost of the dearest trial, for which it is said what to expect.
-_FACTORS = (2, 4, 10)
+FACTORS = (2, 4, 10)
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Summary:
     Attributes:
         trials: of the study; ``on_front`` those that no other beats, cheapest first.
         expectation: of what runs measure.
+        expected: of runs that cost ``FACTORS`` times as much as the dearest trial, as
+            :meth:`carbs.analysis.Plan.table` has it.
         curves: of the hyperparameters.
         verdict: on the check run, in words; None where there is none.
         cost_unit, output_unit: of the study.
@@ -39,6 +40,7 @@ class Summary:
     trials: pd.DataFrame
     on_front: pd.DataFrame
     expectation: Expectation
+    expected: pd.DataFrame
     curves: Sequence[Curve]
     verdict: str | None
     cost_unit: str
@@ -93,23 +95,22 @@ class Summary:
         front = self.expectation.front
         sign = 1 if front.direction == "minimize" else -1
         best = sign * float(self.on_front["output"].iloc[-1])
-        expected = expected_at(self.expectation, [factor * front.dearest for factor in _FACTORS])
-        numbers = expected[["cost", "output", "low", "high"]].to_numpy(dtype=float).tolist()
+        numbers = self.expected[["cost", "output", "low", "high"]].to_numpy(dtype=float).tolist()
         is_likely = [sign * output < best for _, output, _, _ in numbers]
         is_sure = [max(sign * low, sign * high) < best for *_, low, high in numbers]
         at = "times the dearest trial's cost"
         if any(is_sure):
-            factor = _FACTORS[is_sure.index(True)]
+            factor = FACTORS[is_sure.index(True)]
             said = f"At {factor} {at} a better run is as good as certain."
         elif any(is_likely):
-            factor = _FACTORS[is_likely.index(True)]
+            factor = FACTORS[is_likely.index(True)]
             said = (
                 f"At {factor} {at} a better run is likely, but not certain: the interval reaches "
                 "beyond what was found."
             )
         else:
             said = (
-                f"Up to {_FACTORS[-1]} {at} no better run is expected. More trials, or wider "
+                f"Up to {FACTORS[-1]} {at} no better run is expected. More trials, or wider "
                 "bounds, may bring more than a larger run."
             )
         rows = [

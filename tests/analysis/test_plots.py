@@ -147,6 +147,19 @@ def test_plot_front_draws_only_what_there_is(trials: pd.DataFrame, law: ComputeL
     assert not any("law" in label for label in labels(plot_front(trials, None)))
 
 
+def test_beyond_the_sweep_the_front_is_as_a_plan_expects_it(
+    trials: pd.DataFrame, law: ComputeLaw
+) -> None:
+    expected = pd.DataFrame(
+        {"cost": [100.0, 800.0], "output": [2.4, 2.0], "low": [2.3, 1.8], "high": [2.5, 2.2]}
+    )
+    ax = plot_front(trials, law, CHECK, expected=expected)
+    costs, outputs = line(ax, "best for a budget, and 80% of runs")
+    assert costs.tolist() == [100.0, 800.0] and outputs.tolist() == [2.4, 2.0]
+    assert line(ax, "compute law, fitted")[0].max() == law.compute.max()
+    assert "compute law, extrapolated" not in labels(ax)
+
+
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_terrible_trials_do_not_squeeze_the_others(direction: Any) -> None:
     sign = 1.0 if direction == "minimize" else -1.0

@@ -309,13 +309,16 @@ def test_the_verdict_on_the_check_run(
     check: dict[str, Any],
     verdict: str,
 ) -> None:
-    page, _ = quick_report(tmp_path, monkeypatch, *sweep, check)
+    page, labels = quick_report(tmp_path, monkeypatch, *sweep, check)
     assert verdict in page.text
     assert ["512", "0", "1"] in page.rows
     assert "Note: width < 16 lies on its <b>bound</b>." in page.text
     row = next(row for row in page.rows if row[0] == "cost")
     assert row[1:3] == ["1,800 s", "1,600 to 2,000 s"]
     assert row[3] == ("1,912 s" if "measured_cost" in check else "not yet")
+    # Beyond the sweep there is one answer: the plan's.
+    assert "best for a budget, and 90% of runs" in labels
+    assert "compute law, extrapolated" not in labels
 
 
 def quick_report(
@@ -326,11 +329,16 @@ def quick_report(
     *rest: Any,
     **options: Any,
 ) -> tuple[Reader, list[str]]:
-    """The page without drawn figures, which take most of the time, and their axes' labels."""
+    """The page without drawn figures, which take most of the time, and their axes' labels.
+
+    And those of their lines.
+    """
     labels = []
 
     def savefig(figure: Figure, file: IO[bytes], **_: Any) -> None:
-        labels.extend([figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()])
+        axes = figure.axes[0]
+        labels.extend([axes.get_xlabel(), axes.get_ylabel()])
+        labels.extend(str(line.get_label()) for line in axes.lines)
         file.write(b"a figure")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
@@ -409,6 +417,7 @@ def test_a_sweep_that_maximizes(
     page, labels = quick_report(tmp_path, monkeypatch, study, front, sweep[2])
     assert "No law" in page.text
     assert "L(C)" not in page.text
+    assert "best for a budget, and 90% of runs" in labels
     assert "highest output" in page.text
     assert "lowest output" not in page.text
     # Of the front and of convergence, each for a laptop and for a phone.
