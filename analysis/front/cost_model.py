@@ -159,6 +159,8 @@ class CostModel:
         exponents: Mapping[Role, float] = COST_EXPONENTS,
         known: Known | None = None,
         ended: tuple[FloatArray, FloatArray] | None = None,
+        like: CostModel | None = None,
+        has_overhead: bool = True,
     ) -> CostModel:
         """The overhead at its posterior mode: of a grid, then of finer ones around the best.
 
@@ -170,9 +172,13 @@ class CostModel:
             known: log10 of what they are known to be nearly proportional to.
             ended: points of runs that ended too early, ``(m, d)``, and what they had cost by then,
                 ``(m,)``: they would have cost more.
+            like: a fit to more runs, whose overhead it has, and a waste near its own.
+            has_overhead: counts, of operations or of parameters, have none.
         """
         runs = _Runs(Z, costs, np.zeros(len(Z)))
-        model = _Fit(space, runs, exponents, known).best()
+        fit = _Fit(space, runs, exponents, known)
+        overheads = _OVERHEADS if has_overhead else (0.0,)
+        model = fit.best(overheads) if like is None else fit.near(like)
         told = None if ended is None else model._censored(*ended)
         if told is None or not len(told.Z):
             return model
@@ -309,19 +315,19 @@ class _Fit:
         self._theta = np.maximum(self._prior, math.log(_FIRST))
         self._n = self._U @ self.sizes
 
-    def best(self) -> CostModel:
+    def best(self, overheads: Sequence[float]) -> CostModel:
         """With a waste where that is likelier."""
-        best = self.best_overhead(None, _OVERHEADS)
+        best = self.best_overhead(None, overheads)
         if self.sizes.any():
             starts = [Waste(at, _WASTE[1]) for at in _STARTS]
             shares = sorted({0.0, best.share})
             found = max((self.with_both(o, w) for o in shares for w in starts), key=_evidence)
             if found.evidence > best.evidence:
-                best = self.best_overhead(found.model.waste, _OVERHEADS[::2])
+                best = self.best_overhead(found.model.waste, overheads[::2])
         return best.model
 
     def near(self, model: CostModel) -> CostModel:
-        """With the overhead of a fit to most of these runs, and a waste near its own."""
+        """With the overhead of a fit to much the same runs, and a waste near its own."""
         self._theta = np.log(model.deviations)
         return self.with_both(model.overhead / self.cheap, model.waste).model
 

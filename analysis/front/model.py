@@ -269,7 +269,8 @@ def _flops(
     if len(counted) < _N_COUNTED:
         return None
     Z = space.encode_all([o.params for o in counted])
-    return CostModel.fit(space, Z, np.array([float(flops[o.id]) for o in counted]))
+    counts = np.array([float(flops[o.id]) for o in counted])
+    return CostModel.fit(space, Z, counts, has_overhead=False)
 
 
 def _points(

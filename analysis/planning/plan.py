@@ -517,7 +517,7 @@ def _number(
             if len(rows) >= 4:
                 Z = front.space.encode_all([observation.params for observation, _ in rows])
                 values = np.array([float(value) for _, value in rows])
-                model = CostModel.fit(front.space, Z, values, exponents)
+                model = CostModel.fit(front.space, Z, values, exponents, has_overhead=False)
                 return float(model.quantiles(z[None, :], (0.5,))[0, 0])
     return None
 

@@ -285,8 +285,9 @@ class _Page:
         )
         level = f"{self.front.level:.0%}"
         beyond = (
-            " The dashed line beyond the dearest trial is what the best configuration for each cost "
-            f"is expected to measure, as a plan has it, and its band holds {level} of such runs."
+            " The dashed line beyond the dearest trial is what the best configuration for each "
+            "cost is expected to measure, as a plan has it, and its band holds "
+            f"{level} of such runs."
         )
         parts = [paragraph(text + self._law_text() + beyond), self._equation()]
         figure = self._figure("front", axes, "Output against cost, with the Pareto front")
@@ -319,8 +320,8 @@ class _Page:
         level = 0.9 if self.check is None else self.check["level"]
         fitted_to = "; ".join([self.law.fitted_to, *self.law.doubts])
         return (
-            f"The blue line is the compute law fitted to that front ({fitted_to}); a new run on the "
-            f"front is expected inside its shaded band in {level:.0%} of cases."
+            f"The blue line is the compute law fitted to that front ({fitted_to}); a new run on "
+            f"the front is expected inside its shaded band in {level:.0%} of cases."
         )
 
     def _equation(self) -> str:

@@ -186,6 +186,26 @@ def test_the_best_learning_rate_is_found_for_each_size_of_the_model() -> None:
         assert Z[:, 2] + 0.5 * Z[:, 0] == pytest.approx([0.0, 0.0, 0.0], abs=0.15)
 
 
+@pytest.mark.parametrize("n_rates", [2, 16])
+def test_of_many_hyperparameters_a_plan_has_some_wrong_and_it_expects_that(n_rates: int) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"rate_{i}" for i in range(n_rates)]
+    space = SearchSpace([Param(name, LogSpace(), 1.0) for name in ("tokens", *names)])
+    known = []
+    for _ in range(60):
+        params = {name: 10 ** (0.4 * rng.standard_normal()) for name in names}
+        params["tokens"] = 10 ** rng.uniform(-0.5, 2.0)
+        bowl = sum(math.log10(params[name]) ** 2 for name in names)
+        output = 1 + params["tokens"] ** -0.3 + 0.1 * bowl
+        known.append(Observation(params=params, output=output, cost=params["tokens"]))
+    surface = ResponseSurface.of(space, known)
+    Z = space.encode_all([dict.fromkeys(names, 1.0) | {"tokens": 1000.0}])
+    means, _, weights = surface.predict(Z)
+    low, middle, high = surface.quantiles(Z, (0.16, 0.5, 0.84))[0]
+    above = (middle - float(weights @ means[:, 0])) / ((high - low) / 2)
+    assert above > 0.4 if n_rates == 16 else abs(above) < 0.1
+
+
 def test_outputs_may_be_negative() -> None:
     known = [run.model_copy(update={"output": run.output - 5}) for run in runs(0)]
     moved, plain = ResponseSurface.of(SPACE, known), ResponseSurface.of(SPACE, runs(0))
