@@ -349,17 +349,12 @@ def _bends(front: FrontModel, i: int) -> bool:
 
 def _numbers(front: FrontModel, param: Param) -> dict[str, FloatArray]:
     """Values of a parameter in every draw and at every cost, ``(S, m)``, by name."""
-    z = front.optima[:, :, front.space.slices[param.name]]
-    n_draws, n_levels, _ = z.shape
-    decoded = [param.space.decode(row, param.search_center) for row in z.reshape(-1, z.shape[2])]
-    if isinstance(param.space, MixtureSpace):
-        return {
-            f"{param.name}.{component}": np.array(
-                [mix[component] for mix in decoded]  # type: ignore[index]  # mixes are mappings
-            ).reshape(n_draws, n_levels)
-            for component in param.space.components
-        }
     if isinstance(param.space, ChoiceSpace):
         return {}
-    numbers = np.array([float(value) for value in decoded])  # type: ignore[arg-type]  # numbers
-    return {param.name: numbers.reshape(n_draws, n_levels)}
+    Z, center = front.optima[:, :, front.space.slices[param.name]], param.search_center
+    shape = Z.shape[:2]
+    values = param.space.columns(param.space.snap(Z.reshape(-1, Z.shape[2]), center), center)
+    if isinstance(param.space, MixtureSpace):
+        return {f"{param.name}.{name}": share.reshape(shape) for name, share in values.items()}
+    values = np.round(values) if param.space.is_integer else values
+    return {param.name: values.reshape(shape)}

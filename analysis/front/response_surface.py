@@ -174,6 +174,7 @@ class ResponseSurface:
     ) -> None:
         self.space, self.Z, self.losses = space, Z, losses
         deviations = np.zeros(len(Z)) if deviations is None else deviations
+        self.cost: CostModel
         usual = None if like is None else like.cost
         self.cost = CostModel.fit(space, Z, costs, known=known_cost, ended=ended, like=usual)
         self.chart = Chart.of(space, self.cost, Z, losses)

@@ -83,14 +83,16 @@ def candidates(expectation: Expectation, reach: Reach, cost: float) -> Candidate
     return Candidates(ways, Z, is_off, losses, stakes, np.lexsort([losses, is_off]))
 
 
-def best_at_cost(expectation: Expectation, reach: Reach, cost: float) -> FloatArray:
-    """The point to run at a predicted cost, shape ``(d,)``.
+def best_at_cost(
+    expectation: Expectation, reach: Reach, cost: float, found: Candidates | None = None
+) -> FloatArray:
+    """The point to run at a predicted cost, shape ``(d,)``, of the candidates for it.
 
     The few best candidates are averaged, if they are about as good: the very best one is partly a
     mistake of the model, and in a bowl the mean is no worse than what it is of. Then it backs off
     from what may fail, and from what is forbidden.
     """
-    front, found = expectation.front, candidates(expectation, reach, cost)
+    front, found = expectation.front, found or candidates(expectation, reach, cost)
     best = _preferred(front, found)[:_N_AVERAGED]
     worse = found.losses[best] - found.losses[best[0]]
     is_alike = found.is_off[best] == found.is_off[best[0]]

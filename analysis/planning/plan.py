@@ -34,7 +34,7 @@ from carbs.analysis.planning.caveats import (
     repetition_caveats,
     version_caveats,
 )
-from carbs.analysis.planning.choice import WAYS, best_at_cost, candidates
+from carbs.analysis.planning.choice import WAYS, Candidates, best_at_cost, candidates
 from carbs.analysis.planning.decisions import Decision, decisions
 from carbs.analysis.planning.limits import Bounds, Limits
 from carbs.analysis.planning.reach import Reach
@@ -348,7 +348,8 @@ def plan(
         )
     expectation = Expectation.of(front)
     reach = Reach(front, limits)
-    z = best_at_cost(expectation, reach, cost)
+    found = candidates(expectation, reach, cost)
+    z = best_at_cost(expectation, reach, cost, found)
     params = front.space.decode(z)
     low, middle, high = _expected(expectation, z)
     tail = (1 - front.level) / 2
@@ -383,7 +384,7 @@ def plan(
         budget=budget,
         decisions=decisions(expectation, reach, z, cost, curves),
         ladder=_ladder(expectation, reach, z, cost),
-        alternatives=_alternatives(expectation, reach, cost),
+        alternatives=_alternatives(expectation, found),
         job=_job(front.space, params, sweep or {}),
         bounds=bounds or {},
         fixed=fixed or {},
@@ -540,8 +541,8 @@ def _ladder(expectation: Expectation, reach: Reach, z: FloatArray, cost: float) 
     return tuple(sorted(chosen, key=lambda rung: rung.cost))
 
 
-def _alternatives(expectation: Expectation, reach: Reach, cost: float) -> tuple[Alternative, ...]:
-    found, chosen = candidates(expectation, reach, cost), []
+def _alternatives(expectation: Expectation, found: Candidates) -> tuple[Alternative, ...]:
+    chosen = []
     for i, way in enumerate(WAYS):
         z = found.Z[found.order[found.ways[found.order] == i][0]]
         low, middle, high = _expected(expectation, z)
