@@ -28,7 +28,9 @@ _SAME_COST = 0.02
 # this share of what is at stake.
 _N_AVERAGED, _ALIKE = 3, 0.1
 # Where it is known how sizes grow, and that the learning rate falls with them, a run scaled up that
-# is worse by no more than this share of what is at stake is preferred: the models cannot tell.
+# is worse by no more than this share of what is at stake is preferred: the models cannot tell. Where
+# the cost lies more than a decade beyond the sweep's best run, it counts times the decades squared,
+# as in a bowl what a wrong slope costs does.
 _CANNOT_TELL = 0.2
 # A run that is less likely to succeed is moved, by one of these steps at a time, in basic units.
 LIKELY = 0.95
@@ -93,7 +95,7 @@ def best_at_cost(
     from what may fail, and from what is forbidden.
     """
     front, found = expectation.front, found or candidates(expectation, reach, cost)
-    best = _preferred(front, found)[:_N_AVERAGED]
+    best = _preferred(front, found, cost)[:_N_AVERAGED]
     worse = found.losses[best] - found.losses[best[0]]
     is_alike = found.is_off[best] == found.is_off[best[0]]
     alike = best[is_alike & (worse <= _ALIKE * found.stakes[best[0]])]
@@ -102,14 +104,16 @@ def best_at_cost(
     return z if front.space.allows(front.space.decode(z)) else _allowed(expectation, reach, z, cost)
 
 
-def _preferred(front: FrontModel, found: Candidates) -> NDArray[np.intp]:
+def _preferred(front: FrontModel, found: Candidates, cost: float) -> NDArray[np.intp]:
     """Their places, the best first, or those of runs scaled up alone: N and D, alike.
 
     So published studies have them grow; and where the learning rate is searched as well, which has
     to fall with the size, a search that has not tried larger models thinks too little of them.
     """
-    first = found.order[0]
-    worst = found.losses[first] + _CANNOT_TELL * found.stakes[first]
+    first, surface = found.order[0], front.surface
+    beyond = surface.cost.scale_of(cost) - float(surface.c[surface.losses.argmin()])
+    share = _CANNOT_TELL * max(beyond, 1.0) ** 2
+    worst = found.losses[first] + share * found.stakes[first]
     is_alike = (found.is_off == found.is_off[first]) & (found.losses <= worst)
     scaled = found.order[(is_alike & (found.ways == WAYS.index(_SCALED)))[found.order]]
     is_known = bool(growth_of(front.space, front.surface.cost.mean_exponents()))
