@@ -28,9 +28,9 @@ _SAME_COST = 0.02
 # this share of what is at stake.
 _N_AVERAGED, _ALIKE = 3, 0.1
 # Where it is known how sizes grow, and that the learning rate falls with them, a run scaled up that
-# is worse by no more than this share of what is at stake is preferred: the models cannot tell. Where
-# the cost lies more than a decade beyond the sweep's best run, it counts times the decades squared,
-# as in a bowl what a wrong slope costs does.
+# is worse by no more than this share of what is at stake is preferred: the models cannot tell. More
+# than a decade beyond the sweep's best run it counts times the decades squared, as does in a bowl
+# what a wrong slope costs.
 _CANNOT_TELL = 0.2
 # A run that is less likely to succeed is moved, by one of these steps at a time, in basic units.
 LIKELY = 0.95
