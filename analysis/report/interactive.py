@@ -13,6 +13,7 @@ from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import style
 from carbs.analysis.report.plots import finished, front_trials
 from carbs.records import Direction
+from carbs.spaces import FloatArray
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -26,6 +27,7 @@ def interactive_front(
     trials: pd.DataFrame,
     law: ComputeLaw | None = None,
     *,
+    expected: pd.DataFrame | None = None,
     names: Sequence[str] | None = None,
     direction: Direction = "minimize",
     cost_unit: str = "s",
@@ -37,11 +39,12 @@ def interactive_front(
     Args:
         trials: as of :func:`carbs.analysis.trials_frame` or ``SearchResult.to_frame``.
         law: fitted to the front; None draws none.
+        expected: of dearer runs, as :meth:`carbs.analysis.Plan.table` has it.
         names: of the parameters to tell; by default all that the frame has.
         direction: whether a low or a high output is good.
         cost_unit: for the axis.
         output_unit: likewise; empty for none.
-        level: of the law's band.
+        level: of the bands.
 
     Raises:
         ImportError: plotly is not installed.
@@ -56,7 +59,15 @@ def interactive_front(
         ]
     figure = go.Figure()
     if law is not None:
-        _add_law(figure, law, level)
+        costs = np.geomspace(law.compute.min(), law.compute.max(), 100)
+        low, high = law.interval(costs, level)
+        _add_band(figure, costs, low, high, f"band, {level:.0%} of new runs")
+        _add_line(figure, costs, law.predict(costs), "compute law", "solid")
+    if expected is not None:
+        costs, middle, low, high = expected[["cost", "output", "low", "high"]].to_numpy(float).T
+        _add_band(figure, costs, low, high)
+        name = f"best for a budget, and {level:.0%} of runs"
+        _add_line(figure, costs, middle, name, "dash")
     is_front = done.index.isin(front.index)
     figure.add_scatter(
         x=front["cost"],
@@ -117,25 +128,30 @@ def _plotly() -> Any:
     return graph_objects
 
 
-def _add_law(figure: Figure, law: ComputeLaw, level: float) -> None:
-    costs = np.geomspace(law.compute.min(), law.compute.max(), 100)
-    low, high = law.interval(costs, level)
+def _add_band(
+    figure: Figure, costs: FloatArray, low: FloatArray, high: FloatArray, name: str | None = None
+) -> None:
     figure.add_scatter(
         x=np.concatenate([costs, costs[::-1]]),
         y=np.concatenate([high, low[::-1]]),
+        mode="lines",
         fill="toself",
         fillcolor="rgba(0, 114, 178, 0.16)",
         line={"width": 0},
         hoverinfo="skip",
-        name=f"band, {level:.0%} of new runs",
+        name=name,
+        showlegend=name is not None,
     )
+
+
+def _add_line(figure: Figure, costs: FloatArray, outputs: FloatArray, name: str, dash: str) -> None:
     figure.add_scatter(
         x=costs,
-        y=law.predict(costs),
+        y=outputs,
         mode="lines",
-        line={"color": style.BLUE, "width": 2},
+        line={"color": style.BLUE, "width": 2, "dash": dash},
         hoverinfo="skip",
-        name="compute law",
+        name=name,
     )
 
 

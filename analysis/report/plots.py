@@ -115,6 +115,7 @@ def plot_front(
     check: Mapping[str, Any] | None = None,
     *,
     expected: pd.DataFrame | None = None,
+    level: float = 0.9,
     direction: Direction = "minimize",
     cost_unit: str = "s",
     output_unit: str = "",
@@ -128,6 +129,7 @@ def plot_front(
         check: the check run's prediction and, once it has run, its measurement.
         expected: of dearer runs, as :meth:`carbs.analysis.Plan.table` has it; without it the law is
             drawn up to the check run.
+        level: of the bands; the check run's, where there is one.
         direction: whether a low or a high output is good.
         cost_unit: for the axis.
         output_unit: likewise; empty for none.
@@ -138,7 +140,7 @@ def plot_front(
     if len(done):
         ax.plot(done["cost"], done["output"], label="finished trial", **style.RUNS)
         ax.plot(front["cost"], front["output"], label="Pareto front", **style.STEPS)
-    level = 0.9 if check is None else float(check["level"])
+    level = level if check is None else float(check["level"])
     if law is not None:
         end = float(law.compute.max())
         if check is not None and expected is None:

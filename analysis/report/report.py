@@ -275,6 +275,7 @@ class _Page:
             self.law,
             self.check,
             expected=self.expected,
+            level=self.front.level,
             direction=self.front.direction,
             cost_unit=self.unit,
             output_unit=self.output_unit,
@@ -304,6 +305,8 @@ class _Page:
         figure = interactive_front(
             self.trials,
             self.law,
+            expected=self.expected,
+            level=self.front.level,
             names=self._parameter_names(),
             direction=self.front.direction,
             cost_unit=self.unit,
@@ -317,7 +320,7 @@ class _Page:
                 "No law is drawn: it describes an output that falls with cost, and needs at least "
                 "four trials on the front."
             )
-        level = 0.9 if self.check is None else self.check["level"]
+        level = self.front.level if self.check is None else self.check["level"]
         fitted_to = "; ".join([self.law.fitted_to, *self.law.doubts])
         return (
             f"The blue line is the compute law fitted to that front ({fitted_to}); a new run on "

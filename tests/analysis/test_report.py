@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from optuna.study import Study
@@ -559,10 +560,12 @@ def test_without_plotly_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch, s
 
 def test_a_notebook_shows_it(sweep: Any) -> None:
     study, _, law = sweep
-    figure = interactive_front(trials_frame(study), law)
+    expected = pd.DataFrame({"cost": [1e3], "output": [2.0], "low": [1.0], "high": [3.0]})
+    figure = interactive_front(trials_frame(study), law, expected=expected, level=0.8)
     assert [trace.name for trace in figure.data if trace.name] == [
-        "band, 90% of new runs",
+        "band, 80% of new runs",
         "compute law",
+        "best for a budget, and 80% of runs",
         "finished trial",
         "Pareto front",
     ]
