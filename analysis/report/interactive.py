@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 
 from carbs.analysis.laws.power import ComputeLaw
 from carbs.analysis.report import style
-from carbs.analysis.report.plots import finished, front_trials
+from carbs.analysis.report.plots import edge_of, finished, front_trials
 from carbs.records import Direction
 from carbs.spaces import FloatArray
 
@@ -90,6 +91,15 @@ def interactive_front(
             text=[_told(row, names, cost_unit) for _, row in some.iterrows()],
             hovertemplate="%{text}<extra></extra>",
         )
+    sign = 1.0 if direction == "minimize" else -1.0
+    losses = sign * done["output"]
+    worst = edge_of(losses) if len(done) else math.inf
+    if math.isfinite(worst):
+        best = float(losses.min())
+        if expected is not None:
+            best = min(best, float((sign * expected[["low", "high"]]).to_numpy().min()))
+        margin = 0.05 * (worst - best)
+        figure.update_yaxes(range=sorted([sign * (best - margin), sign * worst]))
     unit = f" ({html.escape(cost_unit)})" if cost_unit else ""
     figure.update_xaxes(type="log", title=f"cost of one run{unit}", exponentformat="power")
     figure.update_yaxes(title=html.escape(style.output_label(direction, output_unit)))

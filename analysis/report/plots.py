@@ -40,6 +40,7 @@ from carbs.threads import on_one_thread
 
 __all__ = [
     "MOST_BANDS",
+    "edge_of",
     "failed",
     "finished",
     "front_trials",
@@ -252,10 +253,10 @@ def _cut_off(
     kept = [sign * output for output in keep]
     lowest, highest = float(losses.min()), float(losses.max())
     best, worst = sorted((sign * ax.dataLim.y0, sign * ax.dataLim.y1))
-    edge = max([_edge(losses), *kept])
+    edge = max([edge_of(losses), *kept])
     if math.isinf(edge):  # no trial is far off, but the band of a law may be
         edge = max([highest + 0.1 * (highest - lowest), *kept])
-        if worst - lowest <= 1.5 * (edge - lowest):
+        if edge == lowest or worst - lowest <= 1.5 * (edge - lowest):
             return
     is_beyond = losses > edge
     if worst <= edge:
@@ -417,7 +418,7 @@ def plot_predictions(
         shown = pd.Series(True, index=told.index)
         if quantity == "output":
             losses = told["output"] if direction == "minimize" else -told["output"]
-            shown = losses <= _edge(losses)
+            shown = losses <= edge_of(losses)
         both = np.concatenate([told[quantity][shown], predicted[shown]])
         limits = style.padded(both, is_log=quantity == "cost")
         ax.plot(limits, limits, color=style.INK, lw=1.0, ls="--", zorder=1)
@@ -596,7 +597,7 @@ def plot_parallel(
     return style.finish(ax)
 
 
-def _edge(losses: pd.Series) -> float:
+def edge_of(losses: pd.Series) -> float:
     """Where an axis of losses has to end for most to be told apart; infinite where none is far."""
     best = float(losses.min())
     edge = best + 1.35 * (float(np.quantile(losses, 0.85)) - best)

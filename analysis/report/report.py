@@ -293,7 +293,12 @@ class _Page:
         parts = [paragraph(text + self._law_text() + beyond), self._equation()]
         figure = self._figure("front", axes, "Output against cost, with the Pareto front")
         if self.is_interactive:
-            parts.append(paragraph("Point at a trial, or touch it, for its parameters."))
+            parts.append(
+                paragraph(
+                    "Point at a trial, or touch it, for its parameters. Two clicks show the trials "
+                    "that lie beyond the axis."
+                )
+            )
             parts.append(f"{self._interactive_front()}<div class='printed'>{figure}</div>")
         else:
             parts.append(figure)

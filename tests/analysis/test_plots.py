@@ -160,6 +160,13 @@ def test_beyond_the_sweep_the_front_is_as_a_plan_expects_it(
     assert "compute law, extrapolated" not in labels(ax)
 
 
+def test_trials_that_all_came_out_alike_have_an_axis() -> None:
+    rows = [{"output": 1.0, "cost": float(1 + i)} for i in range(5)]
+    expected = pd.DataFrame({"cost": [5.0], "output": [1.0], "low": [0.9], "high": [1.1]})
+    low, high = plot_front(trials_of(rows), None, expected=expected).get_ylim()
+    assert low < 1.0 < high
+
+
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_terrible_trials_do_not_squeeze_the_others(direction: Any) -> None:
     sign = 1.0 if direction == "minimize" else -1.0

@@ -27,6 +27,7 @@ from carbs.analysis.planning.plan import fit_front_law
 from carbs.analysis.report.interactive import interactive_front
 from carbs.analysis.report.plots import front_trials
 from carbs.analysis.report.report import category_shares, write_report
+from carbs.records import Direction
 from carbs.search_space import Param, SearchSpace
 from carbs.spaces import ChoiceSpace, LinearSpace, LogSpace, MixtureSpace
 from carbs.study import (
@@ -570,3 +571,15 @@ def test_a_notebook_shows_it(sweep: Any) -> None:
         "Pareto front",
     ]
     assert "text/html" in figure._repr_mimebundle_() or figure._repr_html_()
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_terrible_trials_do_not_squeeze_it(direction: Direction) -> None:
+    sign = 1.0 if direction == "minimize" else -1.0
+    outputs = sign * np.array([*(3 - 0.1 * np.arange(15)), 1e6])
+    trials = pd.DataFrame({"output": outputs, "cost": np.arange(1.0, 17.0), "state": "complete"})
+    trials = trials.assign(number=range(16), width=64)
+    low, high = interactive_front(trials, direction=direction).layout.yaxis.range
+    assert low < outputs[:15].min() < outputs[:15].max() < high
+    assert max(abs(low), abs(high)) < 10
+    assert interactive_front(trials[:15], direction=direction).layout.yaxis.range is None
