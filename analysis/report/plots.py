@@ -128,8 +128,8 @@ def plot_front(
         trials: of the study.
         law: fitted to the front; None draws none.
         check: the check run's prediction and, once it has run, its measurement.
-        expected: of dearer runs, as :meth:`carbs.analysis.Plan.table` has it; without it the law is
-            drawn up to the check run.
+        expected: of dearer runs, as :meth:`carbs.analysis.Plan.table` has it; the law is drawn as
+            far as its runs go.
         level: of the bands; the check run's, where there is one.
         direction: whether a low or a high output is good.
         cost_unit: for the axis.
@@ -143,10 +143,7 @@ def plot_front(
         ax.plot(front["cost"], front["output"], label="Pareto front", **style.STEPS)
     level = level if check is None else float(check["level"])
     if law is not None:
-        end = float(law.compute.max())
-        if check is not None and expected is None:
-            end = max(end, *check["predicted_cost_interval"], check.get("measured_cost") or 0.0)
-        _law(ax, law, end, level)
+        _law(ax, law, level)
     if expected is not None:
         style.budgets(ax, expected, level)
     if check is not None:
@@ -183,23 +180,10 @@ def plot_front(
     return style.finish(ax)
 
 
-def _law(ax: Axes, law: ComputeLaw, end: float, level: float) -> None:
-    start, last = float(law.compute.min()), float(law.compute.max())
-    inside = np.geomspace(start, last, 100)
-    ax.plot(inside, law.predict(inside), color=style.BLUE, lw=1.8, label="compute law, fitted")
-    costs = inside
-    if end > last:
-        beyond = np.geomspace(last, end, 60)
-        costs = np.concatenate([inside, beyond[1:]])
-        ax.plot(
-            beyond,
-            law.predict(beyond),
-            "--",
-            color=style.BLUE,
-            lw=1.8,
-            label="compute law, extrapolated",
-        )
+def _law(ax: Axes, law: ComputeLaw, level: float) -> None:
+    costs = np.geomspace(law.compute.min(), law.compute.max(), 100)
     low, high = law.interval(costs, level)
+    ax.plot(costs, law.predict(costs), color=style.BLUE, lw=1.8, label="compute law")
     ax.fill_between(
         costs, low, high, color=style.BLUE, label=f"band, {level:.0%} of new runs", **style.BAND
     )
